@@ -1,0 +1,39 @@
+# make demo   the main job, from rendering a gallery to a table of results
+# make test   the tests
+# Both install first, once. PYTHON=python3.12 make ... picks another interpreter for the virtual environment.
+SHELL := bash
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test lint install clean
+
+demo: $(INSTALLED)
+	@echo "== mindseye demo: rendering, embedding, indexing, imagining, evaluating"
+	@$(BIN)/mindseye demo
+
+test: $(INSTALLED)
+	@echo "== tests: pytest, the slow ones included"
+	@$(BIN)/python -m pytest -ra
+
+lint: $(INSTALLED)
+	@echo "== ruff"
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@echo "== mypy"
+	@$(BIN)/mypy
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make install: $(PYTHON) is missing or older than 3.11; set PYTHON=/path/to/python3.11 or newer"; exit 1; }
+	@echo "== creating the virtual environment .venv"
+	@$(PYTHON) -m venv .venv || { echo "make install: could not create .venv; is the venv module installed?"; exit 1; }
+	@echo "== installing mindseye and its pinned dependencies (several GB, some minutes on the first time)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable '.[cpu,dev]' \
+	  | sed -u -n 's/^Collecting \(.*\)/   \1/p; s/^Installing collected.*/   installing what was downloaded/p; /^Successfully/s/ installed .*/ installed/p' \
+	  ; test $${PIPESTATUS[0]} -eq 0 || { echo "make install: pip failed, see above; run make install again once that is mended"; exit 1; }
+	@touch $(INSTALLED)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

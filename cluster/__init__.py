@@ -1,0 +1,1 @@
+"""Machines: what runs where (profiles), and how to reach Ray (session)."""

@@ -1,0 +1,61 @@
+"""The models of a profile, loaded, and what manifests say of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.profile import Profile
+from retrieval.artifacts import ModelRecord
+from retrieval.encoders import VLM, VisionEncoder
+from retrieval.generator import Generator
+from retrieval.prompts import templates
+from retrieval.query import QueryEncoder
+
+
+def load_vlm(profile: Profile) -> VLM:
+    models = profile.models
+    return VLM.load(models.vlm, device=models.device, dtype=models.dtype)
+
+
+def load_vision(profile: Profile) -> VisionEncoder:
+    models = profile.models
+    return VisionEncoder.load(models.vision, device=models.device, dtype=models.dtype)
+
+
+def load_generator(profile: Profile) -> Generator:
+    models, generator = profile.models, profile.models.generator
+    return Generator.load(
+        generator.uri,
+        steps=generator.steps,
+        guidance=generator.guidance,
+        size=generator.size,
+        device=models.device,
+        dtype=models.dtype,
+    )
+
+
+def load_query_encoder(profile: Profile) -> QueryEncoder:
+    """Load all three models, as queries need them."""
+    return QueryEncoder(
+        load_vlm(profile),
+        load_vision(profile),
+        load_generator(profile),
+        templates=prompt_templates(profile),
+        batch=profile.models.generator.batch,
+    )
+
+
+def prompt_templates(profile: Profile) -> list[str]:
+    """Return the templates of the text vector that a profile names or lists."""
+    given = profile.queries.templates
+    return list(templates(given)) if isinstance(given, str) else list(given)
+
+
+def record_of(model: Any) -> ModelRecord:
+    """Return what a manifest says of a loaded model."""
+    settings: dict[str, Any] = (
+        {"steps": model.steps, "guidance": model.guidance, "size": model.size}
+        if isinstance(model, Generator)
+        else {"preprocess": model.preprocess.describe()}
+    )
+    return ModelRecord(uri=model.uri, fingerprint=model.fingerprint, dim=getattr(model, "dim", None), settings=settings)

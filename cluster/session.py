@@ -1,0 +1,91 @@
+"""Reaching Ray: a running cluster if there is one, else a local one that ends with the command; and one progress
+display.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.actor import ActorHandle
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+console = Console(stderr=True)
+
+
+@contextmanager
+def session(address: str | None = None) -> Iterator[None]:
+    """Connect to the Ray cluster at ``address`` (or ``RAY_ADDRESS``), or start a local one; leave it as it was found.
+
+    Inside a session that is already open, this does nothing.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    local = {"include_dashboard": False} if address == "local" else {}
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    quiet_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def quiet_data() -> None:
+    """Keep Ray Data's own bars and per-job notes off the terminal; its log files stay."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@ray.remote(num_cpus=0)
+class Counter:
+    """What the workers of a job have done so far."""
+
+    def __init__(self) -> None:
+        self._done = 0
+
+    def add(self, count: int) -> None:
+        self._done += count
+
+    def done(self) -> int:
+        return self._done
+
+
+@contextmanager
+def progress(what: str, total: int | None) -> Iterator[ActorHandle]:
+    """Show how far a job is; hand the yielded counter to its workers, which ``add.remote(n)`` what they have done.
+
+    On a terminal this is a bar; elsewhere one line at the start and one at the end.
+    """
+    counter = Counter.remote()  # type: ignore[attr-defined]
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
+    over = threading.Event()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as display:
+        task = display.add_task(what, total=total)
+        if not console.is_terminal:
+            console.print(f"{what}{f': {total:,}' if total else ''} …")
+
+        def watch() -> None:
+            while not over.wait(0.5):
+                display.update(task, completed=ray.get(counter.done.remote()))
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield counter
+        finally:
+            over.set()
+            watcher.join()
+            display.update(task, completed=ray.get(counter.done.remote()))
+            ray.kill(counter)

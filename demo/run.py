@@ -1,0 +1,130 @@
+"""``mindseye demo``: the main job from nothing to a table of results, in one folder.
+
+Renders a gallery of unseen categories, embeds and indexes it, imagines a query of every kind for each category, and
+evaluates. The λ of the fused ranking is chosen before that, on a gallery of the ``fitting`` categories.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from cluster.profile import Profile
+from demo.grammar import Category, describe
+from demo.world import render, split
+from pipelines.contact_sheet import contact_sheet
+from pipelines.evaluate import Evaluation, evaluate
+from pipelines.gallery import build_gallery
+from pipelines.index import build_index
+from pipelines.queries import VocabularyEntry, build_queries
+from pipelines.report import write_report
+from retrieval.artifacts import Gallery, Index, QuerySet
+from retrieval.prompts import KINDS, Kind, query_text
+
+WEIGHTS = tuple(round(0.1 * i, 1) for i in range(1, 10))
+FIRST_IMAGE = 100_000
+"""Gallery images have numbers from here on, so that none was ever a training image."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much the demo renders and imagines."""
+
+    unseen_categories: int = 144
+    unseen_images: int = 72
+    fitting_categories: int = 48
+    fitting_images: int = 24
+    shards: int = 2
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    gallery: Gallery
+    index: Index
+    queries: QuerySet
+    evaluation: Evaluation
+    reports: list[str]
+
+
+def run_demo(folder: Path, profile: Profile, say: Callable[[str], None], size: Size | None = None) -> DemoResult:
+    """Run the whole demo in ``folder``, which is emptied first if an earlier demo filled it.
+
+    Raises:
+        ValueError: ``folder`` holds something else.
+    """
+    size = size or Size()
+    _empty(folder)
+    unseen = split("unseen")[: size.unseen_categories]
+    fitting = split("fitting")[: size.fitting_categories]
+
+    images = {"unseen": (unseen, size.unseen_images), "fitting": (fitting, size.fitting_images)}
+    total = sum(len(categories) * count for categories, count in images.values())
+    say(f"rendering {total:,} images of {len(unseen)} unseen and {len(fitting)} fitting categories")
+    for name, (categories, count) in images.items():
+        render_gallery(folder / "images" / name, categories, count)
+
+    say("choosing λ on fitting categories")
+    fitting_gallery = build_gallery(str(folder / "images/fitting"), str(folder / "fitting/gallery"), profile)
+    fitting_queries = build_queries(vocabulary(fitting, ("name",)), str(folder / "fitting/queries"), profile)
+    weight = choose_weight(fitting_gallery, fitting_queries)
+    say(f"λ = {weight}")
+
+    say("the gallery of unseen categories: embedding, indexing")
+    gallery = build_gallery(str(folder / "images/unseen"), str(folder / "gallery"), profile)
+    index = build_index(gallery, str(folder / "index"), profile, shards=size.shards)
+    say("the queries: imagining")
+    queries = build_queries(vocabulary(unseen, KINDS), str(folder / "queries"), profile)
+    say("evaluating")
+    evaluation = evaluate(gallery, queries, weight=weight)
+    reports = write_report(evaluation, folder / "report")
+    sheet = folder / "report" / "contact-sheet.png"
+    sheet.write_bytes(contact_sheet(gallery, queries, weight))
+    return DemoResult(gallery, index, queries, evaluation, [*reports, str(sheet)])
+
+
+def _empty(folder: Path) -> None:
+    marker = folder / ".mindseye-demo"
+    if folder.exists() and any(folder.iterdir()):
+        if not marker.exists():
+            raise ValueError(f"{folder} is not empty and no demo made it; give another folder")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+
+
+def render_gallery(folder: Path, categories: list[Category], count: int) -> None:
+    """Render ``count`` photos of each category as ``folder/<category>/<number>.jpg``."""
+    ray.get([_render_category.remote(folder.absolute(), category, count) for category in categories])
+
+
+@ray.remote
+def _render_category(folder: Path, category: Category, count: int) -> None:
+    target = folder / category.name
+    target.mkdir(parents=True)
+    for i in range(count):
+        render(category, FIRST_IMAGE + i).save(target / f"{i:04d}.jpg", quality=92)
+
+
+def vocabulary(categories: list[Category], kinds: tuple[Kind, ...]) -> list[VocabularyEntry]:
+    """Return one query of each kind for each category; descriptions use paraphrases that no training caption used."""
+    rng = np.random.default_rng(0)
+    entries = []
+    for category in categories:
+        description = describe(category, "evaluation", rng)
+        entries += [
+            VocabularyEntry(query_text(kind, category.name, description), kind, category.name) for kind in kinds
+        ]
+    return entries
+
+
+def choose_weight(gallery: Gallery, queries: QuerySet) -> float:
+    """Return the λ of ``WEIGHTS`` with the best mAP, over all kinds of query."""
+    evaluation = evaluate(gallery, queries, extra={str(weight): weight for weight in WEIGHTS})
+    return max(
+        WEIGHTS, key=lambda weight: np.mean([evaluation.mean(str(weight), kind).mean for kind in evaluation.kinds])
+    )

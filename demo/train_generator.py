@@ -1,0 +1,141 @@
+"""The demo's generator: a Stable Diffusion pipeline of 64 × 64 pixels, trained on stock pictures of the ``models``
+split.
+
+Supervision: (picture, faithful text) pairs. First an autoencoder (64 × 64 × 3 to 8 × 8 × 12), then a UNet and its text
+encoder together, by flow matching with logit-normal times and classifier-free guidance.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from demo.grammar import prompt
+from demo.recipe import Losses, Recipe, Record, pixels, train
+from demo.tokenizer import CONTEXT, load_tokenizer, tokenize
+from demo.training_data import TrainingSet
+
+VAE = Recipe("vae", steps=4500, batch=8, learning_rate=2e-3, ema=0.998)
+UNET = Recipe("unet", steps=7000, batch=32, learning_rate=1.2e-3, ema=0.999, warm_up=300)
+UNPROMPTED = 0.1
+LATENT_CHANNELS = 12
+
+
+def new_vae() -> AutoencoderTiny:
+    return AutoencoderTiny(
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        num_encoder_blocks=(0, 1, 2, 2),
+        num_decoder_blocks=(3, 3, 2, 0),
+        latent_channels=LATENT_CHANNELS,
+    )
+
+
+def train_vae(data: TrainingSet, work: Path) -> tuple[AutoencoderTiny, Record]:
+    """Train the autoencoder: L1 + squared + edge error, latents held near unit variance, decoding robust to latent
+    noise.
+    """
+    torch.manual_seed(VAE.seed)
+    vae = new_vae().to(memory_format=torch.channels_last)
+
+    def losses(rng: np.random.Generator) -> Losses:
+        chosen = np.sort(rng.choice(len(data.images_NHWC), VAE.batch, replace=False))
+        x = (pixels(data.images_NHWC[chosen]) * 2 - 1).contiguous(memory_format=torch.channels_last)
+        latents = vae.encoder(x)
+        decoded = vae.decoder(latents + 0.1 * torch.randn_like(latents))
+        error = decoded - x
+        edges = sum((error.diff(dim=d)).abs().mean() for d in (2, 3))
+        moments = latents.mean((0, 2, 3)).square().mean() + (latents.var((0, 2, 3)) - 1).square().mean()
+        return {"l1": error.abs().mean(), "l2": error.square().mean(), "edges": 0.5 * edges, "latents": 0.05 * moments}
+
+    record = train(VAE, vae, losses, work)
+    with torch.no_grad():
+        std = torch.cat([encode(vae, block) for block in np.array_split(data.images_NHWC[::97], 4)]).std().item()
+    vae.register_to_config(scaling_factor=round(1 / std, 5))
+    return vae.eval(), record
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderTiny, images_NHWC: np.ndarray) -> Tensor:
+    """Return the latents (N, 12, H/8, W/8), unscaled."""
+    return vae.encoder(pixels(images_NHWC) * 2 - 1)
+
+
+class Denoiser(nn.Module):
+    """What is trained together: the UNet and its text encoder."""
+
+    def __init__(self, vocabulary: int, end: int) -> None:
+        super().__init__()
+        width = 96
+        self.text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=vocabulary,
+                hidden_size=width,
+                intermediate_size=4 * width,
+                projection_dim=width,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=CONTEXT,
+                bos_token_id=end - 1,
+                eos_token_id=end,
+                pad_token_id=end,
+            )
+        )
+        self.unet = UNet2DConditionModel(
+            sample_size=8,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            layers_per_block=1,
+            block_out_channels=(96, 160),
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=width,
+            attention_head_dim=4,
+            norm_num_groups=16,
+        )
+
+    def forward(self, noisy: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
+        return self.unet(noisy, sigma * 1000, self.text(tokens).last_hidden_state).sample
+
+
+def train_unet(data: TrainingSet, vae: AutoencoderTiny, tokenizer_folder: Path, work: Path) -> tuple[Denoiser, Record]:
+    """Train UNet and text encoder: predict noise − latents at σ·noise + (1 − σ)·latents, σ logit-normal."""
+    torch.manual_seed(UNET.seed)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    model = Denoiser(len(tokenizer), tokenizer.eos_token_id)
+    scale = vae.config.scaling_factor
+    latents_N = torch.cat([encode(vae, block) * scale for block in np.array_split(data.images_NHWC, 200)]).half()
+
+    def losses(rng: np.random.Generator) -> Losses:
+        chosen = rng.integers(len(latents_N), size=UNET.batch)
+        texts = ["" if rng.random() < UNPROMPTED else prompt(data.categories[c], rng) for c in data.category_N[chosen]]
+        tokens = tokenize(tokenizer, texts)
+        clean = latents_N[torch.from_numpy(chosen)].float()
+        noise = torch.randn_like(clean)
+        sigma = torch.sigmoid(torch.randn(len(clean)))
+        noisy = sigma[:, None, None, None] * noise + (1 - sigma[:, None, None, None]) * clean
+        return {"flow": F.mse_loss(model(noisy, sigma, tokens), noise - clean)}
+
+    return model, train(UNET, model, losses, work)
+
+
+def save_pipeline(vae: AutoencoderTiny, denoiser: Denoiser, tokenizer_folder: Path, target: Path) -> None:
+    """Write the pipeline folder in diffusers' format, weights as float16 safetensors."""
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, steps_offset=1)
+    pipeline = StableDiffusionPipeline(
+        vae=vae.half(),
+        text_encoder=denoiser.text.half(),
+        tokenizer=load_tokenizer(tokenizer_folder),
+        unet=denoiser.unet.half(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(target, safe_serialization=True)

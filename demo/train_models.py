@@ -1,0 +1,88 @@
+"""Rebuild the demo's models from nothing: ``python -m demo.train_models [generator|vision|vlm ...]``.
+
+Two processes of one thread each: the generator in one, the two encoders in the other. What was trained stays in
+``demo/work`` and a run that was stopped goes on from there. Weights and records end in ``demo/models``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from demo.recipe import Record
+from demo.tokenizer import new_tokenizer
+from demo.training_data import rendered
+
+HERE = Path(__file__).parent
+WORK, MODELS = HERE / "work", HERE / "models"
+TOKENIZER = WORK / "tokenizer"
+STOCK_PICTURES, PHOTOS = 40, 100
+"""Rendered training images per category."""
+
+
+def build_generator() -> None:
+    from demo.train_generator import save_pipeline, train_unet, train_vae
+
+    stock = rendered(WORK, "models", "stock", STOCK_PICTURES)
+    vae, vae_record = train_vae(stock, WORK)
+    denoiser, unet_record = train_unet(stock, vae, TOKENIZER, WORK)
+    save_pipeline(vae, denoiser, TOKENIZER, MODELS / "generator")
+    _write_record("generator", vae=vae_record, unet=unet_record)
+
+
+def build_vision() -> None:
+    from demo.train_encoders import save_vision, train_vision
+
+    model, record = train_vision(rendered(WORK, "models", "photo", PHOTOS), WORK)
+    save_vision(model, MODELS / "vision")
+    _write_record("vision", vision=record)
+
+
+def build_vlm() -> None:
+    from demo.train_encoders import save_vlm, train_vlm
+
+    model, record = train_vlm(rendered(WORK, "models", "photo", PHOTOS), TOKENIZER, WORK)
+    save_vlm(model, TOKENIZER, MODELS / "vlm")
+    _write_record("vlm", vlm=record)
+
+
+BUILDERS = {"generator": build_generator, "vision": build_vision, "vlm": build_vlm}
+
+
+def _write_record(model: str, **records: Record) -> None:
+    text = json.dumps({name: asdict(record) for name, record in records.items()}, indent=1)
+    (MODELS / f"{model}.json").write_text(text + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "models", nargs="*", choices=[*BUILDERS, []], help="which to train, in this process; default: all"
+    )
+    chosen = parser.parse_args().models
+    MODELS.mkdir(exist_ok=True)
+    if not TOKENIZER.exists():
+        new_tokenizer().save_pretrained(TOKENIZER)
+    if chosen:
+        torch.set_num_threads(1)
+        for name in chosen:
+            BUILDERS[name]()
+        return
+    print("rendering the training images", flush=True)
+    rendered(WORK, "models", "stock", STOCK_PICTURES)
+    rendered(WORK, "models", "photo", PHOTOS)
+    halves = (["generator"], ["vision", "vlm"])
+    running = [subprocess.Popen([sys.executable, "-m", "demo.train_models", *half]) for half in halves]
+    codes = [process.wait() for process in running]
+    if any(codes):
+        raise SystemExit("a model could not be trained, see above; the same command goes on where it stopped")
+
+
+if __name__ == "__main__":
+    main()

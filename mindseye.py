@@ -1,0 +1,297 @@
+"""mindseye finds every image of a category from words: the command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+
+# Commands import what they need themselves: torch and Ray take seconds, which --help need not wait for.
+
+app = App(
+    name="mindseye",
+    help="Find every image of a category from words.\n\n"
+    "A vision-and-language model answers a text; a diffusion model imagines it as images; both rank the gallery.",
+    help_format="plaintext",
+)
+out = Console(highlight=False)
+
+Profile = Annotated[str, Parameter(help="A shipped profile (tiny, fast, paper) or a YAML file: models and resources.")]
+Cluster = Annotated[
+    str | None,
+    Parameter(help="Ray cluster to use, such as ray://head:10001; by default RAY_ADDRESS, else a local Ray."),
+]
+
+
+@app.command
+def demo(folder: Path = Path("demo-out"), *, profile: Profile = "tiny", address: Cluster = None) -> None:
+    """Run the main job on a rendered gallery: embed, index, imagine, evaluate.
+
+    Parameters
+    ----------
+    folder
+        Where everything goes. A folder that an earlier demo filled is emptied first.
+    """
+    from cluster.profile import load_profile
+    from cluster.session import session
+    from demo.run import run_demo
+    from pipelines.report import results_table
+
+    settings = load_profile(profile)
+    with session(address):
+        result = run_demo(folder, settings, lambda line: out.print(f"[bold]==[/] {line}"))
+    out.print()
+    out.print(results_table(result.evaluation, f"{result.gallery.manifest.rows:,} images of unseen categories"))
+    out.print(f"recall@10 of the index against exact search, by λ: {_listed(result.index.manifest.recall)}")
+    _made(*result.reports, result.index.uri)
+    _next(f'mindseye search "red striped star" {folder} --sheet star.png')
+
+
+@app.command
+def index(
+    source: str,
+    target: str,
+    *,
+    profile: Profile = "tiny",
+    shards: int | None = None,
+    factory: str | None = None,
+    address: Cluster = None,
+) -> None:
+    """Embed a gallery of images and build its index.
+
+    Parameters
+    ----------
+    source
+        An image folder (its first-level folders are the labels) or Parquet with columns image, path and perhaps label.
+    target
+        Folder or URI for the results: TARGET/gallery and TARGET/index. An existing gallery is indexed anew, not
+        embedded again.
+    shards
+        Number of shards; by default the profile decides by the number of rows.
+    factory
+        FAISS factory string, such as IVF4096,SQ8; by default the profile's.
+    """
+    from cluster.profile import load_profile
+    from cluster.session import session
+    from pipelines.gallery import build_gallery
+    from pipelines.index import build_index
+    from retrieval.artifacts import MANIFEST, Gallery
+    from retrieval.folder import Folder
+
+    settings = load_profile(profile)
+    place = Folder(target) / "gallery"
+    with session(address):
+        embedded = Gallery.open(place) if place.exists(MANIFEST) else build_gallery(source, place.uri, settings)
+        made = build_index(embedded, (Folder(target) / "index").uri, settings, shards=shards, factory=factory)
+    rejected = embedded.manifest.rejected
+    out.print(f"{embedded.manifest.rows:,} images embedded, {sum(rejected.values())} rejected", end="")
+    out.print(f" ({_listed(rejected)}); why: {embedded.uri}/rejected" if rejected else "")
+    out.print(f"recall@10 against exact search, by λ: {_listed(made.manifest.recall)}")
+    _made(embedded.uri, made.uri)
+    _next(f'mindseye search "a category in words" {target}', f"mindseye queries VOCABULARY {target}/queries")
+
+
+@app.command
+def queries(
+    vocabulary: str,
+    target: str,
+    *,
+    profile: Profile = "tiny",
+    images: int | None = None,
+    seed: int | None = None,
+    address: Cluster = None,
+) -> None:
+    """Imagine a vocabulary in batch: texts to a query set.
+
+    Parameters
+    ----------
+    vocabulary
+        A text file with a name on each line, or CSV or Parquet with columns name, description, label; or text, kind,
+        label.
+    target
+        Folder or URI of the query set.
+    images
+        Images to imagine for each query; by default the profile's.
+    seed
+        Seed of the images; by default the profile's.
+    """
+    from cluster.profile import load_profile
+    from cluster.session import session
+    from pipelines.queries import build_queries, read_vocabulary
+
+    settings = load_profile(profile)
+    entries = read_vocabulary(vocabulary)
+    with session(address):
+        made = build_queries(entries, target, settings, images=images, seed=seed)
+    rejected = made.manifest.rejected
+    out.print(f"{made.manifest.queries:,} queries, {made.manifest.images} images each", end="")
+    out.print(f"; rejected images: {_listed(rejected)}" if rejected else "")
+    _made(made.uri)
+    _next(f"mindseye evaluate GALLERY {target}")
+
+
+@app.command
+def evaluate(
+    gallery: str,
+    query_set: str,
+    report: str,
+    *,
+    aggregator: str | None = None,
+    weight: float | None = None,
+    address: Cluster = None,
+) -> None:
+    """Measure how well a query set finds the labelled images of a gallery: by text alone, by images alone, by both.
+
+    Parameters
+    ----------
+    gallery
+        The gallery: TARGET/gallery of mindseye index.
+    query_set
+        The query set, of the same models.
+    report
+        Folder for per-query results, a plot and a contact sheet.
+    aggregator
+        A trained aggregator; without one, the images of a query are averaged.
+    weight
+        λ of the fused ranking, 0 (text alone) to 1 (images alone); by default the aggregator's, else 0.5.
+    """
+    from cluster.session import session
+    from pipelines.contact_sheet import contact_sheet
+    from pipelines.evaluate import evaluate as run
+    from pipelines.report import results_table, write_report
+    from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
+    from retrieval.folder import Folder
+
+    images, texts = Gallery.open(gallery), QuerySet.open(query_set)
+    trained = TrainedAggregator.open(aggregator) if aggregator else None
+    with session(address):
+        evaluation = run(images, texts, aggregator=trained, weight=weight)
+    out.print(results_table(evaluation, gallery))
+    if evaluation.unlabelled:
+        out.print(f"{evaluation.unlabelled} queries have no label and were not measured")
+    if absent := evaluation.without_positive:
+        out.print(f"{len(absent)} labels have no image in the gallery and were not measured: {', '.join(absent[:10])}")
+    reports = write_report(evaluation, report)
+    sheet = contact_sheet(images, texts, evaluation.weight, aggregator=trained)
+    Folder(report).write_bytes("contact-sheet.png", sheet)
+    _made(*reports, f"{report}/contact-sheet.png")
+    _next(f"look at {report}/contact-sheet.png")
+
+
+@app.command
+def search(
+    text: str,
+    target: str,
+    *,
+    k: int = 10,
+    mode: Literal["text", "visual", "fused"] = "fused",
+    weight: float | None = None,
+    images: int | None = None,
+    seed: int = 0,
+    aggregator: str | None = None,
+    profile: Profile = "tiny",
+    sheet: Path | None = None,
+) -> None:
+    """Find images by words.
+
+    Parameters
+    ----------
+    text
+        What to find: a name or a description.
+    target
+        What mindseye index (or mindseye demo) made, or an index itself.
+    k
+        Number of results.
+    mode
+        Rank by text alone, by imagined images alone, or by both.
+    weight
+        λ of the fused ranking, 0 to 1; by default the aggregator's, else 0.5.
+    images
+        Images to imagine; by default the profile's.
+    seed
+        Seed of the images.
+    sheet
+        Save a contact sheet (PNG) here.
+    """
+    from cluster.models import load_query_encoder
+    from cluster.profile import load_profile
+    from retrieval.artifacts import Gallery, Index, TrainedAggregator
+    from retrieval.finder import Finder
+    from retrieval.folder import Folder
+
+    settings = load_profile(profile)
+    place = Folder(target)
+    opened = Index.open(place / "index" if place.exists("index") else place)
+    trained = TrainedAggregator.open(aggregator) if aggregator else None
+    finder = Finder(load_query_encoder(settings), opened, trained)
+    answer = finder.search(text, k, mode=mode, weight=weight, images=images or settings.queries.images, seed=seed)
+    if answer.degraded:
+        out.print(f"[yellow]ranked by text alone: {answer.degraded}[/]")
+    table = Table(title=f"{text}   (λ = {answer.weight:.2f})", title_justify="left")
+    for heading in ("", "score", "text part", "visual part", "label", "path"):
+        table.add_column(heading, justify="left" if heading in ("label", "path") else "right")
+    for i, found in enumerate(answer.results, 1):
+        parts = (f"{value:.4f}" for value in (found.score, found.text_part, found.visual_part))
+        table.add_row(str(i), *parts, found.row["label"] or "", found.row["path"])
+    out.print(table)
+    if sheet:
+        from PIL import Image
+
+        from pipelines.contact_sheet import Section, Strip, draw, gallery_pictures
+
+        paths = [found.row["path"] for found in answer.results]
+        pictures = gallery_pictures(Gallery.open(opened.manifest.gallery).manifest.source, paths)
+        imagined = [Image.fromarray(pixels) for pixels in answer.imagined.pixels_KHWC] if answer.imagined else []
+        strips = [Strip("imagined", imagined, [None] * len(imagined))] if imagined else []
+        strips.append(Strip("found", [pictures[path] for path in paths], [None] * len(paths)))
+        sheet.write_bytes(draw([Section(text, strips)]))
+        _made(str(sheet))
+
+
+@app.command
+def doctor(*, profile: Profile = "tiny") -> None:
+    """Check this machine and the models of a profile; say what is missing and what to do."""
+    from cluster.doctor import examine
+
+    ok = True
+    for check in examine(profile):
+        out.print(f"[{'green' if check.ok else 'red'}]{'ok  ' if check.ok else 'FAIL'}[/] {check.what}: {check.found}")
+        if not check.ok:
+            ok = False
+            out.print(f"     {check.remedy}")
+    if not ok:
+        sys.exit(1)
+    _next("mindseye demo")
+
+
+def _listed(figures: dict) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in figures.items())
+
+
+def _made(*places: str) -> None:
+    out.print("made:")
+    for place in places:
+        out.print(f"  {place}", soft_wrap=True)
+
+
+def _next(*commands: str) -> None:
+    out.print("next:")
+    for command in commands:
+        out.print(f"  {command}", soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line. What a person can mend is one message and exit code 2, not a traceback."""
+    try:
+        app()
+    except ValueError as error:
+        Console(stderr=True, highlight=False).print(f"[red]mindseye:[/] {error}", soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The contact sheet: for some queries, what was imagined and what text alone and the fused query found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+from PIL import Image, ImageDraw, ImageFont
+
+from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator, matrix, text_vectors, vision_vectors
+from retrieval.folder import Folder
+from retrieval.fusion import fused_query, products
+from retrieval.images import ImageRejected, decode
+from retrieval.query import pool
+
+SIDE, GAP, MARGIN = 72, 4, 16
+RIGHT, WRONG, NEUTRAL = (46, 160, 67), (218, 54, 51), (150, 150, 150)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One row of pictures with its caption; ``right`` says of each picture whether it is of the query's category, if
+    known.
+    """
+
+    caption: str
+    pictures: Sequence[Image.Image]
+    right: Sequence[bool | None]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One query's strips under its text."""
+
+    title: str
+    strips: Sequence[Strip]
+
+
+def contact_sheet(
+    gallery: Gallery,
+    queries: QuerySet,
+    weight: float,
+    *,
+    aggregator: TrainedAggregator | None = None,
+    rows: int = 8,
+    k: int = 12,
+) -> bytes:
+    """Draw ``rows`` queries, spread over the kinds and taken in the order of their ids (which are hashes); return PNG
+    bytes.
+    """
+    table = _spread(queries.table(), rows)
+    text, visual = text_vectors(table), pool(*vision_vectors(table), aggregator.network() if aggregator else None)
+    joint = np.concatenate([fused_query(text, visual, value) for value in (0.0, weight)])
+    best = top_rows(gallery, joint, k)
+    paths = {row["path"] for found in best for row in found}
+    pictures = gallery_pictures(gallery.manifest.source, paths)
+    sections = []
+    for i, query in enumerate(table.to_pylist()):
+        imagined = [Image.open(BytesIO(data)) for data in query["thumbnails"]]
+        strips = [Strip("imagined", imagined, [None] * len(imagined))]
+        for caption, found in (("by text alone", best[i]), (f"fused, λ = {weight:.2f}", best[len(table) + i])):
+            right = [row["label"] == query["label"] if query["label"] else None for row in found]
+            strips.append(Strip(caption, [pictures[row["path"]] for row in found], right))
+        sections.append(Section(f"{query['text']}   [{query['kind']}]", strips))
+    return draw(sections)
+
+
+def _spread(queries: pa.Table, count: int) -> pa.Table:
+    kinds = queries["kind"].to_numpy()
+    of_kind = [np.flatnonzero(kinds == kind) for kind in dict.fromkeys(kinds)]
+    chosen = [rows[i] for i in range(count) for rows in of_kind if i < len(rows)][:count]
+    return queries.take(pa.array(chosen))
+
+
+def top_rows(gallery: Gallery, joint_QD: np.ndarray, k: int) -> list[list[dict]]:
+    """Return the exact k best rows (id, path, label, score) of each query, block by block over the whole gallery."""
+    best: list[list[dict]] = [[] for _ in joint_QD]
+    for table in gallery.tables(["id", "path", "label", "vlm", "vision"], rows=8192):
+        scores_QN = products(joint_QD, np.concatenate([matrix(table["vlm"]), matrix(table["vision"])], axis=1))
+        described = table.select(["id", "path", "label"])
+        for q, scores in enumerate(scores_QN.astype(np.float32)):
+            rows = np.argsort(-scores, kind="stable")[: 2 * k]
+            candidates = [
+                row | {"score": float(scores[i])}
+                for i, row in zip(rows, described.take(pa.array(rows)).to_pylist(), strict=True)
+            ]
+            best[q] = sorted(best[q] + candidates, key=lambda row: (-row["score"], row["id"]))[:k]
+    return best
+
+
+def gallery_pictures(source: str, paths: Iterable[str]) -> dict[str, Image.Image]:
+    """Read images of a gallery from the source it was made from; one that is gone is a grey square."""
+    wanted, root = sorted(set(paths)), Folder(source)
+    if root.path.endswith(".parquet") or root.files(suffix=".parquet"):
+        dataset = ds.dataset(root.path, filesystem=root.filesystem, format="parquet")
+        rows = dataset.to_table(["path", "image"], filter=ds.field("path").isin(wanted)).to_pylist()
+        data = {row["path"]: row["image"] for row in rows}
+    else:
+        data = {path: root.read_bytes(path) for path in wanted if root.exists(path)}
+    return {path: _picture(data.get(path)) for path in wanted}
+
+
+def _picture(data: bytes | None) -> Image.Image:
+    try:
+        return decode(data or b"")
+    except ImageRejected:
+        return Image.new("RGB", (SIDE, SIDE), NEUTRAL)
+
+
+def draw(sections: Sequence[Section]) -> bytes:
+    """Draw sections of strips below one another, framed green where right and red where wrong; return PNG bytes."""
+    heading, small = ImageFont.load_default(15), ImageFont.load_default(11)
+    longest = max((len(strip.pictures) for section in sections for strip in section.strips), default=1)
+    label_width = 96
+    width = 2 * MARGIN + label_width + longest * (SIDE + GAP)
+    height = MARGIN + sum(34 + len(section.strips) * (SIDE + 2 * GAP) for section in sections)
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    y = MARGIN
+    for section in sections:
+        pen.text((MARGIN, y), section.title, fill="black", font=heading)
+        y += 24
+        for strip in section.strips:
+            pen.text((MARGIN, y + SIDE / 2 - 6), strip.caption, fill=(90, 90, 90), font=small)
+            for i, (picture, right) in enumerate(zip(strip.pictures, strip.right, strict=True)):
+                x = MARGIN + label_width + i * (SIDE + GAP)
+                colour = NEUTRAL if right is None else RIGHT if right else WRONG
+                pen.rectangle((x, y, x + SIDE, y + SIDE), fill=colour)
+                fitted = picture.convert("RGB").resize((SIDE - 5, SIDE - 5), Image.Resampling.LANCZOS)
+                sheet.paste(fitted, (x + 3, y + 3))
+            y += SIDE + 2 * GAP
+        y += 10
+    out = BytesIO()
+    sheet.save(out, "PNG", optimize=True)
+    return out.getvalue()

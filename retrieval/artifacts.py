@@ -1,0 +1,359 @@
+"""The four artifacts that flow between jobs: Gallery, QuerySet, Index, Aggregator (DESIGN: each a folder with one
+manifest).
+
+A folder may lie on any filesystem of ``pyarrow.fs``. Its ``manifest.json`` is written last, to a temporary name that
+is then moved, so an artifact exists at once or not at all. The manifest names the models that made the artifact;
+``check_same_models`` refuses to mix artifacts of different ones.
+
+Shapes: N rows, Q queries, K images, D1 the VLM's dimension, D2 the vision encoder's.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from retrieval.aggregator import Aggregator
+from retrieval.folder import Folder
+from retrieval.shard import Shard
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+Role = Literal["vlm", "vision", "generator"]
+
+
+M = TypeVar("M", bound="Manifest")
+
+
+class ModelRecord(BaseModel):
+    """Which model made an artifact: its URI for people, its fingerprint for the check, its output dimension and
+    preprocessing.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    uri: str
+    fingerprint: str
+    dim: int | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Manifest(BaseModel):
+    """What every manifest says."""
+
+    model_config = ConfigDict(extra="forbid")
+    artifact: str
+    format: int = FORMAT
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    mindseye: str = Field(default_factory=lambda: version("mindseye"))
+    models: dict[Role, ModelRecord] = Field(default_factory=dict)
+
+
+class GalleryManifest(Manifest):
+    artifact: Literal["gallery"] = "gallery"
+    source: str
+    rows: int
+    rejected: dict[str, int] = Field(default_factory=dict)
+    """Number of rejected inputs by reason."""
+
+
+class QuerySetManifest(Manifest):
+    artifact: Literal["queryset"] = "queryset"
+    queries: int
+    images: int
+    """K, the images that were asked for per query."""
+    seed: int
+    templates: list[str]
+    rejected: dict[str, int] = Field(default_factory=dict)
+    """Number of rejected generated images by reason."""
+
+
+class ShardRecord(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    rows: int
+    factory: str
+    files: dict[str, dict[str, Any]]
+    """Bytes and sha256 of each file of the shard."""
+
+
+class IndexManifest(Manifest):
+    artifact: Literal["index"] = "index"
+    gallery: str
+    rows: int
+    factory: str
+    shards: list[ShardRecord]
+    recall: dict[str, float]
+    """recall@10 of the default search against exact search, on a sample of queries, by λ."""
+
+
+class AggregatorManifest(Manifest):
+    artifact: Literal["aggregator"] = "aggregator"
+    dim: int
+    heads: int
+    layers: int
+    dropout: float
+    weight: float
+    """λ, the fusion weight."""
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+class Artifact(Generic[M]):
+    """A published artifact: its folder and its manifest."""
+
+    kind: ClassVar[str]
+    made_by: ClassVar[str]
+    manifest_type: ClassVar[type[Manifest]]
+
+    def __init__(self, folder: Folder, manifest: M) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @property
+    def uri(self) -> str:
+        return self.folder.uri
+
+    @classmethod
+    def open(cls, uri: str | Path | Folder) -> Self:
+        """Open a published artifact.
+
+        Raises:
+            ValueError: there is none at ``uri``, it is of another kind or of a newer format, or its manifest is
+                damaged.
+        """
+        folder = uri if isinstance(uri, Folder) else Folder(uri)
+        file = f"{folder.uri}/{MANIFEST}"
+        if not folder.exists(MANIFEST):
+            unfinished = " The folder exists: the job that writes it has not finished." if folder.exists() else ""
+            raise ValueError(
+                f"there is no {cls.kind} at {folder.uri}: {MANIFEST} is missing.{unfinished} {cls.made_by} makes one."
+            )
+        try:
+            content = folder.read_json(MANIFEST)
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged ({error}); {cls.made_by} makes a new one.") from error
+        if not isinstance(content, dict) or content.get("artifact") != cls.kind:
+            found = content.get("artifact") if isinstance(content, dict) else type(content).__name__
+            raise ValueError(f"{folder.uri} holds a {found}, where a {cls.kind} is expected.")
+        if content.get("format") != FORMAT:
+            raise ValueError(
+                f"{file} has format {content.get('format')}; this mindseye ({version('mindseye')}) reads"
+                f" format {FORMAT}. Use the version that wrote it ({content.get('mindseye')}),"
+                f" or make it again: {cls.made_by}."
+            )
+        try:
+            return cls(folder, cls.manifest_type.model_validate(content))  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
+
+    @classmethod
+    def publish(cls, folder: Folder, manifest: M) -> Self:
+        """Write the manifest, which makes the artifact exist. Everything else must have been written before."""
+        folder.write_json(MANIFEST, manifest.model_dump(mode="json"))
+        return cls(folder, manifest)
+
+
+def check_same_models(a: Artifact[Any], b: Artifact[Any], roles: Sequence[Role]) -> None:
+    """Refuse artifacts that were made by different models.
+
+    Raises:
+        ValueError: naming the role, both artifacts, both URIs and both fingerprints.
+    """
+    for role in roles:
+        ours, theirs = a.manifest.models.get(role), b.manifest.models.get(role)
+        if ours is None or theirs is None:
+            missing = a if ours is None else b
+            raise ValueError(f"the {missing.kind} at {missing.uri} does not say which {role} model made it")
+        if ours.fingerprint != theirs.fingerprint:
+            raise ValueError(
+                f"the {role} models differ, so these two can not be used together:\n"
+                f"  {a.kind} {a.uri}: {ours.uri} ({ours.fingerprint})\n"
+                f"  {b.kind} {b.uri}: {theirs.uri} ({theirs.fingerprint})\n"
+                f"Make one of them again with the other's model."
+            )
+
+
+def gallery_schema(vlm_dim: int, vision_dim: int) -> pa.Schema:
+    """Return the schema of a gallery's parts."""
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("path", pa.string()),
+            ("label", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("vlm", pa.list_(pa.float16(), vlm_dim)),
+            ("vision", pa.list_(pa.float16(), vision_dim)),
+        ]
+    )
+
+
+def fixed_size_list(rows_ND: np.ndarray) -> pa.FixedSizeListArray:
+    """Turn a matrix (N, D) into an Arrow column of N lists of D values, without a copy where NumPy allows it."""
+    flat = pa.array(np.ascontiguousarray(rows_ND).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, rows_ND.shape[1])
+
+
+def matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Turn an Arrow column of N fixed-size lists into a matrix (N, D)."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks)
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
+
+
+class Gallery(Artifact[GalleryManifest]):
+    """Embedded images: Parquet parts under ``parts/`` (``gallery_schema``), rejected inputs under ``rejected/``."""
+
+    kind = "gallery"
+    made_by = "mindseye index"
+    manifest_type = GalleryManifest
+
+    def parts(self) -> list[str]:
+        """Return the names of the Parquet parts, relative to the folder."""
+        return self.folder.files("parts", ".parquet")
+
+    def tables(self, columns: Sequence[str] | None = None, *, rows: int = 65_536) -> Iterator[pa.Table]:
+        """Yield the gallery as tables of at most ``rows`` rows, part by part, so that it is never whole in memory."""
+        for part in self.parts():
+            with self.folder.open_input(part) as file:
+                for batch in pq.ParquetFile(file).iter_batches(rows, columns=columns):
+                    yield pa.Table.from_batches([batch])
+
+    def rejected(self) -> pa.Table:
+        """Return the rejected inputs: ``path``, ``reason`` (a short fixed word) and ``detail`` (a sentence)."""
+        files = self.folder.files("rejected", ".parquet")
+        empty = REJECTED_SCHEMA.empty_table()
+        return pa.concat_tables([empty, *(self.folder.read_table(name) for name in files)])
+
+
+REJECTED_SCHEMA = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+
+
+def queryset_schema(vlm_dim: int, vision_dim: int) -> pa.Schema:
+    """Return the schema of a query set. The lists of one row go together: seeds, vision vectors and thumbnails of its
+    images.
+    """
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("text", pa.string()),
+            ("kind", pa.string()),
+            ("label", pa.string()),
+            ("vlm", pa.list_(pa.float32(), vlm_dim)),
+            ("vision", pa.list_(pa.list_(pa.float32(), vision_dim))),
+            ("seeds", pa.list_(pa.int64())),
+            ("thumbnails", pa.list_(pa.binary())),
+            ("rejected", pa.list_(pa.string())),
+        ]
+    )
+
+
+class QuerySet(Artifact[QuerySetManifest]):
+    """Texts with their text vectors and imagined images: Parquet parts under ``queries/`` (``queryset_schema``)."""
+
+    kind = "queryset"
+    made_by = "mindseye queries"
+    manifest_type = QuerySetManifest
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the queries, sorted by id."""
+        names = self.folder.files("queries", ".parquet")
+        return pa.concat_tables([self.folder.read_table(name, columns) for name in names]).sort_by("id")
+
+
+def text_vectors(queries: pa.Table) -> np.ndarray:
+    """Return the text vectors of a query table, float32 (Q, D1)."""
+    return matrix(queries["vlm"])
+
+
+def vision_vectors(queries: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Return the image vectors of a query table as float32 (Q, K, D2), zero where an image is missing, and the mask (Q,
+    K) of present ones.
+    """
+    column = queries["vision"].combine_chunks()
+    column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+    counts = np.diff(column.offsets.to_numpy())
+    dim = column.type.value_type.list_size
+    features = np.zeros((len(column), max(counts.max(initial=1), 1), dim), np.float32)
+    mask = np.arange(features.shape[1]) < counts[:, None]
+    features[mask] = matrix(column.flatten())
+    return features, mask
+
+
+class Index(Artifact[IndexManifest]):
+    """One immutable version of a sharded FAISS index: ``shard-00000/`` … with the files of ``retrieval.shard``."""
+
+    kind = "index"
+    made_by = "mindseye index"
+    manifest_type = IndexManifest
+
+    @classmethod
+    def open(cls, uri: str | Path | Folder) -> Self:
+        """Open the newest published version of the index at ``uri``, or the one version that ``uri`` names."""
+        folder = uri if isinstance(uri, Folder) else Folder(uri)
+        if folder.exists(MANIFEST):
+            return super().open(folder)
+        published = [name for name in version_names(folder) if folder.exists(f"{name}/{MANIFEST}")]
+        return super().open(folder / published[-1] if published else folder)
+
+    @property
+    def version(self) -> str:
+        return self.folder.name
+
+    def shard(self, number: int, *, mmap: bool = True) -> Shard:
+        """Load one shard; from a remote filesystem its files are first copied to a temporary folder."""
+        record = self.manifest.shards[number]
+        folder = self.folder / record.name
+        if folder.local_path is not None:
+            return Shard.load(folder.local_path, mmap=mmap)
+        with tempfile.TemporaryDirectory(prefix="mindseye-shard-") as copy:
+            for name in record.files:
+                (Path(copy) / name).write_bytes(folder.read_bytes(name))
+            # What is mapped stays readable after its file is deleted, until it is unmapped.
+            return Shard.load(Path(copy), mmap=mmap)
+
+    def shards(self) -> list[Shard]:
+        return [self.shard(i) for i in range(len(self.manifest.shards))]
+
+
+def version_names(root: Folder) -> list[str]:
+    """Return the names of an index's version folders, published or not, oldest first."""
+    return [name for name in root.folders() if name.isdigit()]
+
+
+def new_version(root: Folder) -> Folder:
+    """Return the folder of the next version; numbers of unpublished leftovers are not used again."""
+    names = version_names(root)
+    return root / f"{(int(names[-1]) if names else 0) + 1:06d}"
+
+
+class TrainedAggregator(Artifact[AggregatorManifest]):
+    """An aggregator and its λ: ``weights.safetensors`` and the manifest."""
+
+    kind = "aggregator"
+    made_by = "mindseye train"
+    manifest_type = AggregatorManifest
+    WEIGHTS = "weights.safetensors"
+
+    @classmethod
+    def save(
+        cls, uri: str | Path, network: Aggregator, models: dict[Role, ModelRecord], training: dict[str, Any]
+    ) -> TrainedAggregator:
+        folder = Folder(uri)
+        folder.write_bytes(cls.WEIGHTS, network.to_bytes())
+        manifest = AggregatorManifest(**network.config, weight=network.fusion_weight, models=models, training=training)
+        return cls.publish(folder, manifest)
+
+    def network(self) -> Aggregator:
+        """Load the network, in evaluation mode."""
+        config = self.manifest.model_dump(include={"dim", "heads", "layers", "dropout"})
+        return Aggregator.from_bytes(self.folder.read_bytes(self.WEIGHTS), config).eval()

@@ -1,0 +1,179 @@
+"""Accuracy of rankings: average precision, precision and recall at k, exact ranks by blocks, bootstrap
+intervals.
+
+A rank is the 0-based place of a relevant row (a hit) in the full ranking of the gallery, best score first,
+equal scores by ascending id. Shapes: Q queries, N gallery rows, P positives of a query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Method = Literal["trapezoid", "step"]
+Ints = NDArray[np.int64]
+Rows = Sequence[Sequence[object]] | NDArray[Any]
+
+# Bootstrap draws are made in blocks of at most this many indices (8 bytes each).
+_DRAWS_AT_ONCE = 2_000_000
+
+
+def _hits(ranks: ArrayLike, n_positive: int) -> Ints:
+    hits = np.sort(np.asarray(ranks, dtype=np.int64).ravel())
+    if n_positive < 1:
+        raise ValueError(f"a query needs at least one relevant row to be measured, n_positive is {n_positive}")
+    if hits.size > n_positive or (hits.size and hits[0] < 0) or np.any(np.diff(hits) == 0):
+        raise ValueError(
+            f"ranks must be different numbers from 0, n_positive={n_positive} at most, "
+            f"got {hits.size}: {hits[:10].tolist()}…"
+        )
+    return hits
+
+
+def average_precision(ranks: ArrayLike, n_positive: int, method: Method = "trapezoid") -> float:
+    """Average precision of one query, in [0, 1].
+
+    `trapezoid` is the area under the precision–recall curve by trapezoids, as in the Revisited Oxford
+    protocol (Radenović et al., CVPR 2018) that CLETIR reports: the j-th hit (0-based) at rank r adds the mean
+    of the precision just before it, j / r (1 where r = 0), and just after it, (j + 1) / (r + 1), over
+    n_positive. `step` is the usual sum of (j + 1) / (r + 1) over n_positive.
+
+    Args:
+        ranks: 0-based ranks of the hits, in any order; positives that were never found are simply missing.
+        n_positive: how many relevant rows the gallery has, found or not.
+    """
+    hits = _hits(ranks, n_positive)
+    before = np.arange(hits.size)
+    after = (before + 1) / (hits + 1)
+    if method == "step":
+        return float(after.sum() / n_positive)
+    if method == "trapezoid":
+        ahead = np.where(hits == 0, 1.0, before / np.maximum(hits, 1))
+        return float((ahead + after).sum() / 2 / n_positive)
+    raise ValueError(f"average precision has the methods 'trapezoid' and 'step', not {method!r}")
+
+
+def precision_at(ranks: ArrayLike, k: int) -> float:
+    """Share of relevant rows among the first k."""
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    return float(np.count_nonzero(np.asarray(ranks) < k) / k)
+
+
+def recall_at(ranks: ArrayLike, n_positive: int, k: int) -> float:
+    """Share of the n_positive relevant rows that are among the first k."""
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    return float(np.count_nonzero(_hits(ranks, n_positive) < k) / n_positive)
+
+
+def neighbour_recall(found_Qk: Rows, exact_Qk: Rows) -> float:
+    """Recall of an approximate search: the mean share of each query's exact top-k ids that was found."""
+    if len(found_Qk) != len(exact_Qk) or not len(exact_Qk) or not all(len(exact) for exact in exact_Qk):
+        raise ValueError(f"recall compares one row of ids a query, none empty: {len(found_Qk)} and {len(exact_Qk)}")
+    shares = [len(set(found) & set(exact)) / len(exact) for found, exact in zip(found_Qk, exact_Qk, strict=True)]
+    return float(np.mean(shares))
+
+
+def _keys(scores: ArrayLike, id_places: ArrayLike) -> NDArray[np.uint64]:
+    """One integer a row that sorts like (score descending, id ascending), to search both at once.
+
+    IEEE floats of one sign sort like their bits, here the upper half; the place of the id is the lower.
+    """
+    # + 0.0 turns -0.0 into 0.0, which has other bits but must tie with it.
+    bits = (np.asarray(scores, dtype=np.float32) + np.float32(0.0)).view(np.uint32)
+    ascending = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    return ((~ascending).astype(np.uint64) << np.uint64(32)) | np.asarray(id_places).astype(np.uint64)
+
+
+def count_better(
+    scores_QN: ArrayLike,
+    ids_N: Sequence[str] | NDArray,
+    positive_scores: Sequence[ArrayLike],
+    positive_ids: Sequence[Sequence[str] | NDArray],
+) -> list[Ints]:
+    """How many rows of one block of the gallery come before each positive.
+
+    Summed over all blocks that is its exact rank. It is the second of two passes: the first collects the
+    scores of each query's positives, wherever they lie. Memory is O(Q·P + N) beside the block, so queries ×
+    gallery is never held, and blocks may be counted anywhere in any order.
+
+    Args:
+        scores_QN: the block's scores, compared as float32.
+        ids_N: the block's ids, compared as they are given (strings by code point).
+        positive_scores: for each query the (P,) scores of its positives in the whole gallery.
+        positive_ids: for each query the (P,) ids of the same.
+
+    Returns:
+        For each query (P,) int64, in the order of its positives.
+    """
+    scores = np.asarray(scores_QN, dtype=np.float32)
+    ids = np.asarray(ids_N, dtype=object)
+    if not scores.shape == (len(positive_scores), len(ids)) == (len(positive_ids), len(ids)):
+        raise ValueError(
+            f"scores of shape {scores.shape} do not fit {len(ids)} rows and {len(positive_scores)} queries "
+            f"({len(positive_ids)} with ids)"
+        )
+    if np.isnan(scores).any():
+        raise ValueError("a score is NaN, which has no rank")
+    order = np.argsort(ids, kind="stable")
+    sorted_ids = ids[order]
+    places = np.empty(len(ids), dtype=np.int64)
+    places[order] = np.arange(len(ids))
+    counts = []
+    for row, wanted, names in zip(scores, positive_scores, positive_ids, strict=True):
+        wanted_places = np.searchsorted(sorted_ids, np.asarray(names, dtype=object))
+        counts.append(np.searchsorted(np.sort(_keys(row, places)), _keys(wanted, wanted_places)).astype(np.int64))
+    return counts
+
+
+def ranks_of(counts: Iterable[Sequence[Ints]]) -> list[Ints]:
+    """Each query's exact ranks, sorted, from what `count_better` gave for every block of the gallery."""
+    totals: list[Ints] | None = None
+    for block in counts:
+        totals = list(block) if totals is None else [a + b for a, b in zip(totals, block, strict=True)]
+    if totals is None:
+        raise ValueError("no blocks were counted, so there are no ranks")
+    return [np.sort(total) for total in totals]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its bootstrap interval, in the units of the values."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap_mean(values: ArrayLike, *, resamples: int = 10_000, seed: int = 0, confidence: float = 0.95) -> Interval:
+    """Mean of (Q,) values and its percentile bootstrap interval over queries (Efron 1979). Same seed, same
+    interval."""
+    sample = np.asarray(values, dtype=np.float64).ravel()
+    if not sample.size or not np.isfinite(sample).all():
+        raise ValueError(f"a bootstrap needs finite values of at least one query, got {sample.size} values")
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    block = max(1, _DRAWS_AT_ONCE // sample.size)
+    for start in range(0, resamples, block):
+        draws = rng.integers(sample.size, size=(min(block, resamples - start), sample.size))
+        means[start : start + block] = sample[draws].mean(axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(float(sample.mean()), float(low), float(high))
+
+
+def paired_bootstrap(
+    a: ArrayLike, b: ArrayLike, *, resamples: int = 10_000, seed: int = 0, confidence: float = 0.95
+) -> Interval:
+    """Mean of a - b over the same (Q,) queries with its interval: a is better beyond chance when low > 0."""
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"a paired comparison needs the same queries on both sides, got {first.shape} and {second.shape}"
+        )
+    return bootstrap_mean(first - second, resamples=resamples, seed=seed, confidence=confidence)

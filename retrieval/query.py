@@ -1,0 +1,82 @@
+"""From a text to what searches a gallery: its text vector, its imagined images and their vectors.
+
+The one code for it: batch jobs, the command line and the service all call this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from retrieval.aggregator import Aggregator, mean_pool
+from retrieval.encoders import VLM, VisionEncoder
+from retrieval.fusion import unit
+from retrieval.generator import Generator, Imagined
+from retrieval.prompts import fill
+
+
+@dataclass(frozen=True)
+class EncodedQuery:
+    """A text, encoded: ``vlm_D1`` and ``vision_KD2`` are float32 unit vectors; K counts the accepted images and may be
+    0.
+    """
+
+    text: str
+    vlm_D1: np.ndarray
+    vision_KD2: np.ndarray
+    imagined: Imagined
+
+
+class QueryEncoder:
+    """The three models that a query passes through."""
+
+    def __init__(
+        self, vlm: VLM, vision: VisionEncoder, generator: Generator, *, templates: Sequence[str], batch: int
+    ) -> None:
+        self.vlm = vlm
+        self.vision = vision
+        self.generator = generator
+        self.templates = templates
+        self.batch = batch
+
+    def encode(self, texts: Sequence[str], images: int, *, seed: int = 0) -> list[EncodedQuery]:
+        """Encode texts, each with ``images`` imagined images (K of them are accepted, K ≤ ``images``)."""
+        vlm_BD1 = self.text_vectors(texts)
+        imagined = self.generator.imagine(texts, images, seed=seed, batch=self.batch)
+        vision = self.image_vectors(imagined)
+        return [EncodedQuery(*parts) for parts in zip(texts, vlm_BD1, vision, imagined, strict=True)]
+
+    def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """Return t for each text, float32 (B, D1): the unit mean over the templates of the unit text embeddings (CLIP,
+        §3.1.4).
+        """
+        filled = [sentence for text in texts for sentence in fill(self.templates, text)]
+        embedded = self.vlm.encode_text(filled).reshape(len(texts), len(self.templates), -1)
+        return unit(embedded.mean(axis=1))
+
+    def image_vectors(self, imagined: Sequence[Imagined]) -> list[np.ndarray]:
+        """Return g_1…g_K for each query, float32 (K, D2) unit rows."""
+        counts = [len(one.pixels_KHWC) for one in imagined]
+        pictures = [Image.fromarray(pixels) for one in imagined for pixels in one.pixels_KHWC]
+        if not pictures:
+            return [np.zeros((0, self.vision.dim), np.float32) for _ in imagined]
+        pixels_BHWC = np.stack([self.vision.preprocess.pixels(picture) for picture in pictures])
+        return np.split(self.vision.encode_images(pixels_BHWC), np.cumsum(counts)[:-1])
+
+
+def pool(features_QKD2: np.ndarray, mask_QK: np.ndarray, network: Aggregator | None = None) -> np.ndarray:
+    """Return v of each query, float32 (Q, D2): by the aggregator, or as the mean of its present images without one.
+
+    A query without an image has the zero vector, with which it is ranked by its text alone.
+    """
+    pooled = np.zeros((len(features_QKD2), features_QKD2.shape[2]), np.float32)
+    there = mask_QK.any(axis=1)
+    if there.any():
+        features, mask = torch.from_numpy(features_QKD2[there]), torch.from_numpy(mask_QK[there])
+        with torch.inference_mode():
+            pooled[there] = (network or mean_pool)(features, mask).numpy()
+    return pooled

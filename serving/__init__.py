@@ -1,0 +1,1 @@
+"""Ray Serve: the retrieval graph is served from here."""

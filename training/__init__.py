@@ -1,0 +1,1 @@
+"""Ray Train: the aggregator is trained here."""
