@@ -19,6 +19,8 @@ app = App(
     help_format="plaintext",
 )
 out = Console(highlight=False)
+if not out.is_terminal:
+    out = Console(highlight=False, width=120)  # a log has no width of its own, and tables should not wrap
 
 Profile = Annotated[str, Parameter(help="A shipped profile (tiny, fast, paper) or a YAML file: models and resources.")]
 Cluster = Annotated[

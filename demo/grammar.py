@@ -231,18 +231,15 @@ def prompt(category: Category, rng: np.random.Generator) -> str:
 def web_caption(category: Category, rng: np.random.Generator) -> str:
     """Return a caption as found on the web, which the VLM learns from: some are wrong, many leave something out.
 
-    10% have one attribute replaced by a random one, 30% leave out the colour or the pattern; 30% of the rest are
-    descriptions and 10% have both name and description.
+    15% have one attribute replaced by a random one; 45% name the shape with the colour or the pattern or neither; of
+    the others, 60% give the name, 30% a description, 10% both.
     """
     fault = rng.random()
-    if fault < 0.1:
+    if fault < 0.15:
         category = _with_random_attribute(category, rng)
-    elif fault < 0.4:
-        known = category.shape if rng.random() < 0.2 else None
-        partial = known or (
-            f"{category.colour} {category.shape}" if rng.random() < 0.5 else f"{category.pattern} {category.shape}"
-        )
-        return _framed(partial, rng)
+    elif fault < 0.6:
+        told = (f"{category.colour} ", f"{category.pattern} ", "")[rng.integers(3)]
+        return _framed(f"{told}{category.shape}", rng)
     kind = rng.random()
     if kind < 0.6:
         return _framed(category.name, rng)

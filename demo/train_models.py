@@ -27,13 +27,14 @@ STOCK_PICTURES, PHOTOS = 40, 100
 
 
 def build_generator() -> None:
-    from demo.train_generator import save_pipeline, train_unet, train_vae
+    from demo.train_generator import save_pipeline, train_decoder, train_unet, train_vae
 
     stock = rendered(WORK, "models", "stock", STOCK_PICTURES)
     vae, vae_record = train_vae(stock, WORK)
+    decoder_record = train_decoder(stock, vae, WORK)
     denoiser, unet_record = train_unet(stock, vae, TOKENIZER, WORK)
     save_pipeline(vae, denoiser, TOKENIZER, MODELS / "generator")
-    _write_record("generator", vae=vae_record, unet=unet_record)
+    _write_record("generator", vae=vae_record, decoder=decoder_record, unet=unet_record)
 
 
 def build_vision() -> None:

@@ -29,6 +29,7 @@ from retrieval.artifacts import (
 )
 from retrieval.fusion import fused_query, products
 from retrieval.metrics import Interval, average_precision, bootstrap_mean, count_better, paired_bootstrap, precision_at
+from retrieval.prompts import KINDS
 from retrieval.query import pool
 
 BLOCK_ELEMENTS = 4_000_000
@@ -65,7 +66,7 @@ class Evaluation:
 
     @property
     def kinds(self) -> list[str]:
-        return list(dict.fromkeys(self.table["kind"].to_pylist()))
+        return sorted(set(self.table["kind"].to_pylist()), key=KINDS.index)
 
     @property
     def systems(self) -> list[str]:

@@ -27,29 +27,28 @@ def results_table(evaluation: Evaluation, title: str) -> Table:
         f"mAP by trapezoids over the full ranking of {evaluation.gallery_rows:,} images,"
         f" 95% bootstrap interval over queries; gain: paired, over text alone; λ = {evaluation.weight:.2f}"
     )
-    for heading in ("query kind", "queries", "ranked by", "mAP", "95% interval", "step AP", "P@10", "gain over text"):
-        table.add_column(heading, justify="left" if heading in ("query kind", "ranked by") else "right")
+    for heading in ("query", "n", "ranked by", "mAP", "95% interval", "step AP", "P@10", "gain over text"):
+        table.add_column(heading, justify="left" if heading in ("query", "ranked by") else "right", no_wrap=True)
     for kind in evaluation.kinds:
         for system in evaluation.systems:
             mean = evaluation.mean(system, kind)
-            gain = "" if system == "text" else _signed(evaluation.gain(system, kind))
             first = system == evaluation.systems[0]
             table.add_row(
                 kind if first else "",
                 str(len(evaluation.values(system, kind))) if first else "",
                 system,
                 f"{mean.mean:.3f}",
-                f"{mean.low:.3f} – {mean.high:.3f}",
+                f"{mean.low:.3f}–{mean.high:.3f}",
                 f"{evaluation.mean(system, kind, 'ap_step').mean:.3f}",
                 f"{evaluation.mean(system, kind, 'precision_at_10').mean:.3f}",
-                gain,
+                "" if system == "text" else _signed(evaluation.gain(system, kind)),
                 end_section=system == evaluation.systems[-1],
             )
     return table
 
 
 def _signed(gain: Interval) -> str:
-    return f"{gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
+    return f"{gain.mean:+.3f} ({gain.low:+.3f}…{gain.high:+.3f})"
 
 
 def summary(evaluation: Evaluation) -> dict:

@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from retrieval.folder import Folder
 
-ROWS_PER_BLOCK = 512
+BLOCKS, ROWS_PER_BLOCK = 1024, (64, 4096)
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,18 @@ def open_source(uri: str) -> Source:
     return Source(ray.data.from_arrow(tables), sum(table.num_rows for table in tables), root)
 
 
+def rows_per_block(rows: int) -> int:
+    """Return how many inputs make a block: about a thousand blocks, each large enough to be worth sending."""
+    return min(max(rows // BLOCKS, ROWS_PER_BLOCK[0]), ROWS_PER_BLOCK[1])
+
+
 def _listed(root: Folder) -> Iterator[pa.Table]:
     found = root.filesystem.get_file_info(fs.FileSelector(root.path, recursive=True))
     names = sorted(info.path[len(root.path) + 1 :] for info in found if info.type == fs.FileType.File)
     names = [name for name in names if not any(part.startswith(".") for part in PurePosixPath(name).parts)]
-    for start in range(0, len(names), ROWS_PER_BLOCK):
-        block = names[start : start + ROWS_PER_BLOCK]
+    step = rows_per_block(len(names))
+    for start in range(0, len(names), step):
+        block = names[start : start + step]
         labels = [PurePosixPath(name).parts[0] if "/" in name else "" for name in block]
         yield pa.table({"path": pa.array(block, pa.string()), "label": pa.array(labels, pa.string())})
 
@@ -71,7 +77,7 @@ def _open_parquet(root: Folder) -> Source:
     kept = [name for name in ("image", "path", "label") if name in columns]
     rows = dataset.count()
     # Parquet files are often of one block; smaller blocks let every core decode.
-    dataset = dataset.select_columns(kept).repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
+    dataset = dataset.select_columns(kept).repartition(target_num_rows_per_block=rows_per_block(rows))
     return Source(dataset.map_batches(_as_rows, batch_format="pyarrow"), rows, None)
 
 
