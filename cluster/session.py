@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayTaskError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -22,10 +23,11 @@ console = Console(stderr=True)
 def session(address: str | None = None) -> Iterator[None]:
     """Connect to the Ray cluster at ``address`` (or ``RAY_ADDRESS``), or start a local one; leave it as it was found.
 
-    Inside a session that is already open, this does nothing.
+    Inside a session that is already open, that one goes on. A ValueError of a worker is raised as itself.
     """
     if ray.is_initialized():
-        yield
+        with _plain_errors():
+            yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Keeps harmless notes of Ray's core about restarting actors off the terminal.
@@ -35,17 +37,34 @@ def session(address: str | None = None) -> Iterator[None]:
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     quiet_data()
     try:
-        yield
+        with _plain_errors():
+            yield
     finally:
         ray.shutdown()
 
 
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise what a person can mend without Ray's wrapping, whose message is the worker's coloured traceback."""
+    try:
+        yield
+    except RayTaskError as error:
+        cause: BaseException = error
+        while isinstance(cause, RayTaskError):
+            cause = cause.cause
+        if isinstance(cause, ValueError):
+            raise cause from error
+        raise
+
+
 def quiet_data() -> None:
-    """Keep Ray Data's own bars and per-job notes off the terminal; its log files stay."""
+    """Keep Ray Data's own bars, notes and second copies of errors off the terminal."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Else an error of a worker arrives as a UserCodeException, which no longer knows what was raised.
+    context.raise_original_map_exception = True
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 @ray.remote(num_cpus=0)

@@ -23,7 +23,7 @@ from demo.tokenizer import CONTEXT, load_tokenizer, tokenize
 from demo.training_data import TrainingSet
 
 VISION = Recipe("vision", steps=2600, batch=128, learning_rate=3e-3, weight_decay=0.03, ema=0.998)
-VLM = Recipe("vlm", steps=2400, batch=128, learning_rate=2e-3, weight_decay=0.05, ema=0.998)
+VLM = Recipe("vlm", steps=1400, batch=128, learning_rate=2e-3, weight_decay=0.05, ema=0.99)
 SIDE, VLM_SIDE = 64, 32
 """Pixels a side that the two encoders see: as in life, the VLM sees less detail."""
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

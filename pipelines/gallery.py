@@ -55,15 +55,20 @@ def build_gallery(source_uri: str, target: str, profile: Profile) -> Gallery:
     for leftover in ("parts", "rejected"):
         folder.delete(leftover)
     folder.create()
-    encoders = ray.get(_look_at_encoders.options(num_cpus=profile.embed.cpus).remote(profile))
+    encoders = ray.get(
+        _look_at_encoders.options(num_cpus=profile.embed.cpus, num_gpus=profile.embed.gpus).remote(profile)
+    )
     sink = GallerySink(folder, encoders.vlm.dim, encoders.vision.dim)
     with progress("embedding images", source.rows) as counter:
         embedded_rows(source, profile, encoders, counter).write_datasink(sink)
     if not sink.rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sink.rejected.items())
         raise ValueError(f"none of the images of {source_uri} could be used ({reasons}); see {folder.uri}/rejected")
+    arrived = sink.rows + sink.rejected.total()
+    if arrived != source.rows:
+        raise RuntimeError(f"{arrived} inputs of {source.rows} in {source_uri} arrived in {folder.uri}")
     manifest = GalleryManifest(
-        source=source.root.uri if source.root else source_uri,
+        source=Folder(source_uri).uri,
         rows=sink.rows,
         rejected=dict(sink.rejected),
         models={"vlm": encoders.vlm, "vision": encoders.vision},
@@ -192,10 +197,12 @@ class GallerySink(Datasink[tuple[int, Counter]]):
         return MIN_ROWS_PER_PART
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> tuple[int, Counter]:
-        batches = [BlockAccessor.for_block(block).to_numpy() for block in blocks]
-        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]} if batches else {}
-        if not columns or not len(columns["path"]):
+        accessors = [BlockAccessor.for_block(block) for block in blocks]
+        # An empty block may come without columns.
+        batches = [accessor.to_numpy() for accessor in accessors if accessor.num_rows()]
+        if not batches:
             return 0, Counter()
+        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         good = columns["reason"] == ""
         if good.any():
             self.folder.write_table(

@@ -20,7 +20,7 @@ from retrieval.artifacts import Gallery, Index, IndexManifest, ShardRecord, matr
 from retrieval.folder import Folder
 from retrieval.hits import Hits, merge_topk
 from retrieval.metrics import neighbour_recall
-from retrieval.shard import Shard, sample_queries
+from retrieval.shard import Shard, fitted_factory, sample_queries
 from retrieval.shard_files import LAMBDA_GRID
 
 RECALL_QUERIES = 200
@@ -44,10 +44,13 @@ def build_index(
     if count < 1:
         raise ValueError(f"an index needs at least one shard, {count} were asked for")
     factory = factory or settings.factory
+    models = gallery.manifest.models
+    vlm_dim, vision_dim = models["vlm"].dim, models["vision"].dim
+    assert vlm_dim is not None
+    assert vision_dim is not None
+    fitted_factory(factory, gallery.manifest.rows, vlm_dim + vision_dim)  # refuses before anything is written
     version = new_version(Folder(target))
     version.create()
-    vlm_dim = gallery.manifest.models["vlm"].dim
-    assert vlm_dim is not None
     parts = [f"{gallery.folder.path}/{name}" for name in gallery.parts()]
     with progress("building shards", count) as counter:
 
@@ -70,7 +73,7 @@ def build_index(
         factory=factory,
         shards=records,
         recall={},
-        models=gallery.manifest.models,
+        models=models,
     )
     if manifest.rows != gallery.manifest.rows:
         raise RuntimeError(f"{manifest.rows} rows arrived in the shards of {gallery.manifest.rows} in {gallery.uri}")

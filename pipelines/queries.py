@@ -27,7 +27,7 @@ from cluster.session import progress
 from retrieval.artifacts import MANIFEST, QuerySet, QuerySetManifest, queryset_schema
 from retrieval.folder import Folder
 from retrieval.images import thumbnail
-from retrieval.prompts import KINDS, Kind, query_text
+from retrieval.prompts import KINDS, Kind, query_text, usable
 from retrieval.query import EncodedQuery
 
 
@@ -54,24 +54,30 @@ def read_vocabulary(file: str | Path) -> list[VocabularyEntry]:
         raise ValueError(f"there is no vocabulary at {file}")
     data = folder.read_bytes(name)
     if name.endswith(".parquet"):
-        rows: Iterable[Mapping[str, Any]] = pq.read_table(BytesIO(data)).to_pylist()
+        try:
+            rows: Iterable[Mapping[str, Any]] = pq.read_table(BytesIO(data)).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{file} is not Parquet: {error}") from error
     elif name.endswith(".csv"):
-        rows = csv.DictReader(StringIO(data.decode("utf-8-sig"), newline=""))
+        rows = csv.DictReader(StringIO(_decoded(data, file), newline=""))
     else:
-        rows = [
-            {"name": line.strip(), "label": line.strip()}
-            for line in data.decode("utf-8-sig").splitlines()
-            if line.strip()
-        ]
+        rows = [{"name": line} for line in _decoded(data, file).splitlines() if line.strip()]
     entries = [entry for number, row in enumerate(rows, 1) for entry in _entries(row, f"{file}, row {number}")]
     if not entries:
         raise ValueError(f"{file} has no queries in it")
     return entries
 
 
+def _decoded(data: bytes, file: str | Path) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text ({error}); save it as UTF-8") from error
+
+
 def _entries(row: Mapping[str, Any], where: str) -> list[VocabularyEntry]:
-    name, description, text = (row.get(column) or None for column in ("name", "description", "text"))
-    label = row.get("label") or name
+    name, description, text = (str(row.get(column) or "").strip() for column in ("name", "description", "text"))
+    label = str(row.get("label") or "") or name or None
     if text:
         kind = row.get("kind") or "name"
         if kind not in KINDS:
@@ -100,16 +106,21 @@ def build_queries(
         seed: seed of the images; by default the profile's.
 
     Raises:
-        ValueError: the vocabulary is empty, a text is blank, or ``target`` already holds a query set.
+        ValueError: the vocabulary is empty, a text is blank or too long, ``images`` is below 1, or ``target`` already
+            holds a query set.
     """
     if not vocabulary:
         raise ValueError("the vocabulary is empty; give at least one text")
+    for entry in vocabulary:
+        usable(entry.text)
+    images = profile.queries.images if images is None else images
+    if images < 1:
+        raise ValueError(f"at least one image must be imagined for each query, not {images}")
     folder = Folder(target)
     if folder.exists(MANIFEST):
         raise ValueError(f"{folder.uri} already holds a query set; give another target, or delete it first")
     folder.delete("queries")
     folder.create()
-    images = profile.queries.images if images is None else images
     seed = profile.queries.seed if seed is None else seed
     stage = profile.imagine
     models = ray.get(_look_at_models.options(num_cpus=stage.cpus, num_gpus=stage.gpus).remote(profile))
@@ -130,10 +141,10 @@ def build_queries(
     manifest = QuerySetManifest(
         queries=rows.num_rows, images=images, seed=seed, templates=prompt_templates(profile), models=models
     )
-    queries = QuerySet(folder, manifest)
-    manifest.rejected = dict(
-        Counter(reason for row in queries.table(["id", "rejected"])["rejected"].to_pylist() for reason in row)
-    )
+    written = QuerySet(folder, manifest).table(["id", "rejected"])
+    if written.num_rows != rows.num_rows:
+        raise RuntimeError(f"{written.num_rows} queries of {rows.num_rows} arrived in {folder.uri}")
+    manifest.rejected = dict(Counter(reason for row in written["rejected"].to_pylist() for reason in row))
     return QuerySet.publish(folder, manifest)
 
 

@@ -7,11 +7,13 @@ not the job.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from pyarrow import fs
 
@@ -42,8 +44,11 @@ def open_source(uri: str) -> Source:
     root = Folder(uri)
     if not root.exists():
         raise ValueError(f"there is nothing at {uri}; expected an image folder or Parquet")
-    if root.path.endswith(".parquet") or root.files(suffix=".parquet"):
-        return _open_parquet(root)
+    files = parquet_files(root)
+    if files:
+        return _open_parquet(root, files)
+    if root.filesystem.get_file_info(root.path).type == fs.FileType.File:
+        raise ValueError(f"{uri} is a file; expected an image folder, or Parquet with a name that ends in .parquet")
     tables = list(_listed(root))
     if not tables:
         raise ValueError(f"{uri} is a folder without files; expected images, in class folders or not")
@@ -55,10 +60,15 @@ def rows_per_block(rows: int) -> int:
     return min(max(rows // BLOCKS, ROWS_PER_BLOCK[0]), ROWS_PER_BLOCK[1])
 
 
+def parquet_files(root: Folder) -> list[str]:
+    """Return the paths of the Parquet files that a source consists of; none if it is a folder of images."""
+    if root.filesystem.get_file_info(root.path).type == fs.FileType.File:
+        return [root.path] if root.path.endswith(".parquet") else []
+    return [f"{root.path}/{name}" for name in root.files(suffix=".parquet")]
+
+
 def _listed(root: Folder) -> Iterator[pa.Table]:
-    found = root.filesystem.get_file_info(fs.FileSelector(root.path, recursive=True))
-    names = sorted(info.path[len(root.path) + 1 :] for info in found if info.type == fs.FileType.File)
-    names = [name for name in names if not any(part.startswith(".") for part in PurePosixPath(name).parts)]
+    names = sorted(_local_names(root.local_path) if root.local_path else _remote_names(root))
     step = rows_per_block(len(names))
     for start in range(0, len(names), step):
         block = names[start : start + step]
@@ -66,16 +76,45 @@ def _listed(root: Folder) -> Iterator[pa.Table]:
         yield pa.table({"path": pa.array(block, pa.string()), "label": pa.array(labels, pa.string())})
 
 
-def _open_parquet(root: Folder) -> Source:
-    dataset = ray.data.read_parquet(root.path, filesystem=root.filesystem)
-    columns = dataset.schema().names
+def _remote_names(root: Folder) -> Iterator[str]:
+    for info in root.filesystem.get_file_info(fs.FileSelector(root.path, recursive=True)):
+        name = info.path[len(root.path) + 1 :]
+        if info.type == fs.FileType.File and not any(part.startswith(".") for part in PurePosixPath(name).parts):
+            yield name
+
+
+def _local_names(folder: Path, inside: str = "", above: tuple[Path, ...] = ()) -> Iterator[str]:
+    # Arrow's own listing follows a link to a folder above it until the path is too long, leaves out links to nothing
+    # without a word, and fails as a whole at a name that is not UTF-8.
+    above = (*above, folder.resolve())
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
+        name = inside + os.fsencode(entry.name).decode(errors="replace")
+        if entry.is_file() or not entry.exists():
+            yield name
+        elif entry.is_dir() and entry.resolve() not in above:
+            yield from _local_names(entry, f"{name}/", above)
+
+
+def _open_parquet(root: Folder, files: list[str]) -> Source:
+    dataset = ray.data.read_parquet(files, filesystem=root.filesystem)
+    schema = dataset.schema()
+    columns = schema.names
     if missing := {"image", "path"} - set(columns):
         raise ValueError(
             f"{root.uri} has no column {' and '.join(sorted(missing))}; it has {', '.join(columns)}."
             " A gallery's Parquet needs image (bytes) and path (a name of its own for each image)."
         )
+    image = schema.types[columns.index("image")]
+    if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
+        image = image.field("bytes").type
+    if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
+        raise ValueError(f"{root.uri}: column image must hold bytes, or a struct with a field bytes; it holds {image}")
     kept = [name for name in ("image", "path", "label") if name in columns]
     rows = dataset.count()
+    if not rows:
+        raise ValueError(f"{root.uri} has no rows")
     # Parquet files are often of one block; smaller blocks let every core decode.
     dataset = dataset.select_columns(kept).repartition(target_num_rows_per_block=rows_per_block(rows))
     return Source(dataset.map_batches(_as_rows, batch_format="pyarrow"), rows, None)
@@ -84,7 +123,7 @@ def _open_parquet(root: Folder) -> Source:
 def _as_rows(table: pa.Table) -> pa.Table:
     image = table["image"]
     if pa.types.is_struct(image.type):
-        image = pa.chunked_array([chunk.field("bytes") for chunk in image.chunks])
+        image = pc.struct_field(image, "bytes")
     labelled = "label" in table.column_names
     label = table["label"].cast(pa.string()).fill_null("") if labelled else pa.array([""] * table.num_rows)
     path = table["path"].cast(pa.string()).fill_null("")
