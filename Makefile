@@ -31,7 +31,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv || { echo "make install: could not create .venv; is the venv module installed?"; exit 1; }
 	@echo "== installing mindseye and its pinned dependencies (several GB, some minutes on the first time)"
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable '.[cpu,dev]' \
-	  | sed -u -n 's/^Collecting \(.*\)/   \1/p; s/^Installing collected.*/   installing what was downloaded/p; /^Successfully/s/ installed .*/ installed/p' \
+	  | sed -u -n 's/^Collecting \([^ ]*\).*/   \1/p; s/^Installing collected.*/   installing what was downloaded/p; /^Successfully/s/ installed .*/ installed/p' \
 	  ; test $${PIPESTATUS[0]} -eq 0 || { echo "make install: pip failed, see above; run make install again once that is mended"; exit 1; }
 	@touch $(INSTALLED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,9 +19,10 @@ app = App(
     "A vision-and-language model answers a text; a diffusion model imagines it as images; both rank the gallery.",
     help_format="plaintext",
 )
-out = Console(highlight=False)
+# Markup is off because paths and labels may have brackets. A log has no width of its own, and tables should not wrap.
+out = Console(highlight=False, markup=False)
 if not out.is_terminal:
-    out = Console(highlight=False, width=120)  # a log has no width of its own, and tables should not wrap
+    out = Console(highlight=False, markup=False, width=120)
 
 Profile = Annotated[str, Parameter(help="A shipped profile (tiny, fast, paper) or a YAML file: models and resources.")]
 Cluster = Annotated[
@@ -45,7 +47,7 @@ def demo(folder: Path = Path("demo-out"), *, profile: Profile = "tiny", address:
 
     settings = load_profile(profile)
     with session(address):
-        result = run_demo(folder, settings, lambda line: out.print(f"[bold]==[/] {line}"))
+        result = run_demo(folder, settings, lambda line: out.print(f"== {line}", style="bold"))
     out.print()
     out.print(results_table(result.evaluation, f"{result.gallery.manifest.rows:,} images of unseen categories"))
     out.print(f"recall@10 of the index against exact search, by λ: {_listed(result.index.manifest.recall)}")
@@ -70,8 +72,8 @@ def index(
     source
         An image folder (its first-level folders are the labels) or Parquet with columns image, path and perhaps label.
     target
-        Folder or URI for the results: TARGET/gallery and TARGET/index. An existing gallery is indexed anew, not
-        embedded again.
+        Folder or URI for the results: TARGET/gallery and TARGET/index. A gallery of the same
+        source and models that is there already is indexed anew, not embedded again.
     shards
         Number of shards; by default the profile decides by the number of rows.
     factory
@@ -79,15 +81,13 @@ def index(
     """
     from cluster.profile import load_profile
     from cluster.session import session
-    from pipelines.gallery import build_gallery
+    from pipelines.gallery import gallery_of
     from pipelines.index import build_index
-    from retrieval.artifacts import MANIFEST, Gallery
     from retrieval.folder import Folder
 
     settings = load_profile(profile)
-    place = Folder(target) / "gallery"
     with session(address):
-        embedded = Gallery.open(place) if place.exists(MANIFEST) else build_gallery(source, place.uri, settings)
+        embedded = gallery_of(source, (Folder(target) / "gallery").uri, settings)
         made = build_index(embedded, (Folder(target) / "index").uri, settings, shards=shards, factory=factory)
     rejected = embedded.manifest.rejected
     out.print(f"{embedded.manifest.rows:,} images embedded, {sum(rejected.values())} rejected", end="")
@@ -232,7 +232,7 @@ def search(
     finder = Finder(load_query_encoder(settings), opened, trained)
     answer = finder.search(text, k, mode=mode, weight=weight, images=images or settings.queries.images, seed=seed)
     if answer.degraded:
-        out.print(f"[yellow]ranked by text alone: {answer.degraded}[/]")
+        out.print(f"ranked by text alone: {answer.degraded}", style="yellow")
     table = Table(title=f"{text}   (λ = {answer.weight:.2f})", title_justify="left")
     for heading in ("", "score", "text part", "visual part", "label", "path"):
         table.add_column(heading, justify="left" if heading in ("label", "path") else "right")
@@ -252,6 +252,8 @@ def search(
         strips.append(Strip("found", [pictures[path] for path in paths], [None] * len(paths)))
         sheet.write_bytes(draw([Section(text, strips)]))
         _made(str(sheet))
+    else:
+        _next(f"mindseye search {shlex.quote(text)} {target} --sheet found.png")
 
 
 @app.command
@@ -261,7 +263,7 @@ def doctor(*, profile: Profile = "tiny") -> None:
 
     ok = True
     for check in examine(profile):
-        out.print(f"[{'green' if check.ok else 'red'}]{'ok  ' if check.ok else 'FAIL'}[/] {check.what}: {check.found}")
+        out.print(f"{'ok  ' if check.ok else 'FAIL'} {check.what}: {check.found}", style="" if check.ok else "red")
         if not check.ok:
             ok = False
             out.print(f"     {check.remedy}")
@@ -291,7 +293,7 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
-        Console(stderr=True, highlight=False).print(f"[red]mindseye:[/] {error}", soft_wrap=True)
+        Console(stderr=True, highlight=False, markup=False).print(f"mindseye: {error}", soft_wrap=True)
         sys.exit(2)
 
 

@@ -42,6 +42,26 @@ Batch = dict[str, np.ndarray]
 MIN_ROWS_PER_PART = 4096
 
 
+def gallery_of(source_uri: str, target: str, profile: Profile) -> Gallery:
+    """Open the gallery at ``target`` if it was made of this source by these models; build it if there is none.
+
+    Raises:
+        ValueError: there is a gallery of something else at ``target``, or as ``build_gallery``.
+    """
+    if not Folder(target).exists(MANIFEST):
+        return build_gallery(source_uri, target, profile)
+    gallery = Gallery.open(target)
+    made_of = {"source": gallery.manifest.source} | {role: model.uri for role, model in gallery.manifest.models.items()}
+    asked = {"source": Folder(source_uri).uri, "vlm": profile.models.vlm, "vision": profile.models.vision}
+    for what, value in asked.items():
+        if made_of[what] != value:
+            raise ValueError(
+                f"{gallery.uri} already holds a gallery of another {what} ({made_of[what]}, now {value});"
+                " give another target, or delete it first"
+            )
+    return gallery
+
+
 def build_gallery(source_uri: str, target: str, profile: Profile) -> Gallery:
     """Embed every image of a source and publish the Gallery at ``target``.
 

@@ -130,7 +130,7 @@ class Artifact(Generic[M]):
                 damaged.
         """
         folder = uri if isinstance(uri, Folder) else Folder(uri)
-        file = f"{folder.uri}/{MANIFEST}"
+        file = (folder / MANIFEST).uri
         if not folder.exists(MANIFEST):
             unfinished = " The folder exists: the job that writes it has not finished." if folder.exists() else ""
             raise ValueError(

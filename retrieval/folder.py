@@ -15,7 +15,7 @@ from pyarrow import fs
 
 class Folder:
     """A folder, named by a local path or by a URI (``s3://bucket/…``, ``gs://…``, ``file:///…``). It need not exist
-    yet.
+    yet. A URI may end in options of its filesystem, which children keep (``s3://…?endpoint_override=…&scheme=http``).
 
     Names of files are relative to it, with forward slashes. Writing creates the folders that are missing.
 
@@ -32,15 +32,22 @@ class Folder:
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"{uri} is neither a local path nor a URI that can be reached: {error}") from error
         self.path = path.rstrip("/")
-        self.uri = text.rstrip("/")
+        place, mark, options = text.partition("?") if "://" in text else (text, "", "")
+        self._place, self._options = place.rstrip("/"), mark + options
 
     def __truediv__(self, name: str) -> Self:
         child = object.__new__(type(self))
-        child.filesystem, child.path, child.uri = self.filesystem, f"{self.path}/{name}", f"{self.uri}/{name}"
+        child.filesystem, child.path = self.filesystem, f"{self.path}/{name}"
+        child._place, child._options = f"{self._place}/{name}", self._options
         return child
 
     def __repr__(self) -> str:
         return f"Folder({self.uri!r})"
+
+    @property
+    def uri(self) -> str:
+        """The absolute path or the URI, with which the folder can be opened again anywhere."""
+        return self._place + self._options
 
     @property
     def name(self) -> str:

@@ -1,0 +1,117 @@
+"""What several test files share: tiny random models, a profile that names them, a gallery and index, one local Ray."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports ray: no token file in the home directory, no usage report, no cluster that happens to run.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+os.environ.pop("RAY_ADDRESS", None)
+# Models come from folders here; a test that would ask a hub fails at once instead of waiting for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+DATA = Path(os.environ.get("MINDSEYE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """Give the path of a real data file, or skip the test where it is not at hand (``MINDSEYE_DATA`` says where)."""
+
+    def find(name: str) -> Path:
+        if not (DATA / name).exists():
+            pytest.skip(f"{name} is not at hand: set MINDSEYE_DATA to the folder that holds it")
+        return DATA / name
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three tiny random models: ``vlm``, ``vision`` and ``generator``."""
+    from tiny_models import write_generator, write_vision, write_vlm
+
+    folder = tmp_path_factory.mktemp("tiny") / "models"
+    write_vlm(folder / "vlm")
+    write_vision(folder / "vision")
+    write_generator(folder / "generator")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def profile_settings() -> dict[str, Any]:
+    """The content of a valid profile whose models lie in ``models/`` beside its file. Copy it before changing it."""
+    stage = {"cpus": 1, "max_actors": 1, "batch": 8}
+    return {
+        "models": {
+            "vlm": "local-dir:models/vlm",
+            "vision": "local-dir:models/vision",
+            "generator": {"uri": "models/generator", "steps": 2, "guidance": 4.0, "batch": 8},
+            "device": "cpu",
+            "dtype": "float32",
+        },
+        "embed": stage,
+        "imagine": stage,
+        "queries": {"images": 2, "templates": ["{}", "a photo of a {}"]},
+        "index": {"rows_per_shard": 1000},
+    }
+
+
+@pytest.fixture(scope="session")
+def profile_file(models_folder: Path, profile_settings: dict[str, Any]) -> Path:
+    """The YAML file of a profile of the tiny models."""
+    file = models_folder.parent / "test.yaml"
+    file.write_text(yaml.safe_dump(profile_settings))
+    return file
+
+
+@pytest.fixture(scope="session")
+def profile(profile_file: Path) -> Any:
+    """The ``cluster.profile.Profile`` of the tiny models."""
+    from cluster.profile import load_profile
+
+    return load_profile(profile_file)
+
+
+@pytest.fixture(scope="session")
+def query_encoder(profile: Any) -> Any:
+    """The ``retrieval.query.QueryEncoder`` of the tiny models."""
+    from cluster.models import load_query_encoder
+
+    return load_query_encoder(profile)
+
+
+@pytest.fixture(scope="session")
+def collection(tmp_path_factory: pytest.TempPathFactory, query_encoder: Any) -> Any:
+    """A few rendered images, their gallery and their index of two shards (``tiny_artifacts.Collection``)."""
+    from tiny_artifacts import write_collection
+
+    return write_collection(tmp_path_factory.mktemp("collection"), query_encoder.vlm, query_encoder.vision)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """The one Ray of the test run: local, of two CPUs. Tests that use it are marked ``ray``."""
+    import ray
+
+    from cluster.session import quiet_data
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=300 * 2**20,
+    )
+    quiet_data()
+    yield
+    ray.shutdown()

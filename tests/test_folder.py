@@ -1,0 +1,131 @@
+"""A folder on a filesystem: names, whole writes, listings, and what is said of a place that can not be reached."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import fs
+
+from retrieval.folder import Folder
+
+
+def test_a_file_is_read_as_it_was_written_and_its_folders_are_made(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "not/there/yet")
+    assert not folder.exists()
+    folder.write_bytes("a/b.bin", b"\x00\xff")
+    assert folder.exists()
+    assert folder.exists("a/b.bin")
+    assert folder.read_bytes("a/b.bin") == (tmp_path / "not/there/yet/a/b.bin").read_bytes() == b"\x00\xff"
+
+
+def test_json_and_tables_come_back(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.write_json("x.json", {"λ": [1, None, "✓"]})
+    assert folder.read_json("x.json") == {"λ": [1, None, "✓"]}
+    assert "λ" in (tmp_path / "x.json").read_text(encoding="utf-8")
+    table = pa.table({"a": [1, 2], "b": ["x", None]})
+    folder.write_table("t/x.parquet", table)
+    assert folder.read_table("t/x.parquet").equals(table)
+    assert folder.read_table("t/x.parquet", ["b"]).column_names == ["b"]
+
+
+def test_what_is_overwritten_is_replaced(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.write_bytes("x", b"a longer first content")
+    folder.write_bytes("x", b"second")
+    assert folder.read_bytes("x") == b"second"
+    assert folder.files() == ["x"]
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    contents = [bytes([i]) * 2_000_000 for i in range(2)]
+    folder.write_bytes("x", contents[0])
+    over = threading.Event()
+
+    def write() -> None:
+        for i in range(30):
+            folder.write_bytes("x", contents[i % 2])
+        over.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = set()
+    while not over.is_set():
+        seen.add(folder.read_bytes("x"))
+    writer.join()
+    assert seen <= set(contents)
+    assert folder.files() == ["x"]
+
+
+def test_listings_are_sorted_and_not_recursive(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    for name in ("b.parquet", "a.parquet", "c.txt", "sub/d.parquet", "sub/deeper/e.parquet", "other/f"):
+        folder.write_bytes(name, b"")
+    assert folder.files() == ["a.parquet", "b.parquet", "c.txt"]
+    assert folder.files(suffix=".parquet") == ["a.parquet", "b.parquet"]
+    assert folder.files("sub") == ["sub/d.parquet"]
+    assert folder.folders() == ["other", "sub"]
+    assert folder.folders("sub") == ["sub/deeper"]
+    assert folder.files("nowhere") == folder.folders("nowhere") == []
+
+
+def test_a_child_is_a_folder_of_its_own(tmp_path: Path) -> None:
+    child = Folder(tmp_path) / "a" / "b"
+    assert child.uri == f"{tmp_path.as_posix()}/a/b"
+    assert child.name == "b"
+    assert child.local_path == tmp_path / "a" / "b"
+    child.write_bytes("x", b"1")
+    assert Folder(child.uri).read_bytes("x") == b"1"
+
+
+def test_deleting_takes_all_of_a_sub_folder_and_forgives_its_absence(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.write_bytes("keep/x", b"")
+    folder.write_bytes("drop/deep/x", b"")
+    folder.delete("drop")
+    folder.delete("drop")
+    assert folder.folders() == ["keep"]
+
+
+@pytest.mark.parametrize("name", ["with space", "100%25", "a#b", "question?", "ünïcode", "a:b", "plus+", "[x]", "~"])
+def test_local_paths_are_taken_as_they_are(tmp_path: Path, name: str) -> None:
+    folder = Folder(tmp_path / name)
+    folder.write_bytes("x", b"1")
+    assert (tmp_path / name / "x").read_bytes() == b"1"
+    assert Folder(folder.uri).read_bytes("x") == b"1"
+    assert (Folder(tmp_path) / name).read_bytes("x") == b"1"
+
+
+def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Folder("some/where/").uri == f"{tmp_path.as_posix()}/some/where"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Folder("~/x").local_path == tmp_path / "x"
+
+
+def test_a_file_uri_is_a_local_folder(tmp_path: Path) -> None:
+    folder = Folder(f"file://{tmp_path.as_posix()}/")
+    assert folder.local_path == tmp_path
+    assert folder.uri == f"file://{tmp_path.as_posix()}"
+
+
+def test_what_follows_a_question_mark_stays_at_the_end_of_a_uri() -> None:
+    # No request is made: a custom endpoint spares pyarrow the look-up of the bucket's region.
+    uri = "s3://bucket/gallery/?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
+    child = Folder(uri) / "parts"
+    assert child.path == "bucket/gallery/parts"
+    assert child.uri == "s3://bucket/gallery/parts?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
+    assert Folder(child.uri).path == child.path
+    assert child.local_path is None
+    assert not isinstance(child.filesystem, fs.LocalFileSystem)
+
+
+@pytest.mark.parametrize("uri", ["ftp://host/x", "s3:///x", "gs3://b/x", "http://h/x"])
+def test_an_unknown_scheme_is_refused_by_name(uri: str) -> None:
+    with pytest.raises(ValueError, match="neither a local path nor a URI") as error:
+        Folder(uri)
+    assert uri in str(error.value)

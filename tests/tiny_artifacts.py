@@ -1,0 +1,91 @@
+"""A small gallery and index on disk, made in this process, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.models import record_of
+from demo.world import render, split
+from retrieval.artifacts import (
+    Gallery,
+    GalleryManifest,
+    Index,
+    IndexManifest,
+    ModelRecord,
+    ShardRecord,
+    fixed_size_list,
+    gallery_schema,
+    new_version,
+)
+from retrieval.encoders import VLM, VisionEncoder
+from retrieval.folder import Folder
+from retrieval.shard import Shard
+
+
+class Collection(NamedTuple):
+    """What ``mindseye index`` leaves in ``folder``, and the vectors that it was made from, in the order of ``ids``."""
+
+    folder: Path
+    gallery: Gallery
+    index: Index
+    ids: list[str]
+    vlm_ND1: np.ndarray
+    vision_ND2: np.ndarray
+
+
+def write_collection(folder: Path, vlm: VLM, vision: VisionEncoder, *, categories: int = 6, each: int = 4) -> Collection:
+    """Render ``categories`` · ``each`` images under ``folder/images``, embed them, and index them in two shards."""
+    pictures, rows = [], []
+    for category in split("unseen")[:categories]:
+        (folder / "images" / category.name).mkdir(parents=True)
+        for i in range(each):
+            pictures.append(render(category, i))
+            path = f"{category.name}/{i}.png"
+            pictures[-1].save(folder / "images" / path)
+            rows.append({"id": f"id-{len(rows):03d}", "path": path, "label": category.name, "width": 64, "height": 64})
+    vectors = {
+        name: encoder.encode_images(np.stack([encoder.preprocess.pixels(picture) for picture in pictures]))
+        for name, encoder in (("vlm", vlm), ("vision", vision))
+    }
+    half = {name: values.astype(np.float16) for name, values in vectors.items()}
+    models = {"vlm": record_of(vlm), "vision": record_of(vision)}
+    described = pa.Table.from_pylist(rows)
+    place = Folder(folder / "gallery")
+    table = pa.table({name: described[name] for name in described.column_names} | {k: fixed_size_list(v) for k, v in half.items()})
+    place.write_table("parts/000000.parquet", table.cast(gallery_schema(vlm.dim, vision.dim)))
+    gallery = Gallery.publish(
+        place, GalleryManifest(source=str(folder / "images"), rows=len(rows), models=models)  # type: ignore[arg-type]
+    )
+    index = write_index(folder / "index", gallery, described, half["vlm"], half["vision"])
+    return Collection(folder, gallery, index, described["id"].to_pylist(), half["vlm"], half["vision"])
+
+
+def write_index(
+    folder: Path, gallery: Gallery, described: pa.Table, vlm_ND1: np.ndarray, vision_ND2: np.ndarray, *, shards: int = 2
+) -> Index:
+    """Build and publish the next version of the index at ``folder``; row i lies in shard i mod ``shards``."""
+    version = new_version(Folder(folder))
+    assert version.local_path is not None
+    joint_ND = np.concatenate([vlm_ND1, vision_ND2], axis=1)
+    records = []
+    for number in range(shards):
+        chosen = np.arange(number, len(joint_ND), shards)
+        table = described.take(pa.array(chosen))
+        shard = Shard.build(table["id"].to_pylist(), joint_ND[chosen], vlm_dim=vlm_ND1.shape[1], rows=table)
+        name = f"shard-{number:05d}"
+        files = shard.save(version.local_path / name)
+        records.append(ShardRecord(name=name, rows=len(shard), factory=shard.factory, files=files))
+    manifest = IndexManifest(
+        gallery=gallery.uri, rows=len(joint_ND), factory="auto", shards=records, recall={}, models=gallery.manifest.models
+    )
+    return Index.publish(version, manifest)
+
+
+def records(**fingerprints: str) -> Mapping[str, ModelRecord]:
+    """Records of models that need not exist, by role."""
+    return {role: ModelRecord(uri=f"local-dir:{role}", fingerprint=value, dim=4) for role, value in fingerprints.items()}
