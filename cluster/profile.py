@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from retrieval.prompts import TEMPLATE_SETS, fill
 
 PROFILES = Path(__file__).parent / "profiles"
 _INSTALLED_AT = Path(__file__).parent.parent
@@ -14,9 +16,9 @@ _LOCAL = "local-dir:"
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown fields are errors, and nothing changes after loading."""
+    """Base of all settings: unknown fields and values of another type are errors, and nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Generator(Settings):
@@ -71,6 +73,15 @@ class Queries(Settings):
     templates: str | list[str]
     """Prompt templates of the text vector: the name of a set in ``retrieval.prompts``, or sentences with one ``{}``."""
 
+    @field_validator("templates")
+    @classmethod
+    def _usable_templates(cls, given: str | list[str]) -> str | list[str]:
+        if isinstance(given, list):
+            fill(given, "")
+        elif given not in TEMPLATE_SETS:
+            raise ValueError(f"there is no such set; give one of {', '.join(TEMPLATE_SETS)}, or a list of sentences")
+        return given
+
 
 class IndexSettings(Settings):
     """How an index is cut and built."""
@@ -103,13 +114,15 @@ def load_profile(name: str | Path) -> Profile:
     Raises:
         ValueError: there is no such profile, or a field is unknown, missing or wrong; the message names file and field.
     """
-    shipped = PROFILES / f"{name}.yaml"
-    file = shipped if shipped.exists() else Path(name)
+    shipped = {path.stem: path for path in PROFILES.glob("*.yaml")}
+    file = shipped.get(str(name), Path(name))
     if not file.is_file():
-        names = ", ".join(sorted(path.stem for path in PROFILES.glob("*.yaml")))
+        names = ", ".join(sorted(shipped))
         raise ValueError(f"there is no profile {str(name)!r}: give one of {names}, or the path of a YAML file")
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text: {error}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
@@ -121,7 +134,7 @@ def load_profile(name: str | Path) -> Profile:
             f"  {'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']} (given: {e['input']!r})" for e in error.errors()
         ]
         raise ValueError(f"{file} has {len(problems)} wrong setting(s):\n" + "\n".join(problems)) from error
-    base = _INSTALLED_AT if file is shipped else file.absolute().parent
+    base = _INSTALLED_AT if str(name) in shipped else file.absolute().parent
     models = profile.models
     generator = models.generator.model_copy(update={"uri": _absolute_folder(models.generator.uri, base)})
     located = models.model_copy(
