@@ -91,7 +91,7 @@ def index(
         made = build_index(embedded, (Folder(target) / "index").uri, settings, shards=shards, factory=factory)
     rejected = embedded.manifest.rejected
     out.print(f"{embedded.manifest.rows:,} images embedded, {sum(rejected.values())} rejected", end="")
-    out.print(f" ({_listed(rejected)}); why: {embedded.uri}/rejected" if rejected else "")
+    out.print(f" ({_listed(rejected)}); why: {(embedded.folder / 'rejected').uri}" if rejected else "")
     out.print(f"recall@10 against exact search, by λ: {_listed(made.manifest.recall)}")
     _made(embedded.uri, made.uri)
     _next(f'mindseye search "a category in words" {target}', f"mindseye queries VOCABULARY {target}/queries")
@@ -216,6 +216,8 @@ def search(
         Images to imagine; by default the profile's.
     seed
         Seed of the images.
+    aggregator
+        A trained aggregator; without one, the images are averaged.
     sheet
         Save a contact sheet (PNG) here.
     """
@@ -230,7 +232,8 @@ def search(
     opened = Index.open(place / "index" if place.exists("index") else place)
     trained = TrainedAggregator.open(aggregator) if aggregator else None
     finder = Finder(load_query_encoder(settings), opened, trained)
-    answer = finder.search(text, k, mode=mode, weight=weight, images=images or settings.queries.images, seed=seed)
+    wanted = settings.queries.images if images is None else images
+    answer = finder.search(text, k, mode=mode, weight=weight, images=wanted, seed=seed)
     if answer.degraded:
         out.print(f"ranked by text alone: {answer.degraded}", style="yellow")
     table = Table(title=f"{text}   (λ = {answer.weight:.2f})", title_justify="left")
@@ -263,10 +266,11 @@ def doctor(*, profile: Profile = "tiny") -> None:
 
     ok = True
     for check in examine(profile):
-        out.print(f"{'ok  ' if check.ok else 'FAIL'} {check.what}: {check.found}", style="" if check.ok else "red")
+        line = f"{'ok  ' if check.ok else 'FAIL'} {check.what}: {check.found}"
+        out.print(line, style="" if check.ok else "red", soft_wrap=True)
         if not check.ok:
             ok = False
-            out.print(f"     {check.remedy}")
+            out.print(f"     {check.remedy}", soft_wrap=True)
     if not ok:
         sys.exit(1)
     _next("mindseye demo")
@@ -292,7 +296,7 @@ def main() -> None:
     """Run the command line. What a person can mend is one message and exit code 2, not a traceback."""
     try:
         app()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         Console(stderr=True, highlight=False, markup=False).print(f"mindseye: {error}", soft_wrap=True)
         sys.exit(2)
 

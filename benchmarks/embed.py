@@ -45,7 +45,7 @@ def profile() -> Profile:
             vision="random:vit_small_patch14_dinov2?img_size=224",
             generator=Generator(uri="unused", steps=1, guidance=0, batch=1),
         ),
-        embed=Stage(cpus=1, min_actors=CORES, max_actors=CORES, batch=BATCH),
+        embed=Stage(cpus=1, max_actors=CORES, batch=BATCH),
         imagine=Stage(max_actors=1, batch=1),
         queries=Queries(images=1, templates="none"),
         index=IndexSettings(rows_per_shard=1_000_000),

@@ -148,4 +148,5 @@ def _absolute(uri: str, base: Path) -> str:
 
 
 def _absolute_folder(uri: str, base: Path) -> str:
-    return str(base / uri) if (base / uri).is_dir() else uri
+    # A hub id is NAME or ORG/NAME; what can not be one is a folder, which an error should name whole.
+    return str(base / uri) if (base / uri).is_dir() or uri.startswith(".") or uri.count("/") > 1 else uri

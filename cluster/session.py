@@ -12,9 +12,12 @@ from contextlib import contextmanager
 
 import ray
 from ray.actor import ActorHandle
+from ray.data import ActorPoolStrategy
 from ray.exceptions import RayTaskError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from cluster.profile import Stage
 
 console = Console(stderr=True)
 
@@ -33,14 +36,29 @@ def session(address: str | None = None) -> Iterator[None]:
     # Keeps harmless notes of Ray's core about restarting actors off the terminal.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    local = {"include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    # One CPU more than there are cores, for tasks that read and write: see actor_pool.
+    local: dict = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + 1} if address == "local" else {}
+    with _silent_stderr():
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     quiet_data()
     try:
         with _plain_errors():
             yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    # Ray's core writes to the file descriptor itself that it has read its log level; its errors are exceptions.
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 @contextmanager
@@ -55,6 +73,20 @@ def _plain_errors() -> Iterator[None]:
         if isinstance(cause, ValueError):
             raise cause from error
         raise
+
+
+def actor_pool(stage: Stage) -> ActorPoolStrategy:
+    """Return the pool of a stage: as many actors at once as the cluster has room for, and up to ``max_actors`` if it
+    grows.
+
+    One CPU is left for tasks that read and write, without which a pool that holds every CPU would wait for ever.
+    """
+    resources = ray.cluster_resources()
+    room = [(resources.get("CPU", 1) - 1) // stage.cpus if stage.cpus else stage.max_actors]
+    if stage.gpus:
+        room.append(resources.get("GPU", 0) // stage.gpus)
+    start = max(stage.min_actors, min(stage.max_actors, int(min(room))))
+    return ActorPoolStrategy(min_size=stage.min_actors, max_size=stage.max_actors, initial_size=start)
 
 
 def quiet_data() -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import ray
+from ray.actor import ActorHandle
 
 from cluster.profile import Profile
+from cluster.session import progress
 from demo.grammar import Category, describe
 from demo.world import render, split
 from pipelines.contact_sheet import contact_sheet
@@ -99,15 +101,17 @@ def _empty(folder: Path) -> None:
 
 def render_gallery(folder: Path, categories: list[Category], count: int) -> None:
     """Render ``count`` photos of each category as ``folder/<category>/<number>.jpg``."""
-    ray.get([_render_category.remote(folder.absolute(), category, count) for category in categories])
+    with progress(f"rendering {folder.name} categories", len(categories)) as counter:
+        ray.get([_render_category.remote(folder.absolute(), category, count, counter) for category in categories])
 
 
 @ray.remote
-def _render_category(folder: Path, category: Category, count: int) -> None:
+def _render_category(folder: Path, category: Category, count: int, counter: ActorHandle) -> None:
     target = folder / category.name
     target.mkdir(parents=True)
     for i in range(count):
         render(category, FIRST_IMAGE + i).save(target / f"{i:04d}.jpg", quality=92)
+    counter.add.remote(1)
 
 
 def vocabulary(categories: list[Category], kinds: tuple[Kind, ...]) -> list[VocabularyEntry]:

@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
-from ray.data import ActorPoolStrategy, Datasink
+from ray.data import Datasink
 from ray.data.block import Block, BlockAccessor
 
 from cluster.models import load_vision, load_vlm, record_of
 from cluster.profile import Profile
-from cluster.session import progress
+from cluster.session import actor_pool, progress
 from pipelines.sources import Source, open_source
 from retrieval.artifacts import (
     MANIFEST,
@@ -125,7 +125,7 @@ def embedded_rows(
         batch_size=stage.batch,
         batch_format="numpy",
         zero_copy_batch=True,
-        compute=ActorPoolStrategy(min_size=stage.min_actors, max_size=stage.max_actors),
+        compute=actor_pool(stage),
         num_cpus=stage.cpus,
         num_gpus=stage.gpus,
     )

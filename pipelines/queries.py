@@ -19,11 +19,10 @@ import pyarrow.parquet as pq
 import ray
 from PIL import Image
 from ray.actor import ActorHandle
-from ray.data import ActorPoolStrategy
 
 from cluster.models import load_query_encoder, prompt_templates, record_of
 from cluster.profile import Profile
-from cluster.session import progress
+from cluster.session import actor_pool, progress
 from retrieval.artifacts import MANIFEST, QuerySet, QuerySetManifest, queryset_schema
 from retrieval.folder import Folder
 from retrieval.images import thumbnail
@@ -133,7 +132,7 @@ def build_queries(
             fn_constructor_args=(profile, images, seed, counter),
             batch_size=stage.batch,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=stage.min_actors, max_size=stage.max_actors),
+            compute=actor_pool(stage),
             num_cpus=stage.cpus,
             num_gpus=stage.gpus,
         )

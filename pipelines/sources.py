@@ -64,6 +64,8 @@ def parquet_files(root: Folder) -> list[str]:
     """Return the paths of the Parquet files that a source consists of; none if it is a folder of images."""
     if root.filesystem.get_file_info(root.path).type == fs.FileType.File:
         return [root.path] if root.path.endswith(".parquet") else []
+    if root.local_path:  # beside names that Arrow can not list
+        return sorted(str(file) for file in root.local_path.glob("*.parquet"))
     return [f"{root.path}/{name}" for name in root.files(suffix=".parquet")]
 
 

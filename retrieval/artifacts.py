@@ -132,7 +132,11 @@ class Artifact(Generic[M]):
         folder = uri if isinstance(uri, Folder) else Folder(uri)
         file = (folder / MANIFEST).uri
         if not folder.exists(MANIFEST):
-            unfinished = " The folder exists: the job that writes it has not finished." if folder.exists() else ""
+            unfinished = (
+                " The folder exists: another one is meant, or the job that writes it has not finished."
+                if folder.exists()
+                else ""
+            )
             raise ValueError(
                 f"there is no {cls.kind} at {folder.uri}: {MANIFEST} is missing.{unfinished} {cls.made_by} makes one."
             )

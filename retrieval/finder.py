@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from retrieval.artifacts import Index, TrainedAggregator, check_same_models
-from retrieval.fusion import fused_query
+from retrieval.fusion import check_weight, fused_query
 from retrieval.generator import Imagined
-from retrieval.hits import Hits, merge_topk
+from retrieval.hits import Hits, checked_k, merge_topk
 from retrieval.query import QueryEncoder, pool
 
 Mode = Literal["text", "visual", "fused"]
@@ -51,7 +51,9 @@ class Finder:
 
     def __init__(self, encoder: QueryEncoder, index: Index, aggregator: TrainedAggregator | None = None) -> None:
         for role, model in (("vlm", encoder.vlm), ("vision", encoder.vision)):
-            record = index.manifest.models[role]  # type: ignore[index]
+            record = index.manifest.models.get(role)  # type: ignore[call-overload]
+            if record is None:
+                raise ValueError(f"the index {index.uri} does not say which {role} model made it")
             if record.fingerprint != model.fingerprint:
                 raise ValueError(
                     f"the index {index.uri} was made by the {role} model {record.uri} ({record.fingerprint}),"
@@ -67,8 +69,13 @@ class Finder:
     def search(
         self, text: str, k: int, *, mode: Mode = "fused", weight: float | None = None, images: int = 8, seed: int = 0
     ) -> Answer:
-        """Find the k best images for a text. If no image could be imagined, the answer is the text one and says so."""
-        weight = {"text": 0.0, "visual": 1.0}.get(mode, self.weight if weight is None else weight)
+        """Find the k best images for a text. If no image could be imagined, the answer is the text one and says so.
+
+        Raises:
+            ValueError: k below 1, λ outside 0 to 1, or a text that is blank or too long.
+        """
+        weight = float(check_weight({"text": 0.0, "visual": 1.0}.get(mode, self.weight if weight is None else weight)))
+        checked_k(k)  # before imagining, which takes its time
         vlm_1D = self.encoder.text_vectors([text])
         imagined, degraded = None, None
         vision_1D = np.zeros((1, self.encoder.vision.dim), np.float32)

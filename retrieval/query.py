@@ -55,7 +55,7 @@ class QueryEncoder:
         §3.1.4).
         """
         filled = [sentence for text in texts for sentence in fill(self.templates, text)]
-        embedded = self.vlm.encode_text(filled).reshape(len(texts), len(self.templates), -1)
+        embedded = self.vlm.encode_text(filled).reshape(len(texts), len(self.templates), self.vlm.dim)
         return unit(embedded.mean(axis=1))
 
     def image_vectors(self, imagined: Sequence[Imagined]) -> list[np.ndarray]:

@@ -58,8 +58,8 @@ def profile_settings() -> dict[str, Any]:
             "device": "cpu",
             "dtype": "float32",
         },
-        "embed": stage,
-        "imagine": stage,
+        "embed": dict(stage),
+        "imagine": dict(stage),
         "queries": {"images": 2, "templates": ["{}", "a photo of a {}"]},
         "index": {"rows_per_shard": 1000},
     }

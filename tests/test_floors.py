@@ -22,7 +22,10 @@ ALLOWED = {
 }
 # Not installed: they stand on everything, and nothing stands on them.
 OUTSIDE = {"benchmarks", "tests"}
-FILES = [ROOT / "mindseye.py", *(file for package in sorted(ALLOWED) for file in sorted((ROOT / package).rglob("*.py")))]
+FILES = [
+    ROOT / "mindseye.py",
+    *(file for package in sorted(ALLOWED) for file in sorted((ROOT / package).rglob("*.py"))),
+]
 NAMES = [file.relative_to(ROOT).as_posix() for file in FILES]
 
 

@@ -38,7 +38,9 @@ class Collection(NamedTuple):
     vision_ND2: np.ndarray
 
 
-def write_collection(folder: Path, vlm: VLM, vision: VisionEncoder, *, categories: int = 6, each: int = 4) -> Collection:
+def write_collection(
+    folder: Path, vlm: VLM, vision: VisionEncoder, *, categories: int = 6, each: int = 4
+) -> Collection:
     """Render ``categories`` · ``each`` images under ``folder/images``, embed them, and index them in two shards."""
     pictures, rows = [], []
     for category in split("unseen")[:categories]:
@@ -56,10 +58,13 @@ def write_collection(folder: Path, vlm: VLM, vision: VisionEncoder, *, categorie
     models = {"vlm": record_of(vlm), "vision": record_of(vision)}
     described = pa.Table.from_pylist(rows)
     place = Folder(folder / "gallery")
-    table = pa.table({name: described[name] for name in described.column_names} | {k: fixed_size_list(v) for k, v in half.items()})
+    table = pa.table(
+        {name: described[name] for name in described.column_names} | {k: fixed_size_list(v) for k, v in half.items()}
+    )
     place.write_table("parts/000000.parquet", table.cast(gallery_schema(vlm.dim, vision.dim)))
     gallery = Gallery.publish(
-        place, GalleryManifest(source=str(folder / "images"), rows=len(rows), models=models)  # type: ignore[arg-type]
+        place,
+        GalleryManifest(source=str(folder / "images"), rows=len(rows), models=models),  # type: ignore[arg-type]
     )
     index = write_index(folder / "index", gallery, described, half["vlm"], half["vision"])
     return Collection(folder, gallery, index, described["id"].to_pylist(), half["vlm"], half["vision"])
@@ -81,11 +86,18 @@ def write_index(
         files = shard.save(version.local_path / name)
         records.append(ShardRecord(name=name, rows=len(shard), factory=shard.factory, files=files))
     manifest = IndexManifest(
-        gallery=gallery.uri, rows=len(joint_ND), factory="auto", shards=records, recall={}, models=gallery.manifest.models
+        gallery=gallery.uri,
+        rows=len(joint_ND),
+        factory="auto",
+        shards=records,
+        recall={},
+        models=gallery.manifest.models,
     )
     return Index.publish(version, manifest)
 
 
 def records(**fingerprints: str) -> Mapping[str, ModelRecord]:
     """Records of models that need not exist, by role."""
-    return {role: ModelRecord(uri=f"local-dir:{role}", fingerprint=value, dim=4) for role, value in fingerprints.items()}
+    return {
+        role: ModelRecord(uri=f"local-dir:{role}", fingerprint=value, dim=4) for role, value in fingerprints.items()
+    }
