@@ -84,7 +84,7 @@ def train(
         start, record.losses, record.cpu_minutes = state["step"], state["losses"], state["cpu_minutes"]
 
     model.train()
-    sums: dict[str, float] = {}
+    window: list[dict[str, float]] = []
     clock, wall = time.process_time(), time.monotonic()
     for step in range(start, recipe.steps):
         for group in optimiser.param_groups:
@@ -92,24 +92,25 @@ def train(
         parts = losses(np.random.default_rng([recipe.seed, step]))
         loss = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"{recipe.name}: the loss is {loss.item()} at step {step}")
+            raise FloatingPointError(f"{recipe.name}: the loss is {loss.item()} at step {step + 1}")
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, recipe.clip)
         optimiser.step()
         if recipe.ema:
             averaged.update_parameters(model)
-        for key, value in parts.items():
-            sums[key] = sums.get(key, 0.0) + value.item() / every
+        window.append({key: value.item() for key, value in parts.items()})
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
-            record.losses.append({"step": step + 1, **{key: round(value, 5) for key, value in sums.items()}})
+            record.losses.append(
+                {"step": step + 1, **{key: round(float(np.mean([one[key] for one in window])), 5) for key in parts}}
+            )
             record.cpu_minutes += (time.process_time() - clock) / 60
             rate = (step + 1 - start) / (time.monotonic() - wall)
             left = (recipe.steps - step - 1) / rate / 60
             print(
                 f"{recipe.name}: {json.dumps(record.losses[-1])}  {rate:.2f} steps/s, {left:.0f} min left", flush=True
             )
-            clock, sums = time.process_time(), {}
+            clock, window = time.process_time(), []
             _save(checkpoint, recipe, model, averaged, optimiser, step + 1, record)
     if recipe.ema:
         model.load_state_dict(averaged.module.state_dict())

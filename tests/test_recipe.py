@@ -99,7 +99,7 @@ def test_another_recipe_of_the_same_name_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_a_number_names_its_step_and_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match="tiny: the loss is nan at step 4"):
+    with pytest.raises(FloatingPointError, match="tiny: the loss is nan at step 5"):
         run(tmp_path, nan_at=4)
     state = torch.load(tmp_path / "tiny.pt", weights_only=True)
     assert state["step"] == 3
