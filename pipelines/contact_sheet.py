@@ -9,6 +9,7 @@ from io import BytesIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.sources import parquet_files
@@ -116,7 +117,9 @@ def _picture(data: bytes | None) -> Image.Image:
 
 def draw(sections: Sequence[Section]) -> bytes:
     """Draw sections of strips below one another, framed green where right and red where wrong; return PNG bytes."""
-    heading, small = ImageFont.load_default(15), ImageFont.load_default(11)
+    # Pillow's own font has no Greek letters; this one comes with matplotlib.
+    font = findfont("DejaVu Sans")
+    heading, small = ImageFont.truetype(font, 14), ImageFont.truetype(font, 10)
     longest = max((len(strip.pictures) for section in sections for strip in section.strips), default=1)
     label_width = 96
     width = 2 * MARGIN + label_width + longest * (SIDE + GAP)
