@@ -52,7 +52,7 @@ def demo(folder: Path = Path("demo-out"), *, profile: Profile = "tiny", address:
     out.print(results_table(result.evaluation, f"{result.gallery.manifest.rows:,} images of unseen categories"))
     out.print(f"recall@10 of the index against exact search, by λ: {_listed(result.index.manifest.recall)}")
     _made(*result.reports, result.index.uri)
-    _next(f'mindseye search "red striped star" {folder} --sheet star.png')
+    _next(f"mindseye search {shlex.quote(result.example)} {folder} --sheet found.png")
 
 
 @app.command

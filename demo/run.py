@@ -51,6 +51,8 @@ class DemoResult:
     queries: QuerySet
     evaluation: Evaluation
     reports: list[str]
+    example: str
+    """A category that is in the gallery."""
 
 
 def run_demo(folder: Path, profile: Profile, say: Callable[[str], None], size: Size | None = None) -> DemoResult:
@@ -86,7 +88,7 @@ def run_demo(folder: Path, profile: Profile, say: Callable[[str], None], size: S
     reports = write_report(evaluation, folder / "report")
     sheet = folder / "report" / "contact-sheet.png"
     sheet.write_bytes(contact_sheet(gallery, queries, weight))
-    return DemoResult(gallery, index, queries, evaluation, [*reports, str(sheet)])
+    return DemoResult(gallery, index, queries, evaluation, [*reports, str(sheet.absolute())], unseen[-1].name)
 
 
 def _empty(folder: Path) -> None:
