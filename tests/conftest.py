@@ -10,7 +10,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
 # As in cluster.session: workers that have imported torch are kept for the next job.
-os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "30000"
+os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "30000"  # noqa: SIM112, so Ray spells it
 # Models come from folders here; a test that would ask a hub fails at once instead of waiting for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
