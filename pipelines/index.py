@@ -1,6 +1,7 @@
 """The indexing job's second half: a Gallery to a sharded Index, on Ray Data.
 
-Rows go to shards by a hash of their id; each shard is built by one task, so no process holds more than its shard.
+Rows go to shards by a hash of their id; each shard is built whole by one task.
+A process never holds the gallery, though Ray may give small shards to one reducer together.
 """
 
 from __future__ import annotations
