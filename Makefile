@@ -9,7 +9,7 @@ INSTALLED := .venv/installed
 .PHONY: demo test lint install clean
 
 demo: $(INSTALLED)
-	@echo "== mindseye demo: rendering, embedding, indexing, imagining, evaluating"
+	@echo "== mindseye demo: rendering, embedding, indexing, imagining, training, evaluating, serving"
 	@$(BIN)/mindseye demo
 
 test: $(INSTALLED)

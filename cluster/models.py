@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.profile import Profile
-from retrieval.artifacts import ModelRecord
-from retrieval.encoders import VLM, VisionEncoder
-from retrieval.generator import Generator
+from retrieval.artifacts import ModelRecord, TrainedAggregator
 from retrieval.prompts import templates
 from retrieval.query import QueryEncoder
 
+if TYPE_CHECKING:
+    from retrieval.encoders import VLM, VisionEncoder
+    from retrieval.generator import Generator
+
+# The libraries behind the models take seconds to import, so each function imports what it loads by.
+
 
 def load_vlm(profile: Profile) -> VLM:
+    from retrieval.encoders import VLM
+
     models = profile.models
     return VLM.load(models.vlm, device=models.device, dtype=models.dtype)
 
 
 def load_vision(profile: Profile) -> VisionEncoder:
+    from retrieval.encoders import VisionEncoder
+
     models = profile.models
     return VisionEncoder.load(models.vision, device=models.device, dtype=models.dtype)
 
 
 def load_generator(profile: Profile) -> Generator:
+    from retrieval.generator import Generator
+
     models, generator = profile.models, profile.models.generator
     return Generator.load(
         generator.uri,
@@ -45,6 +55,12 @@ def load_query_encoder(profile: Profile) -> QueryEncoder:
     )
 
 
+def load_aggregator(profile: Profile, uri: str | None = None) -> TrainedAggregator | None:
+    """Open the aggregator at ``uri``, by default the profile's; None if neither names one."""
+    uri = uri or profile.models.aggregator
+    return TrainedAggregator.open(uri) if uri else None
+
+
 def prompt_templates(profile: Profile) -> list[str]:
     """Return the templates of the text vector that a profile names or lists."""
     given = profile.queries.templates
@@ -54,8 +70,8 @@ def prompt_templates(profile: Profile) -> list[str]:
 def record_of(model: Any) -> ModelRecord:
     """Return what a manifest says of a loaded model."""
     settings: dict[str, Any] = (
-        {"steps": model.steps, "guidance": model.guidance, "size": model.size}
-        if isinstance(model, Generator)
-        else {"preprocess": model.preprocess.describe()}
+        {"preprocess": model.preprocess.describe()}
+        if hasattr(model, "preprocess")
+        else {"steps": model.steps, "guidance": model.guidance, "size": model.size}
     )
     return ModelRecord(uri=model.uri, fingerprint=model.fingerprint, dim=getattr(model, "dim", None), settings=settings)

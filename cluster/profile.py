@@ -8,7 +8,7 @@ from typing import Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from retrieval.prompts import TEMPLATE_SETS, fill
+from retrieval.prompts import MAX_CHARACTERS, TEMPLATE_SETS, fill
 
 PROFILES = Path(__file__).parent / "profiles"
 _INSTALLED_AT = Path(__file__).parent.parent
@@ -41,6 +41,8 @@ class Models(Settings):
     vlm: str
     vision: str
     generator: Generator
+    aggregator: str | None = None
+    """Folder or URI of an aggregator that was trained with these models; without one, images are averaged."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
@@ -93,6 +95,121 @@ class IndexSettings(Settings):
     """CPUs a shard is built with."""
 
 
+class Replicas(Settings):
+    """How many replicas of one deployment there are, what each may use, and how much each takes on.
+
+    Ray Serve adds replicas up to ``max_replicas`` while more than half of ``ongoing`` requests are under way on each.
+    """
+
+    cpus: float = Field(default=0.2, ge=0)
+    gpus: float = Field(default=0, ge=0)
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(default=1, ge=0)
+    """0 leaves the deployment out; only a service of remembered queries can do so, without its generator."""
+    ongoing: int = Field(default=16, ge=1)
+    """Requests under way on one replica."""
+    queued: int = Field(default=64, ge=1)
+    """Requests that a caller lets wait for a replica; more are refused at once."""
+    batch: int = Field(default=8, ge=1)
+    """Requests that go through a model at once."""
+    batch_wait_ms: float = Field(default=0, ge=0)
+    """How long a batch waits to fill; 0 takes what has arrived while the one before was under way."""
+    node_label: str | None = Field(default=None, pattern=r"^[^=]+=[^=]+$")
+    """Nodes to prefer, as ``key=value``; ``{shard}`` becomes the shard's number. Other nodes serve if none fits."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas ({self.max_replicas}) is below min_replicas ({self.min_replicas})")
+        if self.ongoing < self.batch:
+            raise ValueError(f"ongoing ({self.ongoing}) is below batch ({self.batch}), which then never fills")
+        return self
+
+
+class Limits(Settings):
+    """What one request may ask for, and how often."""
+
+    query_characters: int = Field(default=1_000, ge=1, le=MAX_CHARACTERS)
+    k: int = Field(default=1_000, ge=1)
+    images: int = Field(default=64, ge=1)
+    body_bytes: int = Field(default=10 * 2**20, ge=1)
+    body_seconds: float = Field(default=15, gt=0)
+    """How long a client may take to send a body."""
+    requests_per_minute: int = Field(default=600, ge=1)
+    """Of one key, or of one address where there are no keys."""
+
+
+class ServeSettings(Settings):
+    """The service: where it listens, what it remembers, and its deployments."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65_535)
+    keys_file: str | None = None
+    """API keys, one on each line. Without it the service listens on this machine alone."""
+    store: str | None = None
+    """Where imagined queries are kept: ``sqlite:FILE``, ``redis://…``, ``memory:``; by default a file of this user."""
+    memory_entries: int = Field(default=10_000, ge=1)
+    watch_seconds: float = Field(default=5, gt=0)
+    """How often is looked for a new version of the index."""
+    deadline_ms: int = Field(default=30_000, ge=1)
+    """By when an answer is due, and the most that a request may allow."""
+    shard_timeout_ms: int = Field(default=2_000, ge=1)
+    """How long a shard may take before the answer goes without it."""
+    limits: Limits = Limits()
+    ingress: Replicas = Replicas(ongoing=256, queued=256)
+    vlm: Replicas = Replicas(ongoing=64, batch=16)
+    vision: Replicas = Replicas(ongoing=16, batch=4)
+    generator: Replicas = Replicas(ongoing=16, queued=32, batch=4)
+    ranker: Replicas = Replicas(ongoing=64, queued=256)
+    shards: Replicas = Replicas(ongoing=32, queued=256)
+
+
+class Training(Settings):
+    """How the aggregator is trained, and on what. Batches and steps are those of all workers together."""
+
+    min_workers: int = Field(default=1, ge=0)
+    """0 trains in the calling process. With fewer than ``max_workers``, Ray Train takes what the cluster has."""
+    max_workers: int = Field(default=1, ge=0)
+    cpus: float = Field(default=1, ge=0)
+    """Of each worker. Leave one CPU of the cluster free for the tasks that draw examples."""
+    gpus: float = Field(default=0, ge=0)
+    max_failures: int = Field(default=3, ge=0)
+    """Times that lost workers are replaced before the run gives up."""
+    layers: int = Field(default=2, ge=1)
+    heads: int = Field(default=1, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    init: Literal["reference", "identity"] = "identity"
+    batch: int = Field(default=128, ge=2)
+    """Queries a step."""
+    positives: int = Field(default=4, ge=1)
+    """Gallery images that a query brings to its batch."""
+    rows_per_label: int = Field(default=64, ge=1)
+    """Gallery images of a label that are drawn from, a random sample."""
+    holdout: float = Field(default=0.25, gt=0, lt=1)
+    """Share of the labels that are not trained on but decide when to stop."""
+    steps: int = Field(default=400, ge=1)
+    warm_up: int = Field(default=20, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    temperature: float = Field(default=0.05, gt=0)
+    """At the start; it is learned."""
+    validate_every: int = Field(default=25, ge=1)
+    """Steps between validations, each of which writes a checkpoint."""
+    patience: int = Field(default=6, ge=1)
+    """Validations without a better mAP after which the run ends."""
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.max_workers < self.min_workers:
+            raise ValueError(f"max_workers ({self.max_workers}) is below min_workers ({self.min_workers})")
+        if self.batch < self.max_workers:
+            raise ValueError(f"a batch of {self.batch} queries leaves some of {self.max_workers} workers without one")
+        return self
+
+
 class Profile(Settings):
     """Everything a job needs to know about models and machines."""
 
@@ -104,6 +221,8 @@ class Profile(Settings):
     """Reads texts, writes text vectors and vectors of generated images."""
     queries: Queries
     index: IndexSettings
+    train: Training = Training()
+    serve: ServeSettings = ServeSettings()
 
 
 def load_profile(name: str | Path) -> Profile:
@@ -137,9 +256,10 @@ def load_profile(name: str | Path) -> Profile:
     base = _INSTALLED_AT if str(name) in shipped else file.absolute().parent
     models = profile.models
     generator = models.generator.model_copy(update={"uri": _absolute_folder(models.generator.uri, base)})
-    located = models.model_copy(
-        update={"vlm": _absolute(models.vlm, base), "vision": _absolute(models.vision, base), "generator": generator}
-    )
+    local = {"vlm": _absolute(models.vlm, base), "vision": _absolute(models.vision, base), "generator": generator}
+    if models.aggregator and "://" not in models.aggregator:
+        local["aggregator"] = str(base / models.aggregator)
+    located = models.model_copy(update=local)
     return profile.model_copy(update={"models": located})
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -132,15 +133,21 @@ def progress(what: str, total: int | None) -> Iterator[ActorHandle]:
             console.print(f"{what}{f': {total:,}' if total else ''} …")
 
         def watch() -> None:
-            while not over.wait(0.5):
-                display.update(task, completed=ray.get(counter.done.remote()))
+            with suppress(RayError):
+                while not over.wait(0.5):
+                    display.update(task, completed=ray.get(counter.done.remote()))
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
+        begun = time.monotonic()
         try:
             yield counter
         finally:
             over.set()
             watcher.join()
-            display.update(task, completed=ray.get(counter.done.remote()))
-            ray.kill(counter)
+            with suppress(RayError):  # an error that ends the job should not be hidden by one of its display
+                done = ray.get(counter.done.remote())
+                display.update(task, completed=done)
+                if not console.is_terminal:
+                    console.print(f"{what}: {done:,} in {time.monotonic() - begun:.0f} s")
+                ray.kill(counter)

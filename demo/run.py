@@ -1,7 +1,8 @@
 """``mindseye demo``: the main job from nothing to a table of results, in one folder.
 
 Renders a gallery of unseen categories, embeds and indexes it, imagines a query of every kind for each category, and
-evaluates. The λ of the fused ranking is chosen before that, on a gallery of the ``fitting`` categories.
+evaluates. Before that, a gallery of the ``fitting`` categories decides the λ of the fused ranking, and an aggregator is
+trained on it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
+from cluster.models import load_aggregator
 from cluster.profile import Profile
 from cluster.session import progress
 from demo.grammar import Category, describe
@@ -27,6 +29,7 @@ from pipelines.queries import VocabularyEntry, build_queries
 from pipelines.report import write_report
 from retrieval.artifacts import Gallery, Index, QuerySet
 from retrieval.prompts import KINDS, Kind, query_text
+from training.trainer import train_aggregator
 
 WEIGHTS = tuple(round(0.1 * i, 1) for i in range(1, 10))
 FIRST_IMAGE = 100_000
@@ -50,7 +53,8 @@ class DemoResult:
     index: Index
     queries: QuerySet
     evaluation: Evaluation
-    reports: list[str]
+    made: list[str]
+    """Where the reports and the aggregator are."""
     example: str
     """A category that is in the gallery."""
 
@@ -78,17 +82,33 @@ def run_demo(folder: Path, profile: Profile, say: Callable[[str], None], size: S
     weight = choose_weight(fitting_gallery, fitting_queries)
     say(f"λ = {weight}")
 
+    say("training an aggregator on fitting categories")
+    # In this process: workers would take longer to start than to train on so little.
+    alone = profile.train.model_copy(update={"min_workers": 0, "max_workers": 0})
+    made = train_aggregator(
+        fitting_gallery,
+        fitting_queries,
+        str(folder / "aggregator"),
+        profile.model_copy(update={"train": alone}),
+        say=say,
+    ).aggregator
+
     say("the gallery of unseen categories: embedding, indexing")
     gallery = build_gallery(str(folder / "images/unseen"), str(folder / "gallery"), profile)
     index = build_index(gallery, str(folder / "index"), profile, shards=size.shards)
     say("the queries: imagining")
     queries = build_queries(vocabulary(unseen, KINDS), str(folder / "queries"), profile)
     say("evaluating")
-    evaluation = evaluate(gallery, queries, weight=weight)
+    # The profile's own learned from many more categories than a demo has time for.
+    shipped = load_aggregator(profile)
+    aggregators = {"trained": made} | ({"shipped": shipped} if shipped else {})
+    evaluation = evaluate(gallery, queries, weight=weight, aggregators=aggregators)
     reports = write_report(evaluation, folder / "report")
     sheet = folder / "report" / "contact-sheet.png"
-    sheet.write_bytes(contact_sheet(gallery, queries, weight))
-    return DemoResult(gallery, index, queries, evaluation, [*reports, str(sheet.absolute())], unseen[-1].name)
+    best, learned = list(aggregators.items())[-1]
+    sheet.write_bytes(contact_sheet(gallery, queries, evaluation.weights[best], aggregator=learned))
+    places = [*reports, str(sheet.absolute()), made.uri]
+    return DemoResult(gallery, index, queries, evaluation, places, unseen[-1].name)
 
 
 def _empty(folder: Path) -> None:

@@ -1,7 +1,8 @@
-"""Rebuild the demo's models from nothing: ``python -m demo.train_models [generator|vision|vlm ...]``.
+"""Rebuild the demo's models from nothing: ``python -m demo.train_models [generator|vision|vlm|aggregator ...]``.
 
-Two processes of one thread each: the generator in one, the two encoders in the other. What was trained stays in
-``demo/work`` and a run that was stopped goes on from there. Weights and records end in ``demo/models``.
+Two processes of one thread each: the generator in one, the two encoders in the other; then the aggregator, on Ray.
+What was trained stays in ``demo/work`` and a run that was stopped goes on from there. Weights and records end in
+``demo/models``.
 """
 
 from __future__ import annotations
@@ -53,7 +54,13 @@ def build_vlm() -> None:
     _write_record("vlm", vlm=record)
 
 
-BUILDERS = {"generator": build_generator, "vision": build_vision, "vlm": build_vlm}
+def build_aggregator() -> None:
+    from demo.train_aggregator import build
+
+    build(WORK / "aggregator", MODELS / "aggregator")
+
+
+BUILDERS = {"generator": build_generator, "vision": build_vision, "vlm": build_vlm, "aggregator": build_aggregator}
 
 
 def _write_record(model: str, **records: Record) -> None:
@@ -83,6 +90,7 @@ def main() -> None:
     codes = [process.wait() for process in running]
     if any(codes):
         raise SystemExit("a model could not be trained, see above; the same command goes on where it stopped")
+    build_aggregator()
 
 
 if __name__ == "__main__":

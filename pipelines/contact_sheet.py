@@ -8,15 +8,13 @@ from io import BytesIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from pipelines.sources import parquet_files
 from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator, matrix, text_vectors, vision_vectors
-from retrieval.folder import Folder
 from retrieval.fusion import fused_query, products
 from retrieval.images import ImageRejected, decode
+from retrieval.pictures import Pictures
 from retrieval.query import pool
 
 SIDE, GAP, MARGIN = 72, 4, 16
@@ -96,15 +94,8 @@ def top_rows(gallery: Gallery, joint_QD: np.ndarray, k: int) -> list[list[dict]]
 
 def gallery_pictures(source: str, paths: Iterable[str]) -> dict[str, Image.Image]:
     """Read images of a gallery from the source it was made from; one that is gone is a grey square."""
-    wanted, root = sorted(set(paths)), Folder(source)
-    files = parquet_files(root)
-    if files:
-        dataset = ds.dataset(files, filesystem=root.filesystem, format="parquet")
-        rows = dataset.to_table(["path", "image"], filter=ds.field("path").isin(wanted)).to_pylist()
-        images = {row["path"]: row["image"] for row in rows}
-        data = {path: image["bytes"] if isinstance(image, dict) else image for path, image in images.items()}
-    else:
-        data = {path: root.read_bytes(path) for path in wanted if root.exists(path)}
+    wanted = sorted(set(paths))
+    data = Pictures(source, links_out=True).read(wanted)
     return {path: _picture(data.get(path)) for path in wanted}
 
 

@@ -22,11 +22,13 @@ from retrieval.artifacts import (
     QuerySet,
     Role,
     TrainedAggregator,
+    check_disjoint,
     check_same_models,
     matrix,
     text_vectors,
     vision_vectors,
 )
+from retrieval.finder import DEFAULT_WEIGHT
 from retrieval.fusion import fused_query, products
 from retrieval.metrics import Interval, average_precision, bootstrap_mean, count_better, paired_bootstrap, precision_at
 from retrieval.prompts import KINDS
@@ -44,7 +46,8 @@ class Evaluation:
     """
 
     table: pa.Table
-    weight: float
+    weights: dict[str, float]
+    """λ of each system."""
     gallery_rows: int
     unlabelled: int
     """Queries without a label, which can not be measured."""
@@ -77,25 +80,25 @@ def evaluate(
     gallery: Gallery,
     queries: QuerySet,
     *,
-    aggregator: TrainedAggregator | None = None,
-    weight: float | None = None,
+    weight: float = DEFAULT_WEIGHT,
+    aggregators: Mapping[str, TrainedAggregator] | None = None,
     extra: Mapping[str, float] | None = None,
+    images: int | None = None,
 ) -> Evaluation:
-    """Rank the gallery by text alone, images alone and both, for every labelled query.
+    """Rank the gallery by text alone, mean of the images alone and both, for every labelled query.
 
     Args:
-        weight: λ of the fused ranking; by default the aggregator's, or one half without an aggregator.
-        extra: further fused systems, by name, each at its own λ.
+        weight: λ of the fused ranking.
+        aggregators: further systems, by name: pooled by an aggregator and fused at its own λ.
+        extra: further fused systems of the mean, by name, each at its own λ.
+        images: how many of each query's imagined images are used; by default all.
 
     Raises:
-        ValueError: the artifacts are of different models, λ is out of range, or no query can be measured.
+        ValueError: the artifacts are of different models, λ is out of range, an aggregator learned from a label that
+            is measured, or no query can be measured.
     """
     roles: tuple[Role, ...] = ("vlm", "vision")
     check_same_models(gallery, queries, roles)
-    if aggregator:
-        check_same_models(queries, aggregator, ("vision",))
-    if weight is None:
-        weight = aggregator.manifest.weight if aggregator else 0.5
     table = queries.table(["id", "text", "kind", "label", "vlm", "vision"])
     unlabelled = table["label"].null_count
     table = table.filter(table["label"].is_valid())
@@ -107,10 +110,17 @@ def evaluate(
             f"no query of {queries.uri} can be measured: {unlabelled} have no label,"
             f" {len(absent)} have a label that no image of {gallery.uri} has ({', '.join(absent[:5])} …)"
         )
-    text = text_vectors(table)
-    visual = pool(*vision_vectors(table), aggregator.network() if aggregator else None)
-    systems = {"text": 0.0, "visual": 1.0, "fused": weight, **(extra or {})}
-    joint = np.concatenate([fused_query(text, visual, value) for value in systems.values()])
+    text, (features, mask) = text_vectors(table), vision_vectors(table)
+    features, mask = features[:, :images], mask[:, :images]
+    mean = pool(features, mask)
+    weights = {"text": 0.0, "visual": 1.0, "fused": weight, **(extra or {})}
+    systems = {name: fused_query(text, mean, value) for name, value in weights.items()}
+    for name, aggregator in (aggregators or {}).items():
+        aggregator.check_fits(queries)
+        check_disjoint(aggregator.learned_labels, set(table["label"].to_pylist()), queries.uri)
+        weights[name] = aggregator.manifest.weight
+        systems[name] = fused_query(text, pool(features, mask, aggregator.network()), weights[name])
+    joint = np.concatenate(list(systems.values()))
     labels = table["label"].to_pylist() * len(systems)
     ranks = exact_ranks(gallery, joint, labels)
     columns = {name: table[name].to_pylist() * len(systems) for name in ("id", "text", "kind")}
@@ -127,7 +137,7 @@ def evaluate(
             "precision_at_10": [precision_at(hits, 10) for hits in ranks],
         }
     )
-    return Evaluation(results, weight, gallery.manifest.rows, unlabelled, absent)
+    return Evaluation(results, weights, gallery.manifest.rows, unlabelled, absent)
 
 
 def exact_ranks(gallery: Gallery, joint_MD: np.ndarray, labels: list[str]) -> list[np.ndarray]:

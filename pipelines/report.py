@@ -25,7 +25,7 @@ def results_table(evaluation: Evaluation, title: str) -> Table:
     table = Table(title=title, title_justify="left", caption_justify="left")
     table.caption = (
         f"mAP by trapezoids over the full ranking of {evaluation.gallery_rows:,} images,"
-        f" 95% bootstrap interval over queries; gain: paired, over text alone; λ = {evaluation.weight:.2f}"
+        " 95% bootstrap interval over queries; gain: paired, over text alone"
     )
     for heading in ("query", "n", "ranked by", "mAP", "95% interval", "step AP", "P@10", "gain over text"):
         table.add_column(heading, justify="left" if heading in ("query", "ranked by") else "right", no_wrap=True)
@@ -36,7 +36,7 @@ def results_table(evaluation: Evaluation, title: str) -> Table:
             table.add_row(
                 kind if first else "",
                 str(len(evaluation.values(system, kind))) if first else "",
-                system,
+                system if system in ("text", "visual") else f"{system}, λ = {evaluation.weights[system]:.2f}",
                 f"{mean.mean:.3f}",
                 f"{mean.low:.3f}–{mean.high:.3f}",
                 f"{evaluation.mean(system, kind, 'ap_step').mean:.3f}",
@@ -64,7 +64,7 @@ def summary(evaluation: Evaluation) -> dict:
         kinds[kind] = {"queries": len(evaluation.values("text", kind)), "systems": systems}
     return {
         "gallery_rows": evaluation.gallery_rows,
-        "weight": evaluation.weight,
+        "weights": evaluation.weights,
         "unlabelled": evaluation.unlabelled,
         "labels_without_image": evaluation.without_positive,
         "kinds": kinds,
@@ -93,6 +93,7 @@ def read_results(file: str | Path) -> pa.Table:
 def _plot(evaluation: Evaluation) -> plt.Figure:
     figure, (bars, gains) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=(3, 4))
     systems, kinds = evaluation.systems, evaluation.kinds
+    best = systems[-1]
     width = 0.8 / len(systems)
     for i, system in enumerate(systems):
         means = [evaluation.mean(system, kind) for kind in kinds]
@@ -102,20 +103,21 @@ def _plot(evaluation: Evaluation) -> plt.Figure:
         drawn = bars.bar(
             places, [m.mean for m in means], width * 0.92, yerr=errors, capsize=3, label=system, color=colour
         )
-        bars.bar_label(drawn, fmt="%.2f", padding=2, fontsize=8)
+        bars.bar_label(drawn, fmt="%.2f", padding=2, fontsize=7, rotation=90)
     bars.set_xticks(range(len(kinds)), kinds)
     bars.set_ylim(0, 1.05)
     bars.set_ylabel("mAP")
     bars.set_title("Ranked by text, by imagined images, by both", loc="left", fontsize=10)
     bars.legend(frameon=False, ncols=len(systems), loc="upper left", fontsize=8)
     for i, kind in enumerate(kinds):
-        gain = np.sort(evaluation.values("fused", kind) - evaluation.values("text", kind))[::-1]
+        gain = np.sort(evaluation.values(best, kind) - evaluation.values("text", kind))[::-1]
         label = f"{kind}: {np.mean(gain > 0):.0%} of {len(gain)} queries gain"
         gains.plot((np.arange(len(gain)) + 0.5) / len(gain), gain, label=label, color=_COLOURS[1 + i], linewidth=2)
     gains.axhline(0, color="black", linewidth=0.8)
     gains.set_xlabel("share of queries")
-    gains.set_ylabel("AP fused − AP text")
-    gains.set_title(f"What imagining adds, query by query (λ = {evaluation.weight:.2f})", loc="left", fontsize=10)
+    gains.set_ylabel(f"AP {best} − AP text")
+    title = f"What imagining adds, query by query (λ = {evaluation.weights[best]:.2f})"
+    gains.set_title(title, loc="left", fontsize=10)
     gains.legend(frameon=False, fontsize=8)
     for axes in (bars, gains):
         axes.spines[["top", "right"]].set_visible(False)

@@ -18,6 +18,7 @@ import ray
 from pyarrow import fs
 
 from retrieval.folder import Folder
+from retrieval.pictures import parquet_files
 
 BLOCKS, ROWS_PER_BLOCK = 1024, (64, 4096)
 
@@ -58,15 +59,6 @@ def open_source(uri: str) -> Source:
 def rows_per_block(rows: int) -> int:
     """Return how many inputs make a block: about a thousand blocks, each large enough to be worth sending."""
     return min(max(rows // BLOCKS, ROWS_PER_BLOCK[0]), ROWS_PER_BLOCK[1])
-
-
-def parquet_files(root: Folder) -> list[str]:
-    """Return the paths of the Parquet files that a source consists of; none if it is a folder of images."""
-    if root.filesystem.get_file_info(root.path).type == fs.FileType.File:
-        return [root.path] if root.path.endswith(".parquet") else []
-    if root.local_path:  # beside names that Arrow can not list
-        return sorted(str(file) for file in root.local_path.glob("*.parquet"))
-    return [f"{root.path}/{name}" for name in root.files(suffix=".parquet")]
 
 
 def _listed(root: Folder) -> Iterator[pa.Table]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -183,6 +183,20 @@ def check_same_models(a: Artifact[Any], b: Artifact[Any], roles: Sequence[Role])
                 f"  {b.kind} {b.uri}: {theirs.uri} ({theirs.fingerprint})\n"
                 f"Make one of them again with the other's model."
             )
+
+
+def check_disjoint(learned: Sequence[str], evaluated: set[str], where: str) -> None:
+    """Refuse labels that an aggregator learned from and is measured on.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if both := sorted(set(learned) & evaluated):
+        raise ValueError(
+            f"{len(both)} labels of the training set are also in the evaluation set {where}: {', '.join(both[:10])}"
+            f"{' …' if len(both) > 10 else ''}. Leave them out of one of the two: accuracy on labels that were"
+            " learned from says nothing about others."
+        )
 
 
 def gallery_schema(vlm_dim: int, vision_dim: int) -> pa.Schema:
@@ -356,6 +370,21 @@ class TrainedAggregator(Artifact[AggregatorManifest]):
         folder.write_bytes(cls.WEIGHTS, network.to_bytes())
         manifest = AggregatorManifest(**network.config, weight=network.fusion_weight, models=models, training=training)
         return cls.publish(folder, manifest)
+
+    def check_fits(self, other: Artifact[Any]) -> None:
+        """Refuse an artifact of other models than those that this aggregator learned from.
+
+        Raises:
+            ValueError: as check_same_models, for each role that both name, and for the vision encoder always.
+        """
+        both = self.manifest.models.keys() & other.manifest.models.keys()
+        check_same_models(other, self, [role for role in get_args(Role) if role in both | {"vision"}])
+
+    @property
+    def learned_labels(self) -> list[str]:
+        """The labels that it was trained or validated on; none if that is not known."""
+        training = self.manifest.training
+        return [*training.get("labels", []), *training.get("validation_labels", [])]
 
     def network(self) -> Aggregator:
         """Load the network, in evaluation mode."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from retrieval.artifacts import Index, TrainedAggregator, check_same_models
+from retrieval.artifacts import Index, TrainedAggregator
 from retrieval.fusion import check_weight, fused_query
-from retrieval.generator import Imagined
 from retrieval.hits import Hits, checked_k, merge_topk
 from retrieval.query import QueryEncoder, pool
+
+if TYPE_CHECKING:
+    from retrieval.generator import Generator, Imagined
 
 Mode = Literal["text", "visual", "fused"]
 DEFAULT_WEIGHT = 0.5
@@ -60,7 +62,8 @@ class Finder:
                     f" the profile has {model.uri} ({model.fingerprint}); search with the profile it was made with"
                 )
         if aggregator:
-            check_same_models(index, aggregator, ["vision"])
+            aggregator.check_fits(index)
+            check_generator(aggregator, encoder.generator)
         self.encoder = encoder
         self.shards = index.shards()
         self.network = aggregator.network() if aggregator else None
@@ -93,3 +96,18 @@ class Finder:
         rows: pa.Table = self.shards[hits.shards[0, i]].rows
         row = rows.slice(int(hits.rows[0, i]), 1).to_pylist()[0]
         return Found(row, *(float(part[0, i]) for part in (hits.scores, hits.text_part, hits.visual_part)))
+
+
+def check_generator(aggregator: TrainedAggregator, generator: Generator) -> None:
+    """Refuse a generator whose images the aggregator did not learn from.
+
+    Raises:
+        ValueError: naming both.
+    """
+    record = aggregator.manifest.models.get("generator")
+    if record and record.fingerprint != generator.fingerprint:
+        raise ValueError(
+            f"the aggregator {aggregator.uri} learned from images of {record.uri} ({record.fingerprint},"
+            f" {record.settings}), the profile imagines with {generator.uri} ({generator.fingerprint}): other weights,"
+            " steps, guidance or size. Use the profile it was trained with, or train one for this profile."
+        )

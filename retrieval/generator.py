@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +43,10 @@ class Imagined:
     pixels_KHWC: np.ndarray
     seeds: np.ndarray
     rejected: list[str]
+
+
+class Stopped(Exception):
+    """A generation that was ended because nobody waits for it any more."""
 
 
 class Job(NamedTuple):
@@ -134,13 +139,25 @@ class Generator:
             fingerprint=of_files(folder, _pipeline_files(folder), settings),
         )
 
-    def imagine(self, prompts: Sequence[str], images: int, *, seed: int = 0, batch: int = 8) -> list[Imagined]:
+    def imagine(
+        self,
+        prompts: Sequence[str],
+        images: int,
+        *,
+        seed: int = 0,
+        batch: int = 8,
+        stop: Callable[[], bool] | None = None,
+    ) -> list[Imagined]:
         """Make `images` images of each prompt, `batch` at a time across prompts; rejected ones leave a gap.
 
         Image i of a prompt depends on (prompt, seed, i) alone, whatever batch it is made in: it has noise of
         its own. Kernels for other batch sizes round differently, so pixels may differ by a grey level or so.
 
+        Args:
+            stop: asked before every batch and after every denoising step whether to give up.
+
         Raises:
+            Stopped: `stop` said so.
             ValueError: images or batch below 1, or a prompt is blank or longer than prompts.MAX_CHARACTERS.
             torch.OutOfMemoryError: not even one image fits. (A batch that does not fit is halved.)
         """
@@ -149,15 +166,17 @@ class Generator:
         if images < 1 or batch < 1:
             raise ValueError(f"images and batch must be at least 1, and are {images} and {batch}")
         jobs = [Job(usable(prompt), image_seed(prompt, seed, i)) for prompt in prompts for i in range(images)]
-        paintings = [painting for made in map_batches(self._paint, jobs, batch) for painting in made]
+        paint = functools.partial(self._paint, check=functools.partial(_check, stop))
+        paintings = [painting for made in map_batches(paint, jobs, batch) for painting in made]
         return [
             _sort_out(jobs[start : start + images], paintings[start : start + images])
             for start in range(0, len(jobs), images)
         ]
 
     @torch.inference_mode()
-    def _paint(self, jobs: Sequence[Job]) -> list[Painting]:
+    def _paint(self, jobs: Sequence[Job], check: Callable[..., dict]) -> list[Painting]:
         with self._painting:
+            check()
             output = self._pipeline(
                 prompt=[job.prompt for job in jobs],
                 num_inference_steps=self.steps,
@@ -167,6 +186,7 @@ class Generator:
                 # Noise from the CPU: a GPU's own would differ from one GPU model to the next.
                 generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
                 output_type="np",
+                callback_on_step_end=check,
             )
         unsafe = getattr(output, "nsfw_content_detected", None) or [False] * len(jobs)
         return [_painting(image, flagged) for image, flagged in zip(output.images, unsafe, strict=True)]
@@ -176,6 +196,13 @@ def image_seed(prompt: str, seed: int, i: int) -> int:
     """The seed of image i of a prompt, 0 ≤ seed < 2^63: SHA-256 of the JSON list [seed, i, prompt]."""
     digest = hashlib.sha256(json.dumps([seed, i, prompt]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _check(stop: Callable[[], bool] | None, *_: Any) -> dict:
+    """In the form of diffusers' `callback_on_step_end`, which returns the tensors it changed."""
+    if stop and stop():
+        raise Stopped
+    return {}
 
 
 def _painting(image_HWC: np.ndarray, flagged: bool) -> Painting:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
 from retrieval.aggregator import Aggregator, mean_pool
-from retrieval.encoders import VLM, VisionEncoder
 from retrieval.fusion import unit
-from retrieval.generator import Generator, Imagined
 from retrieval.prompts import fill
+
+if TYPE_CHECKING:  # each brings in a library that takes seconds, and not every process has every model
+    from retrieval.encoders import VLM, VisionEncoder
+    from retrieval.generator import Generator, Imagined
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,8 @@ class QueryEncoder:
         return [EncodedQuery(*parts) for parts in zip(texts, vlm_BD1, vision, imagined, strict=True)]
 
     def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
-        """Return t for each text, float32 (B, D1): the unit mean over the templates of the unit text embeddings (CLIP,
-        §3.1.4).
-        """
-        filled = [sentence for text in texts for sentence in fill(self.templates, text)]
-        embedded = self.vlm.encode_text(filled).reshape(len(texts), len(self.templates), self.vlm.dim)
-        return unit(embedded.mean(axis=1))
+        """Return t for each text, float32 (B, D1)."""
+        return text_vectors(self.vlm, self.templates, texts)
 
     def image_vectors(self, imagined: Sequence[Imagined]) -> list[np.ndarray]:
         """Return g_1…g_K for each query, float32 (K, D2) unit rows."""
@@ -66,6 +65,15 @@ class QueryEncoder:
             return [np.zeros((0, self.vision.dim), np.float32) for _ in imagined]
         pixels_BHWC = np.stack([self.vision.preprocess.pixels(picture) for picture in pictures])
         return np.split(self.vision.encode_images(pixels_BHWC), np.cumsum(counts)[:-1])
+
+
+def text_vectors(vlm: VLM, templates: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+    """Return t for each text, float32 (B, D1): the unit mean over the templates of the unit text embeddings (CLIP,
+    §3.1.4).
+    """
+    filled = [sentence for text in texts for sentence in fill(templates, text)]
+    embedded = vlm.encode_text(filled).reshape(len(texts), len(templates), vlm.dim)
+    return unit(embedded.mean(axis=1))
 
 
 def pool(features_QKD2: np.ndarray, mask_QK: np.ndarray, network: Aggregator | None = None) -> np.ndarray:

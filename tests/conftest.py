@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
 
 # Before anything imports ray: no token file in the home directory, no usage report, no cluster that happens to run.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -13,6 +19,8 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "30000"  # noqa: SIM112, so Ray spells it
 # Models come from folders here; a test that would ask a hub fails at once instead of waiting for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What serving.launch sets by default, which Serve's local testing mode can not do with.
+os.environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "0"
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,6 +72,7 @@ def profile_settings() -> dict[str, Any]:
         "imagine": dict(stage),
         "queries": {"images": 2, "templates": ["{}", "a photo of a {}"]},
         "index": {"rows_per_shard": 1000},
+        "train": {"min_workers": 0, "max_workers": 0, "batch": 8, "steps": 6, "validate_every": 3},
     }
 
 
@@ -117,3 +126,63 @@ def ray_session() -> Iterator[None]:
     quiet_data()
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Any:
+    """Options for URIs of the bucket ``bucket`` on a real S3 server of this machine."""
+    pytest.importorskip("flask")
+    from retrieval.folder import Folder
+
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "x",
+            "AWS_SECRET_ACCESS_KEY": "x",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            patch.setenv(name, value)
+        patch.delenv("AWS_SESSION_TOKEN", raising=False)
+        patch.delenv("AWS_PROFILE", raising=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+        Folder(f"s3://bucket?{options}&allow_bucket_creation=true").create()
+        yield options
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis on this machine: a real server where one is installed (apt install redis-server), else fakeredis'."""
+    pytest.importorskip("redis", reason="Redis is an optional extra: pip install 'mindseye[redis]'")
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port = chosen.getsockname()[1]
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program:
+        folder = str(tmp_path_factory.mktemp("redis"))
+        options = ("--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--appendonly", "no")
+        stop = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL).terminate
+    else:
+        fake = pytest.importorskip("fakeredis", reason="neither redis-server nor fakeredis is installed")
+        server = fake.TcpFakeServer(("127.0.0.1", port), server_type="redis")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        stop = server.shutdown
+    while True:  # until it answers, or the test's time is over
+        with socket.socket() as probe:
+            if not probe.connect_ex(("127.0.0.1", port)):
+                break
+        time.sleep(0.05)
+    yield f"redis://127.0.0.1:{port}/0"
+    stop()
+
+
+@pytest.fixture
+def serve_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.LogCaptureFixture]:
+    """What is logged to Serve's logger, which passes nothing on once Serve has run in this process."""
+    logger = logging.getLogger("ray.serve")
+    monkeypatch.setattr(logger, "propagate", False)
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)

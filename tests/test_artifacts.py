@@ -397,28 +397,6 @@ def test_a_saved_aggregator_answers_as_before(tmp_path: Path) -> None:
 # S3
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Any:
-    """Options for URIs of the bucket ``bucket`` on a real S3 server of this machine."""
-    pytest.importorskip("flask")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "x",
-            "AWS_SECRET_ACCESS_KEY": "x",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
-            patch.setenv(name, value)
-        patch.delenv("AWS_SESSION_TOKEN", raising=False)
-        patch.delenv("AWS_PROFILE", raising=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-        Folder(f"s3://bucket?{options}&allow_bucket_creation=true").create()
-        yield options
-        server.stop()
-
-
 def test_folder_and_gallery_on_s3(bucket: str) -> None:
     uri = f"s3://bucket/deep/gallery?{bucket}"
     folder = Folder(uri)

@@ -12,12 +12,12 @@ from PIL import Image
 from cluster.profile import Profile
 from demo.run import FIRST_IMAGE, WEIGHTS, Size, run_demo, vocabulary
 from demo.world import render, split
-from retrieval.artifacts import Gallery, Index, QuerySet
+from retrieval.artifacts import Gallery, Index, QuerySet, TrainedAggregator
 from retrieval.prompts import KINDS
 
 pytestmark = pytest.mark.timeout(300)  # starts of workers take long on a busy machine
 
-SIZE = Size(unseen_categories=3, unseen_images=4, fitting_categories=2, fitting_images=3, shards=2)
+SIZE = Size(unseen_categories=3, unseen_images=4, fitting_categories=4, fitting_images=3, shards=2)
 
 
 @pytest.mark.ray
@@ -36,21 +36,24 @@ def test_demo_runs_from_nothing_and_over_an_earlier_one(tmp_path: Path, profile:
     assert (gallery.manifest.rows, gallery.manifest.rejected) == (12, {})
     assert (queries.manifest.queries, queries.manifest.images) == (9, profile.queries.images)
     assert sorted(set(queries.table(["id", "label"])["label"].to_pylist())) == names
-    assert Gallery.open(folder / "fitting/gallery").manifest.rows == 6
+    assert Gallery.open(folder / "fitting/gallery").manifest.rows == 12
 
     index = Index.open(folder / "index")
     assert (index.uri, index.version, index.manifest.rows) == (result.index.uri, "000001", 12)
     assert sum(len(shard) for shard in index.shards()) == 12
 
     evaluation = result.evaluation
-    assert evaluation.weight in WEIGHTS
-    assert f"λ = {evaluation.weight}" in said
+    assert evaluation.weights["fused"] in WEIGHTS
+    assert f"λ = {evaluation.weights['fused']}" in said
     assert evaluation.kinds == list(KINDS)
-    assert evaluation.table.num_rows == 9 * 3
+    assert evaluation.systems == ["text", "visual", "fused", "trained"]
+    assert evaluation.table.num_rows == 9 * 4
     assert set(evaluation.table["positives"].to_pylist()) == {4}
 
-    reports = {Path(file).name: Path(file) for file in result.reports}
-    assert set(reports) == {"results.parquet", "summary.json", "gains.png", "contact-sheet.png"}
+    reports = {Path(file).name: Path(file) for file in result.made}
+    assert set(reports) == {"results.parquet", "summary.json", "gains.png", "contact-sheet.png", "aggregator"}
+    learned = set(TrainedAggregator.open(reports["aggregator"]).learned_labels)
+    assert learned == {category.name for category in split("fitting")[:4]}
     assert pq.read_table(reports["results.parquet"]).equals(evaluation.table)
     Image.open(reports["contact-sheet.png"]).load()
 

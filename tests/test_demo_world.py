@@ -25,6 +25,7 @@ from demo.grammar import (
 from demo.grammar import prompt as faithful_prompt
 from demo.tokenizer import CONTEXT, load_tokenizer, new_tokenizer, tokenize
 from demo.world import OUTLINES, SPLIT_SIZES, Split, render, split
+from retrieval.artifacts import TrainedAggregator
 
 MODELS = Path(__file__).parents[1] / "demo" / "models"
 TABLES = {"colour": COLOURS, "pattern": PATTERNS, "shape": SHAPES}
@@ -315,5 +316,11 @@ def test_committed_models_stay_small_and_say_how_they_came() -> None:
         pytest.skip("demo/models is not there (yet)")
     size = sum(file.stat().st_size for file in MODELS.rglob("*") if file.is_file())
     assert size < 25 * 2**20
-    for part in (folder.name for folder in MODELS.iterdir() if folder.is_dir()):
+    for part in {folder.name for folder in MODELS.iterdir() if folder.is_dir()} - {"aggregator"}:
         assert (MODELS / f"{part}.json").exists()
+    trained = TrainedAggregator.open(MODELS / "aggregator").manifest.training
+    assert set(trained["labels"]) | set(trained["validation_labels"]) == {
+        c.name for c in split("models") + split("fitting")
+    }
+    assert trained["history"]
+    assert str(MODELS.parents[1]) not in (MODELS / "aggregator/manifest.json").read_text()

@@ -207,3 +207,14 @@ def test_an_aggregator_of_another_vision_encoder_is_refused_with_both_fingerprin
         Finder(query_encoder, collection.index, trained)
     for part in (vision.fingerprint, query_encoder.vision.fingerprint, trained.uri):
         assert part in str(error.value)
+
+
+def test_an_aggregator_of_another_generator_is_refused_with_its_settings(
+    query_encoder: QueryEncoder, collection: Collection, tmp_path: Path
+) -> None:
+    record = record_of(query_encoder.generator)
+    other = record.model_copy(update={"fingerprint": "sha256:other", "settings": {"steps": 4}})
+    models = {"vision": record_of(query_encoder.vision), "generator": other}
+    trained = TrainedAggregator.save(tmp_path / "a", Aggregator(query_encoder.vision.dim), models, {})
+    with pytest.raises(ValueError, match=r"sha256:other, \{'steps': 4\}.*train one for this profile"):
+        Finder(query_encoder, collection.index, trained)

@@ -55,7 +55,8 @@ def evaluation(values: np.ndarray) -> Evaluation:
         for k, kind in enumerate(KINDS)
         for q in range(values.shape[2])
     ]
-    return Evaluation(pa.Table.from_pylist(rows), 0.25, 1234, 2, ["no such label"])
+    weights = {"text": 0.0, "visual": 1.0, "fused": 0.25}
+    return Evaluation(pa.Table.from_pylist(rows), weights, 1234, 2, ["no such label"])
 
 
 VALUES = np.random.default_rng(0).uniform(size=(3, 2, 5))
@@ -75,7 +76,7 @@ def test_files_are_written_and_hold_the_figures(tmp_path: Path) -> None:
     assert read_results(files[0]).equals(result.table)
     content = json.loads(files[1].read_text())
     assert content == json.loads(json.dumps(summary(result)))
-    assert (content["gallery_rows"], content["weight"], content["unlabelled"]) == (1234, 0.25, 2)
+    assert (content["gallery_rows"], content["weights"]["fused"], content["unlabelled"]) == (1234, 0.25, 2)
     assert content["labels_without_image"] == ["no such label"]
     fused = content["kinds"]["description"]["systems"]["fused"]
     assert content["kinds"]["description"]["queries"] == 5

@@ -1,0 +1,89 @@
+"""Taking over the checkpoint that the method's authors released."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from synthetic import D1, D2, directions, write_gallery
+
+from retrieval.aggregator import Aggregator
+from retrieval.artifacts import Gallery, TrainedAggregator
+from training.reference import import_reference
+
+
+def released(network: Aggregator, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The state dict as the authors save it: their names, and a template that is never used."""
+    state = {f"{prefix}self_attn.{name}": tensor for name, tensor in network.state_dict().items() if name != "lamda"}
+    template = {f"{prefix}attn_layer.in_proj_weight": torch.zeros(3, 3)}
+    return state | template | {f"{prefix}lamda": network.lamda.detach().reshape(1)}
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    rng = np.random.default_rng(0)
+    return write_gallery(tmp_path_factory.mktemp("world") / "gallery", directions(5, D1, rng), directions(5, D2, rng))
+
+
+@pytest.fixture
+def network() -> Aggregator:
+    torch.manual_seed(0)
+    network = Aggregator(D2, layers=3).eval()
+    with torch.no_grad():
+        network.lamda.fill_(0.7)
+    return network
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_an_imported_checkpoint_pools_as_the_network_it_was_saved_from(
+    tmp_path: Path, gallery: Gallery, network: Aggregator, wrap: Any, prefix: str
+) -> None:
+    torch.save(wrap(released(network, prefix)), tmp_path / "released.pth")
+    import_reference(tmp_path / "released.pth", str(tmp_path / "aggregator"), gallery)
+    opened = TrainedAggregator.open(tmp_path / "aggregator")
+    features = torch.from_numpy(directions(8, D2, np.random.default_rng(1)).reshape(2, 4, D2))
+    assert torch.equal(opened.network()(features), network(features))
+    assert opened.manifest.weight == pytest.approx(network.fusion_weight)
+    assert opened.manifest.models == gallery.manifest.models
+    assert opened.manifest.training["imported"]["file"] == "released.pth"
+    opened.check_fits(gallery)
+
+
+def test_a_checkpoint_of_another_dimension_is_refused_with_both(tmp_path: Path, gallery: Gallery) -> None:
+    torch.save(released(Aggregator(D2 + 4)), tmp_path / "released.pth")
+    with pytest.raises(ValueError, match=rf"of {D2 + 4} dimensions, those of .*gallery have {D2};"):
+        import_reference(tmp_path / "released.pth", str(tmp_path / "aggregator"), gallery)
+    assert not (tmp_path / "aggregator").exists()
+
+
+class Foreign:
+    """What a checkpoint may not hold."""
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (Foreign(), "not a checkpoint of tensors alone"),
+        ({"epoch": 3}, "holds no state dict of tensors"),
+        ({"layers.0.weight": torch.zeros(2)}, r"self_attn.layers.0.out_proj.weight is missing"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused_and_never_run(
+    tmp_path: Path, gallery: Gallery, content: Any, said: str
+) -> None:
+    torch.save(content, tmp_path / "released.pth")
+    with pytest.raises(ValueError, match=said):
+        import_reference(tmp_path / "released.pth", str(tmp_path / "aggregator"), gallery)
+
+
+def test_a_missing_file_and_a_taken_target_are_named(tmp_path: Path, gallery: Gallery, network: Aggregator) -> None:
+    with pytest.raises(ValueError, match=r"there is no file .*nowhere\.pth"):
+        import_reference(tmp_path / "nowhere.pth", str(tmp_path / "aggregator"), gallery)
+    TrainedAggregator.save(tmp_path / "taken", network, gallery.manifest.models, {})
+    torch.save(released(network), tmp_path / "released.pth")
+    with pytest.raises(ValueError, match="already holds an aggregator"):
+        import_reference(tmp_path / "released.pth", str(tmp_path / "taken"), gallery)
