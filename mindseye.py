@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import socket
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,7 +34,7 @@ Cluster = Annotated[
 
 @app.command
 def demo(folder: Path = Path("demo-out"), *, profile: Profile = "tiny", address: Cluster = None) -> None:
-    """Run the main job on a rendered gallery: embed, index, imagine, evaluate.
+    """Run the main job on a rendered gallery: embed, index, imagine, train, evaluate, serve.
 
     Parameters
     ----------
@@ -44,15 +45,33 @@ def demo(folder: Path = Path("demo-out"), *, profile: Profile = "tiny", address:
     from cluster.session import session
     from demo.run import run_demo
     from pipelines.report import results_table
+    from serving.client import search as ask
+    from serving.launch import prepare, running
 
     settings = load_profile(profile)
+
+    def say(line: str) -> None:
+        out.print(f"== {line}", style="bold")
+
     with session(address):
-        result = run_demo(folder, settings, lambda line: out.print(f"== {line}", style="bold"))
+        result = run_demo(folder, settings, say)
+        say("serving: one query over HTTP")
+        port = _free_port()
+        store = f"sqlite:{folder.absolute() / 'remembered.sqlite'}"
+        arguments = {"target": str(folder), "profile": profile, "store": store}
+        with running(prepare(arguments, port=port), everywhere=bool(address)) as url:
+            answer = ask(url, result.example, k=5)
+    out.print(f"{answer.query!r} over HTTP: ranked by {answer.stage}, λ = {answer.weight:.2f}, {answer.timings_ms} ms")
+    for found in answer.results:
+        out.print(f"  {found.score:.4f}  {found.path}")
     out.print()
     out.print(results_table(result.evaluation, f"{result.gallery.manifest.rows:,} images of unseen categories"))
     out.print(f"recall@10 of the index against exact search, by λ: {_listed(result.index.manifest.recall)}")
-    _made(*result.reports, result.index.uri)
-    _next(f"mindseye search {shlex.quote(result.example)} {folder} --sheet found.png")
+    _made(*result.made, result.index.uri)
+    _next(
+        f"mindseye serve {folder} --warm {folder}/queries",
+        f"mindseye search {shlex.quote(result.example)} {folder} --sheet found.png",
+    )
 
 
 @app.command
@@ -157,31 +176,108 @@ def evaluate(
     report
         Folder for per-query results, a plot and a contact sheet.
     aggregator
-        A trained aggregator; without one, the images of a query are averaged.
+        A trained aggregator, measured beside the mean of the images; it must not have learned from these labels.
     weight
-        λ of the fused ranking, 0 (text alone) to 1 (images alone); by default the aggregator's, else 0.5.
+        λ of the fused ranking of the mean, 0 (text alone) to 1 (images alone); by default 0.5.
     """
     from cluster.session import session
     from pipelines.contact_sheet import contact_sheet
     from pipelines.evaluate import evaluate as run
     from pipelines.report import results_table, write_report
     from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
+    from retrieval.finder import DEFAULT_WEIGHT
     from retrieval.folder import Folder
 
     images, texts = Gallery.open(gallery), QuerySet.open(query_set)
     trained = TrainedAggregator.open(aggregator) if aggregator else None
     with session(address):
-        evaluation = run(images, texts, aggregator=trained, weight=weight)
+        aggregators = {"trained": trained} if trained else {}
+        evaluation = run(images, texts, weight=DEFAULT_WEIGHT if weight is None else weight, aggregators=aggregators)
     out.print(results_table(evaluation, gallery))
     if evaluation.unlabelled:
         out.print(f"{evaluation.unlabelled} queries have no label and were not measured")
     if absent := evaluation.without_positive:
         out.print(f"{len(absent)} labels have no image in the gallery and were not measured: {', '.join(absent[:10])}")
     reports = write_report(evaluation, report)
-    sheet = contact_sheet(images, texts, evaluation.weight, aggregator=trained)
+    shown = evaluation.weights["trained" if trained else "fused"]
+    sheet = contact_sheet(images, texts, shown, aggregator=trained)
     Folder(report).write_bytes("contact-sheet.png", sheet)
     _made(*reports, f"{report}/contact-sheet.png")
     _next(f"look at {report}/contact-sheet.png")
+
+
+@app.command
+def train(
+    gallery: str,
+    query_set: str,
+    target: str,
+    *,
+    evaluation: str | None = None,
+    profile: Profile = "tiny",
+    address: Cluster = None,
+) -> None:
+    """Train the aggregator and λ on a labelled gallery and a query set of the same labels.
+
+    The same command goes on where a killed run stopped.
+
+    Parameters
+    ----------
+    gallery
+        The gallery: TARGET/gallery of mindseye index, with labels.
+    query_set
+        The query set, of the same models. Queries and gallery images of one label belong together.
+    target
+        Folder or URI of the aggregator.
+    evaluation
+        A query set that the aggregator will be measured on: labels that it shares with this one are an error.
+    """
+    from cluster.profile import load_profile
+    from cluster.session import session
+    from retrieval.artifacts import Gallery, QuerySet
+    from training.trainer import train_aggregator
+
+    settings = load_profile(profile)
+    images, texts = Gallery.open(gallery), QuerySet.open(query_set)
+    measured = QuerySet.open(evaluation) if evaluation else None
+    with session(address):
+        made = train_aggregator(images, texts, target, settings, evaluation=measured, say=out.print)
+    left, manifest = made.left_out, made.aggregator.manifest
+    if left.unlabelled or left.without_images:
+        out.print(f"left out: {left.unlabelled} queries without a label, {left.without_images} without an image")
+    if left.without_rows:
+        out.print(
+            f"left out: {len(left.without_rows)} labels without a gallery image: {', '.join(left.without_rows[:10])}"
+        )
+    before, best = made.history[0]["map"], manifest.training["validation_map"]
+    out.print(
+        f"mAP on held-out labels: {before:.3f} before training, {best:.3f} at step {manifest.training['best_step']};"
+        f" λ = {manifest.weight:.3f}"
+    )
+    _made(made.aggregator.uri, f"{made.aggregator.uri}/metrics.jsonl", f"{made.aggregator.uri}/curves.png")
+    _next(f"mindseye evaluate GALLERY QUERIES_OF_OTHER_LABELS REPORT --aggregator {target}")
+
+
+@app.command
+def import_aggregator(file: Path, target: str, like: str) -> None:
+    """Take over a checkpoint that CLETIR's authors released.
+
+    Parameters
+    ----------
+    file
+        The checkpoint (.pth); only tensors are loaded from it.
+    target
+        Folder or URI of the aggregator.
+    like
+        A gallery of the models that the checkpoint was trained with.
+    """
+    from retrieval.artifacts import Gallery
+    from training.reference import import_reference
+
+    made = import_reference(file, target, Gallery.open(like))
+    manifest = made.manifest
+    out.print(f"{manifest.layers} layers of {manifest.dim} dimensions, λ = {manifest.weight:.3f}")
+    _made(made.uri)
+    _next(f"mindseye search TEXT TARGET --aggregator {target}")
 
 
 @app.command
@@ -217,21 +313,20 @@ def search(
     seed
         Seed of the images.
     aggregator
-        A trained aggregator; without one, the images are averaged.
+        A trained aggregator; by default the profile's. Without one, the images are averaged.
     sheet
         Save a contact sheet (PNG) here.
     """
-    from cluster.models import load_query_encoder
+    from cluster.models import load_aggregator, load_query_encoder
     from cluster.profile import load_profile
-    from retrieval.artifacts import Gallery, Index, TrainedAggregator
+    from retrieval.artifacts import Gallery, Index
     from retrieval.finder import Finder
     from retrieval.folder import Folder
 
     settings = load_profile(profile)
     place = Folder(target)
     opened = Index.open(place / "index" if place.exists("index") else place)
-    trained = TrainedAggregator.open(aggregator) if aggregator else None
-    finder = Finder(load_query_encoder(settings), opened, trained)
+    finder = Finder(load_query_encoder(settings), opened, load_aggregator(settings, aggregator))
     wanted = settings.queries.images if images is None else images
     answer = finder.search(text, k, mode=mode, weight=weight, images=wanted, seed=seed)
     if answer.degraded:
@@ -260,6 +355,64 @@ def search(
 
 
 @app.command
+def serve(
+    target: str | None = None,
+    *,
+    index: str | None = None,
+    profile: Profile = "tiny",
+    aggregator: str | None = None,
+    warm: str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    store: str | None = None,
+    address: Cluster = None,
+) -> None:
+    """Put an index on the network: an HTTP API and a page. Runs until Ctrl-C.
+
+    Parameters
+    ----------
+    target
+        What mindseye index (or mindseye demo) made, or an index itself.
+    index
+        Send the service that runs at this host and port to this index, or to one version of it, and end.
+    aggregator
+        A trained aggregator; by default the profile's. Without one, the images are averaged.
+    warm
+        A query set (mindseye queries) to remember: its queries are answered without imagining them again.
+    host
+        Address to listen at; by default the profile's, which is this machine alone. Any other needs API keys.
+    port
+        Port to listen at; by default the profile's.
+    store
+        Where imagined queries are kept: sqlite:FILE, redis://HOST:PORT/DB or memory:; by default the profile's.
+    """
+    from cluster.profile import load_profile
+
+    settings = load_profile(profile).serve
+    url = f"http://{host or settings.host}:{port or settings.port}"
+    if index:
+        from serving.client import ServiceFault, switch_index
+
+        try:
+            now = switch_index(url, index)
+        except ServiceFault as fault:
+            raise ValueError(f"{url} stays with its index: {fault}") from fault
+        out.print(f"{url} serves version {now.index_version} of {index}: {now.rows:,} images", soft_wrap=True)
+        return
+    if not target:
+        raise ValueError("give what to serve: what mindseye index (or mindseye demo) made, or an index")
+    from serving.launch import launch, prepare
+
+    def up(url: str) -> None:
+        out.print(f"serving {target} at {url}  (Ctrl-C ends it)", soft_wrap=True)
+        question = shlex.quote('{"query": "yellow dotted fish"}')
+        _next(f"curl {url}/v1/search -H 'Content-Type: application/json' -d {question}")
+
+    args = {"target": target, "profile": profile, "aggregator": aggregator, "warm": warm, "store": store}
+    launch(prepare(args, host=host, port=port), address=address, up=up)
+
+
+@app.command
 def doctor(*, profile: Profile = "tiny") -> None:
     """Check this machine and the models of a profile; say what is missing and what to do."""
     from cluster.doctor import examine
@@ -274,6 +427,12 @@ def doctor(*, profile: Profile = "tiny") -> None:
     if not ok:
         sys.exit(1)
     _next("mindseye demo")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _listed(figures: dict) -> str:

@@ -12,15 +12,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from synthetic import D1, D2, directions, write_gallery, write_queries
 from tiny_artifacts import Collection
 
 import mindseye
 from cluster import doctor
+from retrieval.aggregator import Aggregator
 
-COMMANDS = ("demo", "index", "queries", "evaluate", "search", "doctor")
+COMMANDS = ("demo", "index", "queries", "evaluate", "train", "import-aggregator", "search", "doctor")
 
 
 class Said(NamedTuple):
@@ -260,6 +264,43 @@ def test_a_degraded_answer_says_so(
     assert said.code == 0
     assert "ranked by text alone: no image could be imagined (safety)" in said.out
     assert len(rows(said)) == 10
+
+
+# Training
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_training_ends_with_what_was_made_and_evaluation_refuses_the_same_labels(
+    run: Run, tmp_path: Path, profile_file: Path, ray_session: None
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = [f"label {i}" for i in range(8)]
+    gallery = write_gallery(tmp_path / "gallery", directions(40, D1, rng), directions(40, D2, rng), labels=labels * 5)
+    text, images = directions(10, D1, rng), [directions(3, D2, rng) for _ in range(10)]
+    queries = write_queries(tmp_path / "queries", text, images, labels=[*labels, None, "no such"])
+    target = tmp_path / "aggregator"
+    said = run("train", gallery.uri, queries.uri, target, "--profile", profile_file)
+    assert said.code == 0, said.err
+    assert "left out: 1 queries without a label, 0 without an image" in said.out
+    assert "left out: 1 labels without a gallery image: no such" in said.out
+    assert re.search(r"mAP on held-out labels: 0\.\d{3} before training, 0\.\d{3} at step \d+; λ = 0\.\d{3}", said.out)
+    for made in (target, target / "metrics.jsonl", target / "curves.png"):
+        assert f"  {made}" in said.out.splitlines()
+        assert made.exists()
+    refused = run("evaluate", gallery.uri, queries.uri, tmp_path / "report", "--aggregator", target)
+    one_line_error(refused, "8 labels of the training set are also in the evaluation set", "label 0, label 1")
+
+
+def test_import_aggregator_says_what_it_took_over(run: Run, collection: Collection, tmp_path: Path) -> None:
+    network = Aggregator(collection.vision_ND2.shape[1])
+    state = {f"self_attn.{name}": tensor for name, tensor in network.state_dict().items() if name != "lamda"}
+    torch.save(state | {"lamda": torch.zeros(1)}, tmp_path / "released.pth")
+    target = tmp_path / "aggregator"
+    said = run("import-aggregator", tmp_path / "released.pth", target, collection.gallery.uri)
+    assert said.code == 0
+    assert f"2 layers of {network.dim} dimensions, λ = 0.500" in said.out
+    assert f"  {target}" in said.out.splitlines()
 
 
 # Doctor

@@ -17,7 +17,7 @@ ALLOWED = {
     "pipelines": {"retrieval", "cluster"},
     "training": {"retrieval", "cluster"},
     "serving": {"retrieval", "cluster"},
-    "demo": {"retrieval", "cluster", "pipelines"},
+    "demo": {"retrieval", "cluster", "pipelines", "training"},
     "mindseye": {"retrieval", "cluster", "pipelines", "training", "serving", "demo"},
 }
 # Not installed: they stand on everything, and nothing stands on them.

@@ -1,0 +1,300 @@
+"""What the network costs: a running service against the same functions in one process, in one run.
+
+    make demo                                        # leaves the index and the queries that this takes
+    .venv/bin/python -m benchmarks.serve [--seconds 4] [--modes throughput default haproxy]
+
+For each mode of Ray Serve the real command ``mindseye serve`` is started on a free port with the demo's queries in its
+memory, and asked by an asyncio client on the same cores, at concurrency 1, 8 and 32: by text, fused with the images
+remembered, and fused with new images; time to the events ``text`` and ``fused`` of a stream; and by text while the
+generator is kept saturated. In process: ``QueryEncoder`` and the shards, as ``retrieval.finder`` calls them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import aiohttp
+import numpy as np
+import torch
+import yaml
+
+from cluster.models import load_query_encoder
+from cluster.profile import PROFILES, load_profile
+from retrieval.artifacts import Index, QuerySet, vision_vectors
+from retrieval.finder import DEFAULT_WEIGHT
+from retrieval.fusion import fused_query
+from retrieval.hits import merge_topk
+from retrieval.query import pool
+
+MODES = {
+    "throughput": {},
+    "default": {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"},
+    "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1"},
+}
+"""Environment of ``mindseye serve``, which sets what is best by these figures unless it is set already."""
+CONCURRENCY = (1, 8, 32)
+K = 10
+Body = dict[str, Any]
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    """Return p50 and p99 in milliseconds."""
+    return {"p50": float(np.percentile(seconds, 50) * 1e3), "p99": float(np.percentile(seconds, 99) * 1e3)}
+
+
+def in_process(folder: Path, queries: QuerySet, count: int = 150) -> dict[str, dict[str, float]]:
+    """The same work without a service: text to ranked rows; and from remembered vectors to ranked rows."""
+    torch.set_num_threads(1)
+    encoder = load_query_encoder(load_profile("tiny"))
+    shards = Index.open(folder / "index").shards()
+    table = queries.table()
+    features, mask = vision_vectors(table)
+    texts = table["text"].to_pylist()
+    zero = np.zeros((1, features.shape[2]), np.float32)
+
+    def by_text(i: int) -> None:
+        vlm_1D1 = encoder.text_vectors([texts[i]])
+        merge_topk([shard.search(fused_query(vlm_1D1, zero, 0.0), K) for shard in shards], K)
+
+    vectors = encoder.text_vectors(texts[:count])
+
+    def remembered(i: int) -> None:
+        visual = pool(features[i : i + 1], mask[i : i + 1])
+        joint = fused_query(vectors[i : i + 1], visual, DEFAULT_WEIGHT)
+        merge_topk([shard.search(joint, K) for shard in shards], K)
+
+    found = {}
+    for name, work in (("text", by_text), ("fused, remembered", remembered)):
+        times = []
+        for i in range(count):
+            begun = time.perf_counter()
+            work(i)
+            times.append(time.perf_counter() - begun)
+        found[name] = quantiles(times[10:])
+    return found
+
+
+@contextmanager
+def service(folder: Path, work: Path, environment: dict[str, str]) -> Iterator[tuple[str, float]]:
+    """Start ``mindseye serve``; yield its URL and the seconds that it took to be ready."""
+    settings = yaml.safe_load((PROFILES / "tiny.yaml").read_text())
+    # One client may send as much as it likes here.
+    settings["serve"]["limits"] = {"requests_per_minute": 10_000_000}
+    models = load_profile("tiny").models
+    settings["models"] |= {"vlm": models.vlm, "vision": models.vision, "aggregator": models.aggregator}
+    settings["models"]["generator"]["uri"] = models.generator.uri
+    profile = work / "bench.yaml"
+    profile.write_text(yaml.safe_dump(settings))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    store = tempfile.mkdtemp(dir=work)
+    command = [sys.executable, "-m", "mindseye", "serve", str(folder), "--profile", str(profile), "--port", str(port)]
+    command += ["--warm", str(folder / "queries"), "--store", f"sqlite:{store}/queries.sqlite"]
+    begun = time.monotonic()
+    log = (work / "serve.log").open("w")
+    process = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            if process.poll() is not None:
+                raise SystemExit(f"mindseye serve ended:\n{(work / 'serve.log').read_text()}")
+            try:
+                with urlopen(f"{url}/readyz", timeout=2) as answer:
+                    if answer.status == 200:
+                        break
+            except OSError:
+                time.sleep(0.1)
+        yield url, time.monotonic() - begun
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
+
+
+@asynccontextmanager
+async def client() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield session
+
+
+async def ask(session: aiohttp.ClientSession, url: str, body: Body) -> dict[str, Any]:
+    async with session.post(f"{url}/v1/search", json=body) as answer:
+        return {"status": answer.status} | await answer.json()
+
+
+async def load(url: str, bodies: Callable[[], Body], concurrency: int, seconds: float, stage: str) -> dict[str, float]:
+    """Keep so many requests under way for so long; every answer must have the stage."""
+    times: list[float] = []
+    faults: list[str] = []
+    until = time.perf_counter() + seconds
+
+    async with client() as session:
+
+        async def one() -> None:
+            while time.perf_counter() < until:
+                begun = time.perf_counter()
+                answer = await ask(session, url, bodies())
+                times.append(time.perf_counter() - begun)
+                if answer.get("stage") != stage:
+                    faults.append(str(answer.get("degraded") or answer.get("error")))
+
+        begun = time.perf_counter()
+        await asyncio.gather(*(one() for _ in range(concurrency)))
+        spent = time.perf_counter() - begun
+    result = quantiles(times) | {"req/s": len(times) / spent, "n": len(times)}
+    return result | ({"not as asked": len(faults)} if faults else {})
+
+
+async def stages(url: str, bodies: Callable[[], Body], count: int) -> dict[str, float]:
+    """Median milliseconds to the events ``text`` and ``fused`` of a stream, one stream at a time."""
+    times: dict[str, list[float]] = {"text": [], "fused": []}
+    async with client() as session:
+        for _ in range(count):
+            begun = time.perf_counter()
+            async with session.post(f"{url}/v1/search/stream", json=bodies()) as answer:
+                async for line in answer.content:
+                    name = line.decode().strip().removeprefix("event: ")
+                    if name in times:
+                        times[name].append(time.perf_counter() - begun)
+    return {name: float(np.median(values) * 1e3) for name, values in times.items()}
+
+
+async def saturated(url: str, text: Callable[[], Body], new: Callable[[], Body], seconds: float) -> dict[str, float]:
+    """Text at concurrency 1 while 8 clients keep asking for new images."""
+    async with client() as session:
+
+        async def imagine() -> None:
+            while True:
+                await ask(session, url, new())
+
+        busy = [asyncio.create_task(imagine()) for _ in range(8)]
+        await asyncio.sleep(1)
+        result = await load(url, text, 1, seconds, "text")
+        for task in busy:
+            task.cancel()
+        await asyncio.gather(*busy, return_exceptions=True)
+    await asyncio.sleep(2)  # what was under way ends
+    return result
+
+
+async def overload(url: str, bodies: Callable[[], Body], clients: int, seconds: float) -> dict[str, float]:
+    """So many clients, each of which comes back when a refusal says. The first second, in which all come at once, does
+    not count.
+    """
+    accepted: list[float] = []
+    refused: list[float] = []
+    begin = time.perf_counter()
+
+    async with client() as session:
+
+        async def one() -> None:
+            while (begun := time.perf_counter()) < begin + 1 + seconds:
+                async with session.post(f"{url}/v1/search", json=bodies()) as answer:
+                    await answer.read()
+                    took = time.perf_counter() - begun
+                    if begun > begin + 1:
+                        (accepted if answer.status == 200 else refused).append(took)
+                    if answer.status != 200:
+                        await asyncio.sleep(float(answer.headers.get("Retry-After", 1)))
+
+        await asyncio.gather(*(one() for _ in range(clients)))
+    result = {f"accepted {name}": value for name, value in quantiles(accepted).items()} | {"accepted": len(accepted)}
+    if refused:
+        result |= {f"refused {name}": value for name, value in quantiles(refused).items()}
+    return result | {"refused": len(refused)}
+
+
+async def measure(url: str, texts: list[str], seconds: float, concurrencies: Sequence[int]) -> dict[str, Any]:
+    rotation, seeds = itertools.cycle(texts), itertools.count(1)
+
+    def text() -> Body:
+        return {"query": next(rotation), "mode": "text", "k": K}
+
+    def remembered() -> Body:
+        return {"query": next(rotation), "k": K}
+
+    def new() -> Body:
+        return {"query": next(rotation), "k": K, "seed": next(seeds)}
+
+    found: dict[str, Any] = {"text": {}, "fused, remembered": {}, "fused, new": {}}
+    await load(url, text, 4, 1, "text")
+    for concurrency in concurrencies:
+        found["text"][concurrency] = await load(url, text, concurrency, seconds, "text")
+        found["fused, remembered"][concurrency] = await load(url, remembered, concurrency, seconds, "fused")
+        found["fused, new"][concurrency] = await load(url, new, concurrency, seconds, "fused")
+        await asyncio.sleep(1)
+    room = load_profile("tiny").serve.ingress.ongoing
+    found["at capacity"] = await overload(url, text, room, seconds)
+    found["at 4 × capacity"] = await overload(url, text, 4 * room, 2 * seconds)
+    found["after"] = await load(url, text, 1, seconds, "text")
+    found["stream, new"] = await stages(url, new, 5)
+    found["text before"] = await load(url, text, 1, 2 * seconds, "text")
+    found["text, generator saturated"] = await saturated(url, text, new, 2 * seconds)
+    return found
+
+
+def report(mode: str, ready: float, found: dict[str, Any], alone: dict[str, dict[str, float]]) -> dict[str, float]:
+    print(f"\n{mode}: ready after {ready:.1f} s")
+    for name in ("text", "fused, remembered", "fused, new"):
+        for concurrency, cell in found[name].items():
+            unlike = f"  {cell['not as asked']} not as asked" if "not as asked" in cell else ""
+            print(
+                f"  {name:18} × {concurrency:2}  p50 {cell['p50']:8.1f} ms  p99 {cell['p99']:8.1f} ms"
+                f"  {cell['req/s']:7.1f} req/s{unlike}"
+            )
+    print("  stream of new images:", ", ".join(f"{k} after {v:.1f} ms" for k, v in found["stream, new"].items()))
+    for name in ("at capacity", "at 4 × capacity", "after"):
+        print(f"  text {name}:", ", ".join(f"{k} {v:.1f}" for k, v in found[name].items()))
+    text, hit = found["text"][1]["p50"], found["fused, remembered"][1]["p50"]
+    aims = {
+        "text p50 over in-process, ms (aim ≤ 8)": text - alone["text"]["p50"],
+        "text p50 / in-process": text / alone["text"]["p50"],
+        "fused remembered / text, p50 (aim ≤ 1.3)": hit / text,
+        "text p99, generator saturated / not (aim ≤ 1.5)": found["text, generator saturated"]["p99"]
+        / found["text before"]["p99"],
+    }
+    for name, value in aims.items():
+        print(f"  {name}: {value:.2f}")
+    return aims
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, default=Path("demo-out"), help="what make demo left")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each cell")
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--concurrency", type=int, nargs="+", default=CONCURRENCY, help="1 must be among them")
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    arguments = parser.parse_args()
+    queries = QuerySet.open(arguments.demo / "queries")
+    texts = [row["text"] for row in queries.table(["id", "text", "kind"]).to_pylist() if row["kind"] == "name"]
+    alone = in_process(arguments.demo, queries)
+    for name, cell in alone.items():
+        print(f"in process: {name:18} p50 {cell['p50']:.1f} ms, p99 {cell['p99']:.1f} ms")
+    everything: dict[str, Any] = {"in process": alone}
+    with tempfile.TemporaryDirectory() as work:
+        for mode in arguments.modes:
+            with service(arguments.demo.absolute(), Path(work), MODES[mode]) as (url, ready):
+                found = asyncio.run(measure(url, texts, arguments.seconds, arguments.concurrency))
+            everything[mode] = {"ready": ready} | found | {"aims": report(mode, ready, found, alone)}
+    if arguments.json:
+        arguments.json.write_text(json.dumps(everything, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""The HTTP API, version 1: what is asked and answered at which path, and what every error looks like."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from cluster.profile import Limits, ServeSettings
+from retrieval.images import ImageRejected
+from serving.calls import Trouble, Unavailable
+from serving.gallery import GalleryPictures
+from serving.limits import BodyLimit, RateLimit
+from serving.messages import Served
+from serving.middleware import Key, Keys, LastResort, LoopbackNames, RequestId, SecurityHeaders, request_id
+from serving.protocol import Fault, FaultAnswer, IndexSwitch, Info, Mode, SearchAnswer, SearchRequest
+from serving.search import Event, Search
+
+PAGE = Path(__file__).parent / "page"
+OPEN_PATHS = ("/", "/page/*", "/healthz", "/readyz", "/openapi.json")
+"""What needs no API key."""
+FREE_PATHS = (*OPEN_PATHS, "/v1/images/*", "/v1/imagined/*")
+"""What does not count as a request: a page shows dozens of pictures for each search."""
+RETRY_SECONDS = 1
+_STATUS: Mapping[Trouble, int] = {"busy": 503, "down": 503, "starting": 503, "late": 504, "failed": 500}
+_STATUS_CODES = {404: "not-found", 405: "method-not-allowed", 415: "not-a-picture"}
+# Parameters of a GET that are text; all others are written as in JSON.
+_TEXTS = {"query", "kind", "mode"}
+_STILL = {"Cache-Control": "private, max-age=3600"}
+
+
+class BadRequest(ValueError):
+    """A request that can not be answered, for the sake of one field."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def make_api(
+    search: Search,
+    settings: ServeSettings,
+    keys: Sequence[Key],
+    *,
+    store: str,
+    aggregator: str | None,
+    behind_serve: bool,
+) -> FastAPI:
+    """Make the ASGI application of a service.
+
+    Args:
+        keys: who may ask; without any, everyone who can reach it.
+        store: its URI, where requests are counted if it is a Redis.
+        aggregator: the name to show.
+        behind_serve: Serve's proxy writes the request id into answers itself.
+    """
+    limits = settings.limits
+    guards = [
+        Middleware(RequestId, echo=not behind_serve),
+        Middleware(SecurityHeaders),
+        Middleware(LastResort),
+        Middleware(Keys, keys, open_paths=OPEN_PATHS) if keys else Middleware(LoopbackNames),
+        Middleware(RateLimit, per_minute=limits.requests_per_minute, store=store, free_paths=FREE_PATHS),
+        Middleware(BodyLimit, max_bytes=limits.body_bytes, seconds=limits.body_seconds),
+    ]
+    # Its pages of documentation load scripts from elsewhere.
+    api = FastAPI(
+        title="mindseye",
+        summary="Finds every image of a category from words or from a picture.",
+        version=version("mindseye"),
+        docs_url=None,
+        redoc_url=None,
+        middleware=guards,
+        responses={code: {"model": FaultAnswer} for code in (422, 429, 503, 504)},
+    )
+    _answer_faults(api)
+    pictures = GalleryPictures(search)
+
+    @api.post("/v1/search", tags=["search"])
+    async def search_by_text(body: SearchRequest) -> SearchAnswer:
+        """Answer once: with the fused ranking, or with the best that there is by the deadline."""
+        return await search.answer(within(body, limits), request_id.get())
+
+    @api.post("/v1/search/stream", tags=["search"], response_class=EventStream, responses=EventStream.DOCUMENTED)
+    async def stream_by_text(body: SearchRequest) -> Response:
+        """Answer in stages, as server-sent events."""
+        return await EventStream.of(search.stages(within(body, limits), request_id.get()))
+
+    @api.get(
+        "/v1/search/stream",
+        tags=["search"],
+        response_class=EventStream,
+        responses=EventStream.DOCUMENTED,
+        openapi_extra={"parameters": _parameters(SearchRequest)},
+    )
+    async def stream_by_parameters(body: Annotated[SearchRequest, Depends(from_parameters)]) -> Response:
+        """The same for `EventSource`, which can only GET. `drop` may be given several times."""
+        return await stream_by_text(body)
+
+    @api.post(
+        "/v1/search/image",
+        tags=["search"],
+        openapi_extra={"requestBody": {"required": True, "content": {"image/*": {"schema": {"format": "binary"}}}}},
+    )
+    async def search_by_picture(
+        request: Request,
+        k: Annotated[int, Query(ge=1)] = 10,
+        mode: Mode = "fused",
+        weight: Annotated[float | None, Query(ge=0, le=1, allow_inf_nan=False)] = None,
+    ) -> SearchAnswer:
+        """Rank by a picture: the request's body is its file, of a content type `image/…`."""
+        if not request.headers.get("content-type", "").startswith("image/"):
+            raise HTTPException(415, "the body must be a picture, with its content type, such as image/jpeg")
+        _check("k", k, limits.k)
+        return await search.by_picture(await request.body(), request_id.get(), k=k, mode=mode, weight=weight)
+
+    @api.get("/v1/images/{id:path}", tags=["pictures"], response_class=Response)
+    async def gallery_picture(id: str, size: Literal["full", "thumbnail"] = "full") -> Response:
+        """A picture of the gallery, by the id of a result."""
+        picture = await pictures.picture(id, small=size == "thumbnail")
+        if picture is None:
+            raise HTTPException(404, "the gallery has no picture of this id")
+        return Response(picture.data, media_type=picture.media_type, headers=_STILL)
+
+    @api.get("/v1/imagined/{key}/{index}", tags=["pictures"], response_class=Response)
+    async def imagined_picture(key: str, index: int) -> Response:
+        """An imagined picture, small."""
+        data = await search.memory.remembered_image(key, index)
+        if data is None:
+            raise HTTPException(404, "no such picture is remembered")
+        return Response(data, media_type="image/jpeg", headers=_STILL)
+
+    @api.get("/v1/info", tags=["service"])
+    async def info() -> Info:
+        """What is served, and the limits of a request."""
+        return _info(await search.served())
+
+    @api.put("/v1/index", tags=["service"])
+    async def switch_index(body: IndexSwitch) -> Info:
+        """Serve another index, or another version of it, from now on. Answers when that is so."""
+        return _info(await search.switch(body.index))
+
+    @api.get("/healthz", tags=["service"])
+    async def health() -> dict[str, str]:
+        """This replica of the API is alive."""
+        return {"status": "alive"}
+
+    @api.get("/readyz", tags=["service"])
+    async def readiness() -> dict[str, str]:
+        """Every part of the service has answered once."""
+        if not search.ready:
+            raise Unavailable("the service", "starting")
+        return {"status": "ready"}
+
+    @api.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html")
+
+    def _info(served: Served) -> Info:
+        return Info(
+            version=api.version,
+            index=_last_part(served.version.removesuffix(f"/{served.name}")),
+            index_version=served.name,
+            rows=served.rows,
+            shards=served.shards,
+            models={role: _last_part(uri) for role, uri in served.models.items()},
+            aggregator=aggregator and _last_part(aggregator),
+            weight=served.weight,
+            images=search.defaults.images,
+            limits=limits.model_dump(),
+            examples=search.examples,
+        )
+
+    api.mount("/page", StaticFiles(directory=PAGE))
+    return api
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events (WHATWG HTML, §9.2): ``text``, ``imagined``, ``fused`` and ``done``, or ``error`` at last."""
+
+    media_type = "text/event-stream"
+    DOCUMENTED: ClassVar[dict[int | str, dict[str, Any]]] = {
+        200: {
+            "description": "Events `text` and `fused` (a SearchAnswer), `imagined` (an ImaginedEvent), `done` ({}) or,"
+            " in the place of what is missing, `error` (a FaultAnswer).",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        }
+    }
+
+    @classmethod
+    async def of(cls, stages: AsyncGenerator[Event]) -> EventStream:
+        """Wait for the first stage, so that a search that fails at once is answered by an error in the usual way."""
+        try:
+            first = await anext(stages)
+        except BaseException:
+            await stages.aclose()
+            raise
+        return cls(_events(first, stages), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+
+async def _events(first: Event, stages: AsyncGenerator[Event]) -> AsyncGenerator[str]:
+    async with aclosing(stages):
+        try:
+            yield _event(*first)
+            async for name, data in stages:
+                yield _event(name, data)
+        except (Unavailable, ValueError) as error:
+            yield _event("error", _fault(error)[1])
+        else:
+            yield "event: done\ndata: {}\n\n"
+
+
+def _event(name: str, data: BaseModel) -> str:
+    return f"event: {name}\ndata: {data.model_dump_json()}\n\n"
+
+
+def within(request: SearchRequest, limits: Limits) -> SearchRequest:
+    """The request, if it asks for no more than it may.
+
+    Raises:
+        BadRequest: it does.
+    """
+    if len(request.query) > limits.query_characters:
+        most, given = limits.query_characters, len(request.query)
+        raise BadRequest("query", f"a query may have at most {most:,} characters, and this one has {given:,}")
+    _check("k", request.k, limits.k)
+    _check("images", request.images or 1, limits.images)
+    _check("drop", len(request.drop), limits.images)
+    return request
+
+
+def _check(field: str, given: int, most: int) -> None:
+    if given > most:
+        raise BadRequest(field, f"{field} may be at most {most:,}, and is {given:,}")
+
+
+def from_parameters(request: Request) -> SearchRequest:
+    """A search from the parameters of its address."""
+    given: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        parsed = value if name in _TEXTS else _as_json(value)
+        if name == "drop":
+            given.setdefault(name, []).append(parsed)
+        else:
+            given[name] = parsed
+    try:
+        return SearchRequest.model_validate(given)
+    except ValidationError as error:
+        raise RequestValidationError([{**one, "loc": ("query", *one["loc"])} for one in error.errors()]) from error
+
+
+def _as_json(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value  # to be refused with the words for this field
+
+
+def _parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
+    schema = model.model_json_schema()
+    required = schema["required"]
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": field}
+        for name, field in schema["properties"].items()
+    ]
+
+
+def _answer_faults(api: FastAPI) -> None:
+    """Every error is a FaultAnswer."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        status, body = _fault(error)
+        headers = dict(getattr(error, "headers", None) or {})
+        if status == 503:
+            headers["Retry-After"] = str(RETRY_SECONDS)
+        return JSONResponse(body.model_dump(), status, headers)
+
+    for kind in (HTTPException, RequestValidationError, Unavailable, ValueError):
+        api.add_exception_handler(kind, answer)
+
+
+def _fault(error: Exception) -> tuple[int, FaultAnswer]:
+    """Status and body of the answer to a request that failed so."""
+    status, code, message, field = 422, "invalid", str(error), None
+    match error:
+        case Unavailable():
+            status, code = _STATUS[error.trouble], str(error.trouble)
+        case HTTPException():
+            status, code, message = error.status_code, _STATUS_CODES.get(error.status_code, "refused"), error.detail
+        case RequestValidationError():
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"][1:])) or None  # after where it was: body, query or path
+            message = f"{field or 'the request'}: {first['msg']}"
+        case BadRequest():
+            code, field = "over-the-limit", error.field
+        case ImageRejected():
+            code = error.reason
+    return status, FaultAnswer(error=Fault(code=code, message=message, field=field), request_id=request_id.get())
+
+
+def _last_part(uri: str) -> str:
+    """What may be shown of a URI: nothing of this machine's folders."""
+    return uri.rstrip("/").rsplit("/", 1)[-1]

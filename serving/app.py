@@ -1,0 +1,125 @@
+"""The graph of deployments, built for Serve: by ``mindseye serve``, by ``serve run serving/config.yaml``, by tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.schema import LoggingConfig
+
+from cluster.models import load_aggregator
+from cluster.profile import Profile, Replicas, load_profile
+from retrieval.artifacts import QuerySet
+from retrieval.folder import Folder
+from serving.encoders import VisionTower, VLMTowers
+from serving.generator import ImaginingGenerator
+from serving.ingress import Ingress, Service
+from serving.memory import warm
+from serving.pointer import pointed_at
+from serving.ranker import Ranker
+from serving.search import Defaults, Parts
+from serving.shards import IndexShard
+from serving.store import open_store
+
+LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)
+"""One JSON object a line. Serve's own line for each request costs throughput, and the ingress has metrics."""
+
+
+class ServeArgs(BaseModel):
+    """What a service is made of."""
+
+    model_config = ConfigDict(extra="forbid")
+    target: str
+    """What ``mindseye index`` or ``mindseye demo`` made, or an index itself."""
+    profile: str = "tiny"
+    """A shipped profile, or a YAML file that every node has."""
+    aggregator: str | None = None
+    """By default the profile's."""
+    warm: str | None = None
+    """A query set to remember."""
+    store: str | None = None
+    """Where imagined queries are kept (``serving.store``); by default the profile's, else a file of this user."""
+
+
+def build(args: ServeArgs) -> Application:
+    """Build the application: the ingress in front of everything that it asks.
+
+    Raises:
+        ValueError: an artifact or the profile is not there or not fit; the message says which and what to do.
+    """
+    return front(plan(args))
+
+
+def front(service: Service) -> Application:
+    """Bind the ingress of a planned service."""
+    busy = BackpressureConfig(status_code=503, retry_after_s=1)
+    return _scaled(Ingress, service.profile.serve.ingress, backpressure_config=busy).bind(service)
+
+
+def plan(args: ServeArgs) -> Service:
+    """Bind every deployment but the ingress, for which this is all that it needs; errors are those of ``build``."""
+    profile = load_profile(args.profile)
+    index, store = index_uri(args.target), store_uri(args.store, profile)
+    count = len(pointed_at(open_store(store), index).manifest.shards)
+    fingerprint = None
+    aggregator = load_aggregator(profile, args.aggregator)
+    learned = aggregator.uri if aggregator else None
+    if args.warm:
+        queries = QuerySet.open(args.warm)
+        warm(open_store(store), queries)
+        fingerprint = queries.manifest.models["generator"].fingerprint
+    settings = profile.serve
+    vision = _scaled(VisionTower, settings.vision).bind(profile)
+    vlm = _scaled(VLMTowers, settings.vlm).bind(profile)
+    generator = None
+    if settings.generator.max_replicas:
+        generator = _scaled(ImaginingGenerator, settings.generator).bind(profile, vision)
+    shards = [
+        _scaled(IndexShard, settings.shards, shard=i, name=f"Shard{i}").bind(i, count, index, store)
+        for i in range(count)
+    ]
+    encoders = {"vlm": vlm, "vision": vision}
+    ranker = _scaled(Ranker, settings.ranker).bind(profile, index, learned, store, encoders, shards)
+    defaults = Defaults(profile.queries.images, fingerprint)
+    return Service(profile, Parts(vlm, vision, generator, ranker), store, defaults, learned, count)
+
+
+def index_uri(target: str) -> str:
+    """Return the URI of the index in what ``mindseye index`` made, or of ``target`` itself."""
+    place = Folder(target)
+    return (place / "index" if place.exists("index") else place).uri
+
+
+def store_uri(given: str | None, profile: Profile) -> str:
+    """Return the store that is given, else the profile's, else a file in this user's cache."""
+    if uri := given or profile.serve.store:
+        return uri
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mindseye"
+    cache.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:{cache / 'queries.sqlite'}"
+
+
+def _scaled(deployment: Any, replicas: Replicas, shard: int | None = None, **further: Any) -> Any:
+    """The deployment with what the profile says of its replicas."""
+    actor: dict[str, Any] = {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus}
+    if replicas.node_label:
+        key, value = replicas.node_label.format(shard=shard).split("=")
+        actor |= {"label_selector": {key: value}, "fallback_strategy": [{"label_selector": {}}]}
+    return deployment.options(
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=replicas.min_replicas,
+            max_replicas=replicas.max_replicas,
+            target_ongoing_requests=max(1, replicas.ongoing / 2),
+        ),
+        max_ongoing_requests=replicas.ongoing,
+        max_queued_requests=replicas.queued,
+        ray_actor_options=actor,
+        logging_config=LOGGING,
+        health_check_period_s=5,
+        graceful_shutdown_timeout_s=5,
+        **further,
+    )

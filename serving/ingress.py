@@ -1,0 +1,71 @@
+"""The ingress: the HTTP API in front of the graph, with the search and its memory in it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from ray import serve
+
+from cluster.profile import Profile
+from serving.api import make_api
+from serving.calls import Unavailable
+from serving.memory import Memory
+from serving.middleware import read_keys
+from serving.search import Defaults, Parts, Search
+from serving.store import open_store
+
+AGAIN_SECONDS = 1
+
+log = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True)
+class Service:
+    """All that an ingress needs: the other deployments, the store's URI, and what a request may leave out."""
+
+    profile: Profile
+    parts: Parts
+    store: str
+    defaults: Defaults
+    aggregator: str | None
+    shards: int
+    """Deployments of shards."""
+
+    def search(self) -> Search:
+        memory = Memory(open_store(self.store), self.profile.serve.memory_entries)
+        return Search(self.parts, memory, self.profile.serve, self.defaults)
+
+    def api(self, search: Search, *, behind_serve: bool) -> FastAPI:
+        settings = self.profile.serve
+        keys = read_keys(settings.keys_file) if settings.keys_file else []
+        return make_api(search, settings, keys, store=self.store, aggregator=self.aggregator, behind_serve=behind_serve)
+
+
+@serve.deployment
+@serve.ingress()
+class Ingress:
+    """Serves `serving.api`. It answers `/readyz` once all other deployments have answered it."""
+
+    async def __init__(self, service: Service) -> None:  # type: ignore[misc]  # Serve awaits it
+        self.search = service.search()
+        self._api = service.api(self.search, behind_serve=True)
+        self._warming = asyncio.create_task(self._warm_up())
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._api
+
+    async def check_health(self) -> None:
+        """The parts have checks of their own; here it is that warming up goes on until it is done."""
+        if self._warming.done() and not self.search.ready:
+            raise RuntimeError("warming up ended before every part of the service had answered")
+
+    async def _warm_up(self) -> None:
+        while not self.search.ready:
+            try:
+                await self.search.warm_up()
+            except (Unavailable, ValueError) as error:
+                log.warning("not ready yet: %s", error)
+                await asyncio.sleep(AGAIN_SECONDS)

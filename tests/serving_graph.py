@@ -1,0 +1,35 @@
+"""The service's graph in this process: Serve's local testing mode, without Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+from ray.serve import batching
+
+from serving.app import ServeArgs, plan
+from serving.ingress import Service
+
+# Ray 2.60: a batch queue looks for its replica, only to compare two settings, and in local testing mode there is none.
+batching._BatchQueue._warn_if_max_batch_size_exceeds_max_ongoing_requests = lambda self: None
+
+
+@serve.deployment
+class Held:
+    """Keeps what it was bound to: handles, once Serve has made them of the bound deployments."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def value(self) -> Any:
+        return self._value
+
+
+def local(bound: Any) -> Any:
+    """Return ``bound`` with a handle in the place of every bound deployment; each of them runs in a thread here."""
+    held = serve.run(Held.bind(bound), _local_testing_mode=True)
+    return held.value.remote().result()
+
+
+def local_service(**args: Any) -> Service:
+    return local(plan(ServeArgs(**args)))

@@ -1,0 +1,622 @@
+"""The page, used in a real browser against the service's own app: headless Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import queue
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import uvicorn
+from serving_graph import local_service
+from tiny_artifacts import write_collection
+
+from retrieval.query import QueryEncoder
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="the page is tested in a browser, driven by Playwright: make install"
+)
+expect, Page, Route = playwright.expect, playwright.Page, playwright.Route
+
+CHROMIUM = "apt-get install chromium (or put chromium, chromium-browser or google-chrome on the PATH)"
+QUERY = "yellow dotted fish"
+SOON = 20_000  # milliseconds for what takes a model
+ATTACK = "<img src=x onerror='window.attacked = true'>.jpg"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    """The path of a Chromium; skips where there is none."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    pytest.skip(f"no Chromium is installed: {CHROMIUM}")
+
+
+@pytest.fixture(scope="module")
+def address(
+    chromium: str, tmp_path_factory: pytest.TempPathFactory, query_encoder: QueryEncoder, profile_file: Path
+) -> Iterator[str]:
+    """Where the service runs: its own app and graph, with tiny models and 48 images, in a thread of this process.
+
+    ``chromium`` comes first, for without it none of this is needed.
+    """
+    made = write_collection(
+        tmp_path_factory.mktemp("page"), query_encoder.vlm, query_encoder.vision, categories=12, each=4
+    )
+    service = local_service(target=str(made.folder), profile=str(profile_file), store="memory:")
+    started: queue.SimpleQueue[uvicorn.Server | Exception] = queue.SimpleQueue()
+
+    async def serve() -> None:
+        search = service.search()
+        await search.warm_up()
+        api = service.api(search, behind_serve=False)
+        server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_level="error"))
+        running = asyncio.create_task(server.serve())
+        while not server.started and not running.done():
+            await asyncio.sleep(0.01)
+        started.put(server)
+        await running
+
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        except Exception as error:
+            started.put(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    server = started.get(timeout=100)
+    if isinstance(server, Exception):
+        raise server
+    yield "http://{}:{}".format(*server.servers[0].sockets[0].getsockname())
+    server.should_exit = True
+    thread.join(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str, address: str) -> Iterator[Any]:
+    """A running browser; after the service, whose start must not find Playwright's event loop in its thread."""
+    with playwright.sync_playwright() as driver:
+        # Root may not use Chromium's sandbox, and containers give little shared memory.
+        arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
+        started = driver.chromium.launch(executable_path=chromium, args=arguments)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser: Any, address: str) -> Iterator[Callable[..., Page]]:
+    """Open the page at a path of the service, with settings of a browser context.
+
+    An error that it writes to the console or does not catch fails the test, unless it matches ``expected``.
+    """
+    contexts, faults = [], []
+
+    def open_page(path: str = "/", *, expected: str = "(?!)", **settings: Any) -> Page:
+        context = browser.new_context(base_url=address, **settings)
+        context.set_default_timeout(SOON)
+        page = context.new_page()
+        contexts.append(context)
+
+        def note(said: str) -> None:
+            if not re.search(expected, said):
+                faults.append(said)
+
+        page.on("console", lambda message: note(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: note(str(error)))
+        page.goto(path)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not faults
+
+
+def order(page: Page) -> list[str]:
+    """The thumbnails' addresses, in the order in which they are on the page."""
+    return page.eval_on_selector_all("#results img", "images => images.map(image => image.dataset.url)")
+
+
+def asked(page: Page, **request: Any) -> list[str]:
+    """What the API itself answers, in the form of ``order``."""
+    answer = page.request.post("/v1/search", data={"query": QUERY, "k": 24, **request})
+    assert answer.ok, answer.text()
+    return [result["thumbnail"] for result in answer.json()["results"]]
+
+
+def shows(page: Page, expected: list[str]) -> None:
+    """Wait until the page shows these, in this order."""
+    page.wait_for_function(
+        "expected => [...document.querySelectorAll('#results img')].map(i => i.dataset.url).join(' ') === expected",
+        arg=" ".join(expected),
+    )
+
+
+def settled(page: Page) -> None:
+    """Wait for the end of the search that is under way."""
+    expect(page.locator("#found")).to_have_attribute("aria-busy", "false", timeout=SOON)
+    expect(page.locator("#results li").first).to_be_visible(timeout=SOON)
+
+
+def search(page: Page, text: str = QUERY) -> None:
+    page.get_by_role("searchbox").fill(text)
+    page.keyboard.press("Enter")
+    settled(page)
+
+
+def event(name: str, data: dict[str, Any]) -> str:
+    return f"event: {name}\r\ndata: {json.dumps(data)}\r\n\r\n"
+
+
+def streams(page: Page, *events: tuple[str, dict[str, Any]]) -> None:
+    """From now on a search is answered by these events, in one piece."""
+    body = ": a comment\r\n\r\n" + "".join(event(*one) for one in events)
+    page.route("**/v1/search/stream", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+
+
+def answer_by_text(page: Page, **changes: Any) -> dict[str, Any]:
+    """A true answer, ranked by text, changed."""
+    return page.request.post("/v1/search", data={"query": QUERY, "k": 24, "mode": "text"}).json() | changes
+
+
+FAULT = {"error": {"code": "overloaded", "message": "all places are taken", "field": None}, "request_id": "r-17"}
+
+
+def test_words_first_then_the_fused_order_and_the_way_between_is_seen(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.evaluate(
+        """() => {
+          window.seen = [];
+          new MutationObserver(() => window.seen.push({
+            status: document.getElementById('status').textContent,
+            order: [...document.querySelectorAll('#results img')].map(image => image.dataset.url),
+            moving: [...document.querySelectorAll('#results li')].filter(card => card.getAnimations().length).length,
+          })).observe(document.getElementById('status'), {childList: true, characterData: true, subtree: true});
+        }"""
+    )
+    search(page)
+    by_text, fused = asked(page, mode="text"), asked(page)
+    assert by_text != fused
+    seen = page.evaluate("window.seen")
+    first = next(i for i, moment in enumerate(seen) if moment["order"] == by_text)
+    assert "ranked by your words" in seen[first]["status"]
+    last = seen[-1]
+    assert last["order"] == fused
+    assert "imagined picture" in last["status"]
+    assert last["moving"] > 0
+    assert page.locator("#imagined img").count() == page.request.get("/v1/info").json()["images"]
+    assert page.title() == f"{QUERY} – mindseye"
+    assert parse_qs(urlsplit(page.url).query) == {"q": [QUERY]}
+    for image in page.locator("#imagined img").all():
+        expect(image).to_have_js_property("complete", True)
+        assert image.evaluate("image => image.naturalWidth") > 0
+
+
+def test_nothing_moves_for_those_who_do_not_want_it(visit: Callable[..., Page]) -> None:
+    page = visit(reduced_motion="reduce")
+    page.evaluate(
+        """() => {
+          window.moving = 0;
+          new MutationObserver(() => (window.moving += document.getAnimations().length))
+            .observe(document.getElementById('results'), {childList: true, subtree: true, attributes: true});
+        }"""
+    )
+    search(page)
+    assert page.evaluate("window.moving") == 0
+
+
+def test_the_weight_ranks_anew_without_imagining_anew(visit: Callable[..., Page]) -> None:
+    page = visit()
+    search(page)
+    calls: list[tuple[str, Any]] = []
+    page.on("request", lambda r: calls.append((urlsplit(r.url).path, r.post_data_json)) if r.method == "POST" else None)
+    slider = page.get_by_role("slider", name="Ranked by")
+    slider.focus()
+    page.keyboard.press("End")
+    shows(page, asked(page, weight=1))
+    expect(slider).to_have_attribute("aria-valuetext", "words 0%, imagined pictures 100%")
+    assert parse_qs(urlsplit(page.url).query)["w"] == ["1.00"]
+    for _ in range(10):
+        page.keyboard.press("ArrowLeft")
+    shows(page, asked(page, weight=0.9))
+    page.keyboard.press("Home")
+    shows(page, asked(page, mode="text"))
+    settled(page)
+    assert {path for path, _ in calls} == {"/v1/search"}
+    assert len(calls) < 8, "a slider in motion asks for every position"
+    page.get_by_role("button", name="Reset").click()
+    shows(page, asked(page))
+    assert "w" not in parse_qs(urlsplit(page.url).query)
+
+
+def test_a_stale_ranking_is_given_up(visit: Callable[..., Page]) -> None:
+    page = visit()
+    search(page)
+    held: list[Route] = []
+    gone: list[str] = []
+    page.on("requestfailed", lambda request: gone.append(request.failure))
+
+    def hold_the_first(route: Route) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route("**/v1/search", hold_the_first)
+    page.get_by_role("slider").focus()
+    with page.expect_request("**/v1/search"):
+        page.keyboard.press("End")
+    page.keyboard.press("Home")
+    shows(page, asked(page, mode="text"))
+    settled(page)
+    assert gone == ["net::ERR_ABORTED"]
+
+
+def test_the_weight_may_be_moved_while_images_are_being_made(visit: Callable[..., Page]) -> None:
+    page = visit()
+    held: list[Route] = []
+    page.route("**/v1/search/stream", lambda route: held.append(route))
+    with page.expect_request("**/v1/search/stream"):
+        page.get_by_role("searchbox").fill(QUERY)
+        page.keyboard.press("Enter")
+    page.get_by_role("slider").focus()
+    page.keyboard.press("End")
+    page.wait_for_timeout(300)  # longer than the page waits for the slider to rest
+    [route] = held
+    route.continue_()
+    shows(page, asked(page, weight=1))
+    assert len(held) == 1, "what is being imagined was asked for again"
+
+
+def test_imagined_pictures_are_left_out_and_taken_back(visit: Callable[..., Page]) -> None:
+    page = visit()
+    search(page)
+    pictures = page.get_by_role("list", name="Imagined pictures").get_by_role("button")
+    expect(pictures.first).to_have_attribute("aria-pressed", "true")
+    expect(pictures.first).to_have_accessible_name(re.compile(r"^Imagined picture 1 of \d+, used, share \d+%$"))
+    pictures.first.click()
+    shows(page, asked(page, drop=[0]))
+    expect(pictures.first).to_have_attribute("aria-pressed", "false")
+    expect(pictures.first).to_contain_text("left out")
+    assert parse_qs(urlsplit(page.url).query)["drop"] == ["0"]
+    for picture in pictures.all()[1:]:
+        picture.click()
+    shows(page, asked(page, mode="text"))
+    expect(page.get_by_role("status")).to_contain_text("ranked by your words")
+    page.get_by_role("button", name="Take back").click()
+    shows(page, asked(page))
+
+
+def test_imagining_anew_asks_for_other_images(visit: Callable[..., Page]) -> None:
+    page = visit()
+    search(page)
+    page.get_by_role("button", name="Imagine anew").click()
+    page.wait_for_url("**seed=1**")
+    shows(page, asked(page, seed=1))
+
+
+def test_a_shared_address_gives_the_same_ranking_and_back_goes_back(visit: Callable[..., Page]) -> None:
+    page = visit("/?q=yellow+dotted+fish&w=0.80&drop=0")
+    settled(page)
+    shows(page, asked(page, weight=0.8, drop=[0]))
+    search(page, "red striped star")
+    expect(page.get_by_role("heading", level=1)).to_have_text("red striped star")
+    page.go_back()
+    expect(page.get_by_role("heading", level=1)).to_have_text(QUERY)
+    shows(page, asked(page, weight=0.8, drop=[0]))
+    page.go_forward()
+    expect(page.get_by_role("searchbox")).to_have_value("red striped star")
+
+
+def test_words_alone_are_a_whole_answer(visit: Callable[..., Page]) -> None:
+    page = visit("/?q=yellow+dotted+fish&w=0")
+    settled(page)
+    shows(page, asked(page, mode="text"))
+    expect(page.locator("#mind")).to_contain_text("words alone")
+    expect(page.get_by_role("button", name="Show more")).to_be_visible()
+    page.get_by_role("button", name="Show more").click()
+    shows(page, asked(page, mode="text", k=48))
+
+
+@pytest.fixture
+def picture(visit: Callable[..., Page]) -> dict[str, Any]:
+    """A picture of the gallery, as a file for uploading and as the ranking that it gives."""
+    page = visit()
+    found = page.request.post("/v1/search", data={"query": QUERY, "k": 1, "mode": "text"}).json()["results"][0]
+    data = page.request.get(found["url"]).body()
+    kind = "image/png" if data.startswith(b"\x89PNG") else "image/jpeg"
+    answer = page.request.post("/v1/search/image?k=24", data=data, headers={"Content-Type": kind}).json()
+    ranked = [result["thumbnail"] for result in answer["results"]]
+    assert found["thumbnail"] in ranked
+    return {"file": {"name": "mine", "mimeType": kind, "buffer": data}, "ranked": ranked}
+
+
+HAND_OVER = """([name, target, code, kind]) => {
+  const bytes = Uint8Array.from(atob(code), letter => letter.charCodeAt(0));
+  const carried = new DataTransfer();
+  carried.items.add(new File([bytes], 'mine', {type: kind}));
+  const options = {bubbles: true, cancelable: true};
+  const event = name === 'paste'
+    ? new ClipboardEvent(name, {...options, clipboardData: carried})
+    : new DragEvent(name, {...options, dataTransfer: carried});
+  document.querySelector(target).dispatchEvent(event);
+}"""
+
+
+def test_a_picture_is_searched_with_by_button_by_dropping_and_by_pasting(
+    visit: Callable[..., Page], picture: dict[str, Any]
+) -> None:
+    page = visit()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Search with a picture").click()
+    chooser.value.set_files(picture["file"])
+    settled(page)
+    assert order(page) == picture["ranked"]
+    expect(page.get_by_role("heading", level=1)).to_have_text("Like your picture")
+    page.get_by_role("slider").focus()
+    page.keyboard.press("Home")
+    expect(page.get_by_role("slider")).to_have_attribute("aria-valuetext", "meaning 100%, looks 0%")
+    page.get_by_role("button", name="Reset").click()
+    page.get_by_role("button", name="Take the picture out").click()
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    page.go_back()
+    shows(page, picture["ranked"])
+    code = base64.b64encode(picture["file"]["buffer"]).decode()
+    for name, target in (("drop", "main"), ("paste", "#query")):
+        other = visit()
+        if name == "drop":
+            other.evaluate(HAND_OVER, ["dragover", target, code, picture["file"]["mimeType"]])
+            expect(other.get_by_text("Drop a picture")).to_be_visible()
+        other.evaluate(HAND_OVER, [name, target, code, picture["file"]["mimeType"]])
+        settled(other)
+        assert order(other) == picture["ranked"]
+        expect(other.get_by_text("Drop a picture")).to_be_hidden()
+
+
+def test_what_is_no_picture_is_refused_in_words(visit: Callable[..., Page]) -> None:
+    page = visit(expected="status of 4")
+    page.locator("#file").set_input_files({"name": "a.txt", "mimeType": "text/plain", "buffer": b"words"})
+    expect(page.get_by_role("alert")).to_contain_text("That is not a picture")
+    page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"words"})
+    expect(page.get_by_role("alert")).to_contain_text("did not take this search")
+    info = page.request.get("/v1/info").json()
+    info["limits"]["body_bytes"] = 1000
+    page.route("**/v1/info", lambda route: route.fulfill(json=info))
+    page.reload()
+    expect(page.locator("footer")).to_contain_text("48 pictures")
+    page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": bytes(1001)})
+    expect(page.get_by_role("alert")).to_contain_text("The picture is too large")
+
+
+def test_a_result_opens_says_why_and_is_searched_with(visit: Callable[..., Page]) -> None:
+    page = visit()
+    search(page)
+    results = page.get_by_role("list", name=QUERY).get_by_role("button")
+    expect(results.nth(1)).to_have_accessible_name(
+        re.compile(r"^2: .+; score \d\.\d+, of it words −?\d\.\d+, imagined pictures −?\d\.\d+(; .+)?$")
+    )
+    results.nth(1).click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("Result 2 of 24")
+    expect(dialog.get_by_text("Imagined pictures")).to_be_visible()
+    page.keyboard.press("ArrowRight")
+    expect(dialog).to_contain_text("Result 3 of 24")
+    name = dialog.get_by_role("heading", level=2).text_content()
+    dialog.get_by_role("button", name="Search with this picture").click()
+    expect(dialog).to_be_hidden()
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"Like {name}")
+    settled(page)
+    page.wait_for_url("**/?like=*")
+    page.reload()
+    expect(page.get_by_role("status")).to_contain_text("likeness")
+    page.go_back()
+    shows(page, asked(page))
+
+
+def test_the_keyboard_is_enough(visit: Callable[..., Page]) -> None:
+    page = visit()
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    page.keyboard.type(QUERY)
+    page.keyboard.press("Enter")
+    settled(page)
+    stops = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        stops.append(page.evaluate("document.activeElement.closest('section, form, a, footer')?.id"))
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+        if page.evaluate("document.activeElement.matches('#results li:first-child button')"):
+            break
+    assert "mind" in stops
+    assert stops[-1] == "found"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text("Result 2 of")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(page.locator("#results li:nth-child(3) button")).to_be_focused()
+    page.keyboard.press("End")
+    expect(page.locator("#results li:last-child button")).to_be_focused()
+    page.keyboard.press("/")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+
+
+def test_everything_has_a_name_and_a_place(visit: Callable[..., Page]) -> None:
+    page = visit()
+    search(page)
+    for landmark in ("banner", "main", "search", "contentinfo"):
+        expect(page.get_by_role(landmark)).to_have_count(1)
+    expect(page.get_by_role("heading", level=1)).to_have_count(1)
+    assert page.locator("img:not([alt])").count() == 0
+    for image in page.locator("#results img, #imagined img").all():
+        assert image.get_attribute("alt")
+    for control in page.locator("button:visible, input:visible, a:visible").all():
+        expect(control).to_have_accessible_name(re.compile(r"\S"))
+    assert page.locator("html").get_attribute("lang") == "en"
+
+
+@pytest.mark.parametrize("answer", ["degraded", "shard"])
+def test_an_incomplete_answer_says_so(visit: Callable[..., Page], answer: str) -> None:
+    page = visit()
+    reason = "the generator did not answer in time" if answer == "degraded" else "shard 1 did not answer"
+    changes: dict[str, Any] = {"degraded": reason, "warnings": ["the query has 90 tokens and 77 are read"]}
+    if answer == "shard":
+        changes["shards"] = {"answered": 4, "total": 5}
+    given = answer_by_text(page, **changes)
+    streams(page, ("text", answer_by_text(page)), ("fused", given), ("done", {}))
+    search(page)
+    expect(page.locator(".notice").first).to_contain_text(f"{reason[0].upper()}{reason[1:]}.")
+    expect(page.locator(".notice").first).to_contain_text("your words alone")
+    if answer == "shard":
+        expect(page.locator(".notice").first).to_contain_text("Pictures may be missing.")
+        expect(page.locator("#account-list")).to_contain_text("4 of 5")
+    expect(page.locator(".notice").nth(1)).to_contain_text("The query has 90 tokens and 77 are read.")
+    expect(page.locator(".notice").nth(1).locator("xpath=..")).to_have_attribute("aria-live", "polite")
+    page.unroute("**/v1/search/stream")
+    page.get_by_role("button", name="Try again").click()
+    shows(page, asked(page))
+    expect(page.locator(".notice")).to_have_count(0)
+
+
+def test_a_refusal_is_told_in_plain_words(visit: Callable[..., Page]) -> None:
+    page = visit(expected="status of 503")
+    full = {"status": 503, "headers": {"Retry-After": "3"}, "json": FAULT}
+    page.route("**/v1/search/stream", lambda route: route.fulfill(**full))
+    page.get_by_role("searchbox").fill(QUERY)
+    page.keyboard.press("Enter")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("The service is busy All places are taken. Try again in 3 seconds.")
+    expect(alert).to_contain_text("r-17")
+    page.unroute("**/v1/search/stream")
+    alert.get_by_role("button", name="Try again").click()
+    settled(page)
+    shows(page, asked(page))
+
+
+def test_an_answer_that_breaks_off_keeps_what_there_is(visit: Callable[..., Page]) -> None:
+    page = visit(expected="ERR_FAILED")
+    text = ("text", answer_by_text(page))
+    streams(page, text)
+    search(page)
+    expect(page.get_by_role("alert")).to_contain_text("The answer broke off")
+    assert order(page) == asked(page, mode="text")
+    page.unroute("**/v1/search/stream")
+    streams(page, text, ("error", FAULT))
+    search(page)
+    expect(page.get_by_role("alert")).to_contain_text("All places are taken.")
+    page.unroute("**/v1/search/stream")
+    page.route("**/v1/search/stream", lambda route: route.abort())
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("The service cannot be reached")
+
+
+def test_names_are_text_and_never_markup(visit: Callable[..., Page]) -> None:
+    page = visit()
+    given = answer_by_text(page, degraded=ATTACK, warnings=[ATTACK], index_version=ATTACK, request_id=ATTACK)
+    for result in given["results"]:
+        result |= {"path": f"folder/{ATTACK}", "label": None, "thumbnail": "javascript:window.attacked=true"}
+    info = page.request.get("/v1/info").json() | {"examples": [ATTACK], "index_version": ATTACK}
+    image = {"index": 0, "seed": 1, "url": "//elsewhere.invalid/a.png", "attention": 1.0, "dropped": False}
+    page.route("**/v1/info", lambda route: route.fulfill(json=info))
+    streams(
+        page,
+        ("text", given),
+        ("imagined", {"imagined": [image], "memory": "miss"}),
+        ("fused", given | {"imagined": [image]}),
+        ("error", {"error": {"code": "x", "message": ATTACK, "field": None}, "request_id": ATTACK}),
+    )
+    asked_for: list[str] = []
+    page.on("request", lambda request: asked_for.append(request.url))
+    page.reload()
+    page.get_by_role("button", name=ATTACK).click()
+    settled(page)
+    expect(page.get_by_role("heading", level=1)).to_have_text(ATTACK)
+    expect(page.locator("#results .name").first).to_have_text(ATTACK)
+    expect(page.get_by_role("alert")).to_contain_text(ATTACK)
+    page.locator("#account summary").click()
+    page.locator("#results button").first.click()
+    expect(page.locator("#detail-path")).to_have_text(f"folder/{ATTACK}")
+    page.goto(f"/?q={ATTACK}")
+    settled(page)
+    assert page.evaluate("window.attacked") is None
+    assert page.locator("img[onerror], img[src=x]").count() == 0
+    assert not [url for url in asked_for if "elsewhere" in url]
+
+
+def test_a_key_is_asked_for_once_and_sent_with_everything(visit: Callable[..., Page]) -> None:
+    page = visit(expected="status of 401")
+    keys: list[str | None] = []
+
+    def guard(route: Route) -> None:
+        key = route.request.headers.get("authorization")
+        keys.append(key)
+        if key == "Bearer right":
+            route.continue_()
+        else:
+            route.fulfill(status=401, json={"error": {"code": "key", "message": "no key"}, "request_id": "r"})
+
+    page.route("**/v1/**", guard)
+    page.goto("/?q=yellow+dotted+fish")
+    box = page.get_by_label("API key")
+    box.fill("wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text("not accepted")
+    box.fill("right")
+    page.keyboard.press("Enter")
+    settled(page)
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    shows(page, asked(page))
+    page.wait_for_function(
+        "[...document.querySelectorAll('#results img')].every(image => image.src.startsWith('blob:'))"
+    )
+    page.wait_for_function("[...document.querySelectorAll('#imagined img')].every(image => image.naturalWidth > 0)")
+    keys.clear()
+    page.reload()
+    settled(page)
+    assert set(keys) == {"Bearer right"}
+
+
+@pytest.mark.parametrize("path", ["/", "/?q=yellow+dotted+fish"])
+def test_a_narrow_phone_needs_no_sideways_scrolling(visit: Callable[..., Page], path: str) -> None:
+    page = visit(path, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    if "q=" in path:
+        settled(page)
+    expect(page.get_by_role("button", name="Find", exact=True)).to_be_in_viewport()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    if "q=" in path:
+        page.locator("#results button").first.click()
+        box = page.get_by_role("dialog").bounding_box()
+        assert box
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 360
+        assert page.evaluate("document.querySelector('dialog[open]').scrollWidth <= 360")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_the_light_and_in_the_dark(visit: Callable[..., Page], scheme: Any) -> None:
+    page = visit(color_scheme=scheme)
+    search(page)
+
+    def luminance(colour: str) -> float:
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    paper = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert paper > 0.8 if scheme == "light" else paper < 0.05
+    for place in ("h1:visible", "#status", ".name", ".score", "#anew", "#mind-note", "footer", ".share"):
+        ink = luminance(page.locator(place).first.evaluate("element => getComputedStyle(element).color"))
+        contrast = (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05)
+        assert contrast >= 4.5, f"{place} in the {scheme}: {contrast:.1f}"  # WCAG 2.2, 1.4.3

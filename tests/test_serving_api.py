@@ -1,0 +1,388 @@
+"""The HTTP API in front of a graph in this process: what is answered, and how every wrong request is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from PIL import Image
+from serving_graph import local_service
+from starlette.testclient import TestClient
+from tiny_artifacts import Collection
+
+from cluster.profile import Limits
+from demo.world import split
+from retrieval.finder import Finder
+from retrieval.query import QueryEncoder
+from serving.ingress import Service
+from serving.protocol import FaultAnswer, ImaginedEvent, Info, SearchAnswer
+
+LIMITS = Limits(query_characters=200, k=50, images=4, body_bytes=300_000, requests_per_minute=100_000)
+
+
+@pytest.fixture(scope="module")
+def service(collection: Collection, profile_file: Path) -> Service:
+    """The service, of which requests may ask for less than usual."""
+    service = local_service(target=str(collection.folder), profile=str(profile_file), store="memory:")
+    serve = service.profile.serve.model_copy(update={"limits": LIMITS})
+    object.__setattr__(service, "profile", service.profile.model_copy(update={"serve": serve}))
+    return service
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[TestClient]:
+    search = service.search()
+    with TestClient(
+        service.api(search, behind_serve=False), "http://127.0.0.1", raise_server_exceptions=False
+    ) as client:
+        assert client.get("/readyz").status_code == 503
+        assert client.portal
+        client.portal.call(search.warm_up)
+        yield client
+
+
+def events(body: str) -> list[tuple[str, Any]]:
+    """The events of a stream, whole."""
+    found = []
+    for block in body.removesuffix("\n\n").split("\n\n"):
+        name, data = block.split("\n")
+        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return found
+
+
+def fault(response: Any, status: int, code: str | None = None, field: str | None = None) -> str:
+    """Check that a request was refused as it should be, and return the words for it."""
+    assert response.status_code == status, response.text
+    answer = FaultAnswer.model_validate_json(response.content)
+    assert answer.request_id == response.headers["x-request-id"]
+    assert answer.error.field == field
+    assert code in (None, answer.error.code)
+    for leak in ("Traceback", "\x1b[", 'File "', "/site-packages", ".py"):
+        assert leak not in response.text
+    return answer.error.message
+
+
+def test_a_search_is_answered(client: TestClient, query_encoder: QueryEncoder, collection: Collection) -> None:
+    response = client.post("/v1/search", json={"query": " a red\tstar ", "k": 5}, headers={"X-Request-Id": "mine"})
+    answer = SearchAnswer.model_validate_json(response.content)
+    assert (answer.query, answer.request_id, answer.stage, answer.degraded) == ("a red star", "mine", "fused", None)
+    plain = Finder(query_encoder, collection.index).search("a red star", 5, images=2)
+    assert [(found.id, found.score) for found in answer.results] == [(f.row["id"], f.score) for f in plain.results]
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert "access-control-allow-origin" not in client.get("/v1/info", headers={"Origin": "http://evil"}).headers
+
+
+def test_stages_are_events(client: TestClient) -> None:
+    posted = client.post("/v1/search/stream", json={"query": "a blue moon", "k": 3, "images": 3})
+    assert posted.headers["content-type"].startswith("text/event-stream")
+    (text, _), (imagined, images), (fused, answer), (done, nothing) = events(posted.text)
+    assert (text, imagined, fused, done, nothing) == ("text", "imagined", "fused", "done", {})
+    assert len(ImaginedEvent.model_validate(images).imagined) == 3
+    got = client.get("/v1/search/stream", params={"query": "a blue moon", "k": 3, "images": 3, "drop": [0, 2]})
+    dropped = dict(events(got.text))["fused"]
+    assert [image["dropped"] for image in dropped["imagined"]] == [True, False, True]
+    assert dropped["memory"] == "hit"
+    assert dropped["results"] != answer["results"]
+    text_only = client.get("/v1/search/stream", params={"query": "a blue moon", "mode": "text"})
+    assert [name for name, _ in events(text_only.text)] == ["text", "done"]
+
+
+def test_a_stream_that_can_not_go_on_says_so(client: TestClient) -> None:
+    (text, _), (name, body) = events(client.post("/v1/search/stream", json={"query": "a pink moon", "drop": [3]}).text)
+    assert (text, name) == ("text", "error")
+    assert "drop names images [3]" in FaultAnswer.model_validate(body).error.message
+
+
+def test_pictures(client: TestClient, collection: Collection) -> None:
+    found = client.post("/v1/search", json={"query": "a teal house", "k": 24}).json()
+    for result in found["results"][:5]:
+        picture = client.get(result["url"])
+        assert picture.content == (collection.folder / "images" / result["path"]).read_bytes()
+        assert picture.headers["content-type"] == "image/png"
+        small = client.get(result["thumbnail"])
+        assert small.headers["content-type"] == "image/jpeg"
+        assert Image.open(BytesIO(small.content)).size == (64, 64)
+    imagined = client.get(found["imagined"][1]["url"])
+    assert Image.open(BytesIO(imagined.content)).format == "JPEG"
+
+
+def test_a_picture_of_a_row_that_no_answer_had_is_looked_up(service: Service, collection: Collection) -> None:
+    with TestClient(service.api(service.search(), behind_serve=False), "http://127.0.0.1") as client:
+        data = client.get("/v1/images/id-013").content
+    label = split("unseen")[13 // 4].name
+    assert data == (collection.folder / "images" / label / f"{13 % 4}.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "id",
+    [
+        "nothing",
+        "../manifest.json",
+        "%2e%2e%2fmanifest.json",
+        "..%2f..%2fetc%2fpasswd",
+        "%2fetc%2fpasswd",
+        "a%00b",
+        "%ff",
+    ],
+)
+def test_only_rows_have_pictures(client: TestClient, id: str) -> None:
+    assert fault(client.get(f"/v1/images/{id}"), 404, "not-found")
+
+
+@pytest.mark.parametrize("address", ["/v1/imagined/abc/0", "/v1/nothing", "/page/../api.py", "/page/%2e%2e/api.py"])
+def test_what_is_not_there_is_not_found(client: TestClient, address: str) -> None:
+    fault(client.get(address), 404, "not-found")
+
+
+def test_a_picture_is_searched_for(client: TestClient, collection: Collection) -> None:
+    path = f"{split('unseen')[2].name}/3.png"
+    data = (collection.folder / "images" / path).read_bytes()
+    response = client.post("/v1/search/image?k=3&mode=visual", content=data, headers={"Content-Type": "image/png"})
+    answer = SearchAnswer.model_validate_json(response.content)
+    assert answer.results[0].path == path
+    assert (answer.stage, answer.query, answer.kind, answer.weight) == ("visual", "", None, 1.0)
+    given = client.post("/v1/search/image?weight=0.25", content=data, headers={"Content-Type": "image/png"}).json()
+    assert (given["weight"], given["stage"], len(given["results"])) == (0.25, "fused", 10)
+
+
+@pytest.mark.parametrize(
+    ("data", "content_type", "status", "code"),
+    [
+        (b"", "image/png", 422, "empty"),
+        (b"GIF89a and no more", "image/gif", 422, "corrupt"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml", 422, "format-not-allowed"),
+        (b"http://169.254.169.254/", "image/png", 422, "not-an-image"),
+        (b"\xff\xd8\xff polyglot <script>", "image/jpeg", 422, "corrupt"),
+        (b"{}", "application/json", 415, "not-a-picture"),
+        (b"x" * 300_001, "image/png", 413, "body-too-large"),
+    ],
+)
+def test_what_is_no_picture_is_refused(
+    client: TestClient, data: bytes, content_type: str, status: int, code: str
+) -> None:
+    fault(client.post("/v1/search/image", content=data, headers={"Content-Type": content_type}), status, code)
+
+
+def test_a_picture_that_declares_too_many_pixels_is_refused(client: TestClient) -> None:
+    buffer = BytesIO()
+    Image.new("1", (9000, 9000)).save(buffer, "PNG")
+    response = client.post("/v1/search/image", content=buffer.getvalue(), headers={"Content-Type": "image/png"})
+    fault(response, 422, "too-large")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "query"),
+        ({"query": ""}, "query"),
+        ({"query": 7}, "query"),
+        ({"query": "half a pair \ud800"}, "query"),
+        ({"query": "x" * 201}, "query"),
+        ({"query": "x", "k": 0}, "k"),
+        ({"query": "x", "k": -1}, "k"),
+        ({"query": "x", "k": 51}, "k"),
+        ({"query": "x", "k": 10**30}, "k"),
+        ({"query": "x", "k": "10"}, "k"),
+        ({"query": "x", "k": 2.5}, "k"),
+        ({"query": "x", "k": True}, "k"),
+        ({"query": "x", "images": 0}, "images"),
+        ({"query": "x", "images": 5}, "images"),
+        ({"query": "x", "weight": 1.01}, "weight"),
+        ({"query": "x", "weight": "much"}, "weight"),
+        ({"query": "x", "seed": -1}, "seed"),
+        ({"query": "x", "seed": 2**63}, "seed"),
+        ({"query": "x", "deadline_ms": 0}, "deadline_ms"),
+        ({"query": "x", "mode": "both"}, "mode"),
+        ({"query": "x", "kind": "caption"}, "kind"),
+        ({"query": "x", "drop": [0] * 5}, "drop"),
+        ({"query": "x", "drop": "0"}, "drop"),
+        ({"query": "x", "url": "http://127.0.0.1"}, "url"),
+    ],
+)
+def test_a_wrong_field_is_named(client: TestClient, body: dict[str, Any], field: str) -> None:
+    for path in ("/v1/search", "/v1/search/stream"):
+        response = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+        assert field in fault(response, 422, field=field)
+    numbers = {name: value for name, value in body.items() if isinstance(value, int | float) and name != "query"}
+    if numbers:
+        parameters = {"query": "x", **{name: json.dumps(value) for name, value in numbers.items()}}
+        fault(client.get("/v1/search/stream", params=parameters), 422, field=field)
+
+
+@pytest.mark.parametrize("weight", [b"NaN", b"Infinity", b"-Infinity"])
+def test_a_weight_that_is_no_number_is_refused(client: TestClient, weight: bytes) -> None:
+    body = b'{"query": "x", "weight": ' + weight + b"}"
+    fault(client.post("/v1/search", content=body, headers={"Content-Type": "application/json"}), 422, field="weight")
+    fault(client.get("/v1/search/stream", params={"query": "x", "weight": weight}), 422, field="weight")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"null", b"[]", b'"x"', b"\xff\xfe", b'{"query": "a\x00"}'])
+def test_a_body_that_is_no_request_is_refused(client: TestClient, body: bytes) -> None:
+    response = client.post("/v1/search", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code in (400, 422)
+    FaultAnswer.model_validate_json(response.content)
+
+
+def test_a_body_of_another_type_or_size_is_refused(client: TestClient) -> None:
+    text = client.post("/v1/search", content=b'{"query": "x"}', headers={"Content-Type": "text/plain"})
+    assert text.status_code == 422
+    large = client.post("/v1/search", json={"query": "x" * 400_000})
+    fault(large, 413, "body-too-large")
+    chunked = client.post("/v1/search", content=(b"x" * 10_000 for _ in range(40)))
+    fault(chunked, 413, "body-too-large")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "x",
+        "🦆 duck 🦆",
+        "مرحبا بالعالم",
+        "{} {name} %s",
+        "(duck:1.4) [bird]",
+        "\x1b[31m red",
+        "null \x00 byte",
+        "a\nb\tc",
+        "word " * 39,
+    ],
+)
+def test_any_text_is_a_query(client: TestClient, query_encoder: QueryEncoder, query: str) -> None:
+    body = json.dumps({"query": query, "images": 1}).encode()
+    response = client.post("/v1/search", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 200
+    answer = SearchAnswer.model_validate_json(response.content)
+    assert answer.results
+    assert bool(answer.warnings) == (query_encoder.vlm.token_count(f"a photo of a {answer.query}") > 32)
+
+
+def test_texts_that_look_alike_are_one_query(client: TestClient) -> None:
+    for query, memory in (("a caf\u00e9 star", "miss"), ("a cafe\u0301   star", "hit"), ("A caf\u00e9 star", "miss")):
+        assert client.post("/v1/search", json={"query": query, "images": 1}).json()["memory"] == memory
+
+
+def test_a_deadline_that_can_not_be_kept_is_a_timeout(client: TestClient) -> None:
+    response = client.post("/v1/search", json={"query": "x", "mode": "text", "deadline_ms": 1})
+    assert response.status_code in (200, 504)  # a quick machine may keep it
+    if response.status_code == 504:
+        fault(response, 504, "late")
+
+
+def test_what_is_served_is_told_without_paths(client: TestClient, collection: Collection) -> None:
+    response = client.get("/v1/info")
+    info = Info.model_validate_json(response.content)
+    assert (info.index, info.index_version, info.rows, info.shards) == ("index", "000001", 24, 2)
+    assert info.models == {"vlm": "vlm", "vision": "vision"}
+    assert info.limits["k"] == 50
+    assert set(info.examples) <= {category.name for category in split("unseen")}
+    assert str(collection.folder) not in response.text
+    assert client.get("/healthz").json() == {"status": "alive"}
+    assert client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_an_index_that_is_not_there_is_not_switched_to(client: TestClient) -> None:
+    assert "there is no index" in fault(client.put("/v1/index", json={"index": "/nowhere"}), 422)
+    fault(client.put("/v1/index", json={}), 422, field="index")
+    fault(client.post("/v1/index", json={}), 405, "method-not-allowed")
+
+
+def test_the_api_describes_itself(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    assert document["components"]["schemas"]["SearchRequest"]["examples"]
+    stream = document["paths"]["/v1/search/stream"]
+    assert {parameter["name"] for parameter in stream["get"]["parameters"]} >= {"query", "k", "drop"}
+    assert "text/event-stream" in stream["post"]["responses"]["200"]["content"]
+    assert client.get("/docs").status_code == 404  # its page would load scripts from elsewhere
+
+
+def test_the_page_is_there(client: TestClient) -> None:
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert client.get("/page/page.js").status_code == 200
+
+
+def test_an_error_of_our_own_is_a_plain_500(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = service.search()
+
+    async def broken(*_: Any) -> None:
+        raise KeyError("/secret/path")
+
+    monkeypatch.setattr(search, "answer", broken)
+    with TestClient(
+        service.api(search, behind_serve=False), "http://127.0.0.1", raise_server_exceptions=False
+    ) as client:
+        response = client.post("/v1/search", json={"query": "x"})
+    assert "secret" not in response.text
+    fault(response, 500, "internal")
+
+
+def test_keys_guard_all_but_health_and_page(service: Service, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("0123456789abcdef-key\n")
+    serve = service.profile.serve.model_copy(update={"keys_file": str(file)})
+    guarded = replace(service, profile=service.profile.model_copy(update={"serve": serve}))
+    with TestClient(guarded.api(guarded.search(), behind_serve=False)) as client:
+        for path in ("/v1/info", "/v1/images/id-001", "/v1/imagined/a/0"):
+            fault(client.get(path), 401, "key-missing")
+        fault(client.put("/v1/index", json={"index": "x"}), 401, "key-missing")
+        for path in ("/", "/page/page.js", "/healthz", "/openapi.json"):
+            assert client.get(path).status_code == 200
+        assert client.get("/v1/info", headers={"Authorization": "Bearer 0123456789abcdef-key"}).status_code == 200
+
+
+def test_a_client_that_goes_ends_its_search(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that is hung up on is closed, not left to the garbage collector."""
+    search = service.search()
+    closed = []
+
+    async def stages(*_: Any) -> Any:
+        try:
+            yield "imagined", ImaginedEvent(imagined=[], memory="miss")
+            await anyio.sleep(60)
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(search, "stages", stages)
+    api = service.api(search, behind_serve=False)
+
+    async def hang_up() -> None:
+        received = anyio.Event()
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/v1/search/stream",
+            "query_string": b"query=x",
+            "headers": [(b"host", b"127.0.0.1")],
+            "root_path": "",
+        }
+
+        async def receive() -> dict[str, Any]:
+            await received.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            if message.get("body"):
+                received.set()
+
+        with anyio.fail_after(10):
+            await api(scope, receive, send)
+
+    anyio.run(hang_up)
+    assert closed == [True]
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "[::1]:8000", "127.0.0.1"])
+def test_without_keys_this_machines_names_are_answered(client: TestClient, host: str) -> None:
+    assert client.get("/v1/info", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["rebound.example", "127.0.0.1.rebound.example:80", ""])
+def test_without_keys_a_name_that_was_pointed_here_is_not(client: TestClient, host: str) -> None:
+    answer = client.get("/v1/info", headers={"Host": host})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (421, "host-unknown")

@@ -1,0 +1,122 @@
+"""``mindseye serve``: what it refuses before anything is started, and one whole run of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+from tiny_artifacts import Collection
+
+from serving.app import ServeArgs, build, index_uri
+from serving.client import ServiceFault, search, switch_index
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def command(*arguments: str, cache: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "mindseye.py"), "serve", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT | {"XDG_CACHE_HOME": str(cache)},
+    )
+
+
+def refused(*arguments: str, cache: Path) -> str:
+    """Return the message with which the command ends at once."""
+    process = command(*arguments, cache=cache)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 2, errors
+    assert "Traceback" not in errors
+    return " ".join(errors.split())
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_what_can_not_be_served_is_refused_before_ray_is_started(
+    collection: Collection, tmp_path: Path, port: int
+) -> None:
+    assert "give what to serve" in refused(cache=tmp_path)
+    target = str(collection.folder)
+    assert "needs API keys" in refused(target, "--host", "0.0.0.0", cache=tmp_path)
+    assert "there is no index" in refused(str(tmp_path), "--port", str(port), cache=tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = str(taken.getsockname()[1])
+        assert f"can not listen on 127.0.0.1, port {number}" in refused(target, "--port", number, cache=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_it_starts_answers_and_leaves_nothing_behind(
+    collection: Collection, profile_file: Path, tmp_path: Path, port: int
+) -> None:
+    arguments = (str(collection.folder), "--profile", str(profile_file), "--port", str(port))
+    process = command(*arguments, cache=tmp_path)
+    assert process.stdout
+    begun = time.monotonic()
+    try:
+        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+        assert process.stdout.readline() == "next:\n"
+        assert re.search(r"curl http\S+/v1/search ", process.stdout.readline())
+        print(f"up after {time.monotonic() - begun:.0f} s")
+        url = f"http://127.0.0.1:{port}"
+        assert search(url, "a red star", images=1).stage == "fused"
+        with pytest.raises(ServiceFault, match="there is no index"):
+            switch_index(url, str(tmp_path))
+        other = command("--index", str(collection.index.uri), "--port", str(port), cache=tmp_path)
+        assert "serves version 000001" in other.communicate(timeout=60)[0]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert errors == ""
+    children = subprocess.run(["pgrep", "-f", str(port)], capture_output=True, text=True).stdout
+    assert children == ""
+    assert list((tmp_path / "mindseye").glob("queries.sqlite"))
+
+
+def test_the_config_file_is_one_that_serve_takes(collection: Collection) -> None:
+    content = yaml.safe_load((ROOT / "serving/config.yaml").read_text())
+    schema = ServeDeploySchema.model_validate(content)
+    # Keys that it does not know it passes over.
+    assert set(content) <= set(ServeDeploySchema.model_fields)
+    assert set(content["applications"][0]) <= set(ServeApplicationSchema.model_fields)
+    [application] = schema.applications
+    assert application.import_path == "serving.app:build"
+    ServeArgs.model_validate(application.args)
+    assert schema.http_options.host == "127.0.0.1"
+
+
+def test_an_application_is_built_without_ray(
+    collection: Collection, profile_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    application = build(ServeArgs(target=str(collection.folder), profile=str(profile_file)))
+    assert application._bound_deployment.name == "Ingress"
+    assert index_uri(str(collection.folder)) == str(collection.folder / "index")
+    assert index_uri(str(collection.folder / "index")) == str(collection.folder / "index")
+    with pytest.raises(ValueError, match="there is no aggregator"):
+        build(ServeArgs(target=str(collection.folder), profile=str(profile_file), aggregator=str(tmp_path)))
+    with pytest.raises(ValueError, match="there is no queryset"):
+        build(ServeArgs(target=str(collection.folder), profile=str(profile_file), warm=str(tmp_path)))
+    with pytest.raises(ValueError, match="Extra inputs"):
+        ServeArgs.model_validate({"target": "x", "targets": "y"})
