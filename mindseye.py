@@ -6,11 +6,14 @@ import shlex
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App
 from rich.console import Console
 from rich.table import Table
+
+from commands.console import Cluster, Profile, listed, out, say_made, say_next
+from commands.index import app as index_app
 
 # Commands import what they need themselves: torch and Ray take seconds, which --help need not wait for.
 
@@ -20,16 +23,7 @@ app = App(
     "A vision-and-language model answers a text; a diffusion model imagines it as images; both rank the gallery.",
     help_format="plaintext",
 )
-# Markup is off because paths and labels may have brackets. A log has no width of its own, and tables should not wrap.
-out = Console(highlight=False, markup=False)
-if not out.is_terminal:
-    out = Console(highlight=False, markup=False, width=120)
-
-Profile = Annotated[str, Parameter(help="A shipped profile (tiny, fast, paper) or a YAML file: models and resources.")]
-Cluster = Annotated[
-    str | None,
-    Parameter(help="Ray cluster to use, such as ray://head:10001; by default RAY_ADDRESS, else a local Ray."),
-]
+app.command(index_app)
 
 
 @app.command
@@ -66,54 +60,13 @@ def demo(folder: Path = Path("demo-out"), *, profile: Profile = "tiny", address:
         out.print(f"  {found.score:.4f}  {found.path}")
     out.print()
     out.print(results_table(result.evaluation, f"{result.gallery.manifest.rows:,} images of unseen categories"))
-    out.print(f"recall@10 of the index against exact search, by λ: {_listed(result.index.manifest.recall)}")
-    _made(*result.made, result.index.uri)
-    _next(
+    recall = result.index.manifest.recall["10"]
+    out.print(f"recall@10 of the index against exact search, by λ: {listed(recall)}")
+    say_made(*result.made, result.index.uri)
+    say_next(
         f"mindseye serve {folder} --warm {folder}/queries",
         f"mindseye search {shlex.quote(result.example)} {folder} --sheet found.png",
     )
-
-
-@app.command
-def index(
-    source: str,
-    target: str,
-    *,
-    profile: Profile = "tiny",
-    shards: int | None = None,
-    factory: str | None = None,
-    address: Cluster = None,
-) -> None:
-    """Embed a gallery of images and build its index.
-
-    Parameters
-    ----------
-    source
-        An image folder (its first-level folders are the labels) or Parquet with columns image, path and perhaps label.
-    target
-        Folder or URI for the results: TARGET/gallery and TARGET/index. A gallery of the same
-        source and models that is there already is indexed anew, not embedded again.
-    shards
-        Number of shards; by default the profile decides by the number of rows.
-    factory
-        FAISS factory string, such as IVF4096,SQ8; by default the profile's.
-    """
-    from cluster.profile import load_profile
-    from cluster.session import session
-    from pipelines.gallery import gallery_of
-    from pipelines.index import build_index
-    from retrieval.folder import Folder
-
-    settings = load_profile(profile)
-    with session(address):
-        embedded = gallery_of(source, (Folder(target) / "gallery").uri, settings)
-        made = build_index(embedded, (Folder(target) / "index").uri, settings, shards=shards, factory=factory)
-    rejected = embedded.manifest.rejected
-    out.print(f"{embedded.manifest.rows:,} images embedded, {sum(rejected.values())} rejected", end="")
-    out.print(f" ({_listed(rejected)}); why: {(embedded.folder / 'rejected').uri}" if rejected else "")
-    out.print(f"recall@10 against exact search, by λ: {_listed(made.manifest.recall)}")
-    _made(embedded.uri, made.uri)
-    _next(f'mindseye search "a category in words" {target}', f"mindseye queries VOCABULARY {target}/queries")
 
 
 @app.command
@@ -150,9 +103,9 @@ def queries(
         made = build_queries(entries, target, settings, images=images, seed=seed)
     rejected = made.manifest.rejected
     out.print(f"{made.manifest.queries:,} queries, {made.manifest.images} images each", end="")
-    out.print(f"; rejected images: {_listed(rejected)}" if rejected else "")
-    _made(made.uri)
-    _next(f"mindseye evaluate GALLERY {target}")
+    out.print(f"; rejected images: {listed(rejected)}" if rejected else "")
+    say_made(made.uri)
+    say_next(f"mindseye evaluate GALLERY {target}")
 
 
 @app.command
@@ -202,8 +155,8 @@ def evaluate(
     shown = evaluation.weights["trained" if trained else "fused"]
     sheet = contact_sheet(images, texts, shown, aggregator=trained)
     Folder(report).write_bytes("contact-sheet.png", sheet)
-    _made(*reports, f"{report}/contact-sheet.png")
-    _next(f"look at {report}/contact-sheet.png")
+    say_made(*reports, f"{report}/contact-sheet.png")
+    say_next(f"look at {report}/contact-sheet.png")
 
 
 @app.command
@@ -253,8 +206,8 @@ def train(
         f"mAP on held-out labels: {before:.3f} before training, {best:.3f} at step {manifest.training['best_step']};"
         f" λ = {manifest.weight:.3f}"
     )
-    _made(made.aggregator.uri, f"{made.aggregator.uri}/metrics.jsonl", f"{made.aggregator.uri}/curves.png")
-    _next(f"mindseye evaluate GALLERY QUERIES_OF_OTHER_LABELS REPORT --aggregator {target}")
+    say_made(made.aggregator.uri, f"{made.aggregator.uri}/metrics.jsonl", f"{made.aggregator.uri}/curves.png")
+    say_next(f"mindseye evaluate GALLERY QUERIES_OF_OTHER_LABELS REPORT --aggregator {target}")
 
 
 @app.command
@@ -276,8 +229,8 @@ def import_aggregator(file: Path, target: str, like: str) -> None:
     made = import_reference(file, target, Gallery.open(like))
     manifest = made.manifest
     out.print(f"{manifest.layers} layers of {manifest.dim} dimensions, λ = {manifest.weight:.3f}")
-    _made(made.uri)
-    _next(f"mindseye search TEXT TARGET --aggregator {target}")
+    say_made(made.uri)
+    say_next(f"mindseye search TEXT TARGET --aggregator {target}")
 
 
 @app.command
@@ -319,7 +272,7 @@ def search(
     """
     from cluster.models import load_aggregator, load_query_encoder
     from cluster.profile import load_profile
-    from retrieval.artifacts import Gallery, Index
+    from retrieval.artifacts import Index
     from retrieval.finder import Finder
     from retrieval.folder import Folder
 
@@ -343,15 +296,15 @@ def search(
 
         from pipelines.contact_sheet import Section, Strip, draw, gallery_pictures
 
-        paths = [found.row["path"] for found in answer.results]
-        pictures = gallery_pictures(Gallery.open(opened.manifest.gallery).manifest.source, paths)
+        rows = [found.row for found in answer.results]
+        pictures = gallery_pictures(opened.manifest.sources, rows)
         imagined = [Image.fromarray(pixels) for pixels in answer.imagined.pixels_KHWC] if answer.imagined else []
         strips = [Strip("imagined", imagined, [None] * len(imagined))] if imagined else []
-        strips.append(Strip("found", [pictures[path] for path in paths], [None] * len(paths)))
+        strips.append(Strip("found", [pictures[row["batch"], row["path"]] for row in rows], [None] * len(rows)))
         sheet.write_bytes(draw([Section(text, strips)]))
-        _made(str(sheet))
+        say_made(str(sheet))
     else:
-        _next(f"mindseye search {shlex.quote(text)} {target} --sheet found.png")
+        say_next(f"mindseye search {shlex.quote(text)} {target} --sheet found.png")
 
 
 @app.command
@@ -406,7 +359,7 @@ def serve(
     def up(url: str) -> None:
         out.print(f"serving {target} at {url}  (Ctrl-C ends it)", soft_wrap=True)
         question = shlex.quote('{"query": "yellow dotted fish"}')
-        _next(f"curl {url}/v1/search -H 'Content-Type: application/json' -d {question}")
+        say_next(f"curl {url}/v1/search -H 'Content-Type: application/json' -d {question}")
 
     args = {"target": target, "profile": profile, "aggregator": aggregator, "warm": warm, "store": store}
     launch(prepare(args, host=host, port=port), address=address, up=up)
@@ -426,29 +379,13 @@ def doctor(*, profile: Profile = "tiny") -> None:
             out.print(f"     {check.remedy}", soft_wrap=True)
     if not ok:
         sys.exit(1)
-    _next("mindseye demo")
+    say_next("mindseye demo")
 
 
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _listed(figures: dict) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in figures.items())
-
-
-def _made(*places: str) -> None:
-    out.print("made:")
-    for place in places:
-        out.print(f"  {place}", soft_wrap=True)
-
-
-def _next(*commands: str) -> None:
-    out.print("next:")
-    for command in commands:
-        out.print(f"  {command}", soft_wrap=True)
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ import torch
 
 from cluster.profile import Training
 from cluster.session import session
-from retrieval.artifacts import Gallery, GalleryManifest, fixed_size_list, gallery_schema
+from retrieval.artifacts import Gallery, fixed_size_list, gallery_schema
 from retrieval.folder import Folder
 from retrieval.fusion import unit
 from training.dataset import Examples, sample_rows
@@ -130,23 +130,26 @@ def ray_times(given: Examples, how: Training, folder: Path) -> tuple[float, list
 
 def write_gallery(folder: Path, rows: int, dim: int) -> None:
     """Publish a gallery of random vectors, the same in each part, whose labels take turns."""
-    place, size = Folder(folder), 10_000
+    size = 10_000
     vectors = np.random.default_rng(1).standard_normal((2, size, dim), np.float32).astype(np.float16)
-    for number, first in enumerate(range(0, rows, size)):
-        at = np.arange(first, min(first + size, rows))
-        table = pa.table(
-            {
-                "id": [f"{i:09d}" for i in at],
-                "path": [f"{i:09d}.jpg" for i in at],
-                "label": [f"label {i % LABELS}" for i in at],
-                "width": [64] * len(at),
-                "height": [64] * len(at),
-                "vlm": fixed_size_list(vectors[0, : len(at)]),
-                "vision": fixed_size_list(vectors[1, : len(at)]),
-            }
-        ).cast(gallery_schema(dim, dim))
-        place.write_table(f"parts/{number:06d}.parquet", table)
-    Gallery.publish(place, GalleryManifest(source="random", rows=rows))
+    schema = pa.schema([field for field in gallery_schema(dim, dim) if field.name != "batch"])
+
+    def tables() -> Iterator[pa.Table]:
+        for first in range(0, rows, size):
+            at = np.arange(first, min(first + size, rows))
+            yield pa.table(
+                {
+                    "id": [f"{i:09d}" for i in at],
+                    "path": [f"{i:09d}.jpg" for i in at],
+                    "label": [f"label {i % LABELS}" for i in at],
+                    "width": [64] * len(at),
+                    "height": [64] * len(at),
+                    "vlm": fixed_size_list(vectors[0, : len(at)]),
+                    "vision": fixed_size_list(vectors[1, : len(at)]),
+                }
+            ).cast(schema)
+
+    Gallery.of_tables(folder, tables(), source="random", models={})
 
 
 @contextmanager

@@ -92,7 +92,11 @@ class IndexSettings(Settings):
     factory: str = "auto"
     """A FAISS factory string, or ``auto`` to choose by size."""
     cpus: float = Field(default=1, ge=0)
-    """CPUs a shard is built with."""
+    """CPUs that a shard is built with at least; more where there are fewer shards than CPUs."""
+    memory_per_shard: int | None = Field(default=None, ge=1)
+    """Bytes of memory that the compressed index of a shard may take; ``auto`` chooses a kind that fits."""
+    recall_floor: float = Field(default=0.95, ge=0, le=1)
+    """Recall@10 and @100 against exact search, at every λ, below which a version is not published."""
 
 
 class Replicas(Settings):

@@ -4,6 +4,7 @@ display.
 
 from __future__ import annotations
 
+import collections
 import logging
 import os
 import threading
@@ -16,11 +17,23 @@ from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from cluster.profile import Stage
 
 console = Console(stderr=True)
+LINE_SECONDS = 60
 
 
 @contextmanager
@@ -108,23 +121,39 @@ class Counter:
 
     def __init__(self) -> None:
         self._done = 0
+        self._seconds: collections.Counter[str] = collections.Counter()
 
-    def add(self, count: int) -> None:
+    def add(self, count: int = 0, **seconds: float) -> None:
+        """Count what was done, and the seconds of one worker that went into each part of it."""
         self._done += count
+        self._seconds.update(seconds)
 
     def done(self) -> int:
         return self._done
+
+    def seconds(self) -> dict[str, float]:
+        return dict(self._seconds)
+
+
+class _Rate(ProgressColumn):
+    """Steps per second, of late."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text(f"{rate:,.1f}/s" if rate else "")
 
 
 @contextmanager
 def progress(what: str, total: int | None) -> Iterator[ActorHandle]:
     """Show how far a job is; hand the yielded counter to its workers, which ``add.remote(n)`` what they have done.
 
-    On a terminal this is a bar; elsewhere one line at the start and one at the end.
+    On a terminal this is a bar with the rate and the time left; elsewhere one line at the start, one a minute and one
+    at the end.
     """
     counter = Counter.remote()  # type: ignore[attr-defined]
     columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     over = threading.Event()
     with Progress(*columns, console=console, disable=not console.is_terminal) as display:
@@ -133,13 +162,18 @@ def progress(what: str, total: int | None) -> Iterator[ActorHandle]:
             console.print(f"{what}{f': {total:,}' if total else ''} …")
 
         def watch() -> None:
+            said = time.monotonic()
             with suppress(RayError):
                 while not over.wait(0.5):
-                    display.update(task, completed=ray.get(counter.done.remote()))
+                    done = ray.get(counter.done.remote())
+                    display.update(task, completed=done)
+                    if not console.is_terminal and time.monotonic() - said >= LINE_SECONDS:
+                        said = time.monotonic()
+                        console.print(_line(what, done, total, said - begun))
 
+        begun = time.monotonic()
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
-        begun = time.monotonic()
         try:
             yield counter
         finally:
@@ -151,3 +185,8 @@ def progress(what: str, total: int | None) -> Iterator[ActorHandle]:
                 if not console.is_terminal:
                     console.print(f"{what}: {done:,} in {time.monotonic() - begun:.0f} s")
                 ray.kill(counter)
+
+
+def _line(what: str, done: int, total: int | None, seconds: float) -> str:
+    line = f"{what}: {done:,}{f' of {total:,}' if total else ''} in {seconds:.0f} s, {done / seconds:,.1f}/s"
+    return f"{line}, {(total - done) * seconds / done:,.0f} s left" if total and done else line

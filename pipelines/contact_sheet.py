@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -56,15 +57,14 @@ def contact_sheet(
     text, visual = text_vectors(table), pool(*vision_vectors(table), aggregator.network() if aggregator else None)
     joint = np.concatenate([fused_query(text, visual, value) for value in (0.0, weight)])
     best = top_rows(gallery, joint, k)
-    paths = {row["path"] for found in best for row in found}
-    pictures = gallery_pictures(gallery.manifest.source, paths)
+    pictures = gallery_pictures(gallery.manifest.sources, [row for found in best for row in found])
     sections = []
     for i, query in enumerate(table.to_pylist()):
         imagined = [Image.open(BytesIO(data)) for data in query["thumbnails"]]
         strips = [Strip("imagined", imagined, [None] * len(imagined))]
         for caption, found in (("by text alone", best[i]), (f"fused, λ = {weight:.2f}", best[len(table) + i])):
             right = [row["label"] == query["label"] if query["label"] else None for row in found]
-            strips.append(Strip(caption, [pictures[row["path"]] for row in found], right))
+            strips.append(Strip(caption, [pictures[row["batch"], row["path"]] for row in found], right))
         sections.append(Section(f"{query['text']}   [{query['kind']}]", strips))
     return draw(sections)
 
@@ -77,11 +77,13 @@ def _spread(queries: pa.Table, count: int) -> pa.Table:
 
 
 def top_rows(gallery: Gallery, joint_QD: np.ndarray, k: int) -> list[list[dict]]:
-    """Return the exact k best rows (id, path, label, score) of each query, block by block over the whole gallery."""
+    """Return the exact k best rows (id, path, label, batch, score) of each query, block by block over the whole
+    gallery.
+    """
     best: list[list[dict]] = [[] for _ in joint_QD]
-    for table in gallery.tables(["id", "path", "label", "vlm", "vision"], rows=8192):
+    for table in gallery.tables(["id", "path", "label", "batch", "vlm", "vision"], rows=8192):
         scores_QN = products(joint_QD, np.concatenate([matrix(table["vlm"]), matrix(table["vision"])], axis=1))
-        described = table.select(["id", "path", "label"])
+        described = table.select(["id", "path", "label", "batch"])
         for q, scores in enumerate(scores_QN.astype(np.float32)):
             rows = np.argsort(-scores, kind="stable")[: 2 * k]
             candidates = [
@@ -92,11 +94,20 @@ def top_rows(gallery: Gallery, joint_QD: np.ndarray, k: int) -> list[list[dict]]
     return best
 
 
-def gallery_pictures(source: str, paths: Iterable[str]) -> dict[str, Image.Image]:
-    """Read images of a gallery from the source it was made from; one that is gone is a grey square."""
-    wanted = sorted(set(paths))
-    data = Pictures(source, links_out=True).read(wanted)
-    return {path: _picture(data.get(path)) for path in wanted}
+def gallery_pictures(sources: Mapping[str, str], rows: Iterable[Mapping]) -> dict[tuple[str, str], Image.Image]:
+    """Read images of gallery rows from the sources of their batches; one that is gone is a grey square.
+
+    Returns:
+        Pictures by batch and path.
+    """
+    wanted: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        wanted[row["batch"]].add(row["path"])
+    pictures = {}
+    for batch, paths in wanted.items():
+        data = Pictures(sources[batch], links_out=True).read(paths)
+        pictures |= {(batch, path): _picture(data.get(path)) for path in paths}
+    return pictures
 
 
 def _picture(data: bytes | None) -> Image.Image:

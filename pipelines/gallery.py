@@ -1,246 +1,341 @@
-"""The indexing job's first half: images to a Gallery, on Ray Data.
+"""The indexing job's first half: images to a Gallery, batch by batch.
 
-    list or read ─▶ decode, preprocess (tasks) ─▶ embed (pool of actors) ─▶ write
-
-An image is decoded once and crosses to an actor once: each actor holds both encoders. A pool for each encoder would
-send every image's pixels twice, and on a GPU the two take turns anyway. An input that can not be used becomes a row of
-the rejected table.
+A batch is one run of the job over one source: its list of inputs is frozen first, then they are embedded
+(``pipelines.embedding``), then the gallery's manifest takes it in. A batch that was begun and not taken in is gone on
+with by the same command. Batches that were taken in never change.
 """
 
 from __future__ import annotations
 
-import hashlib
+import time
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
-from ray.actor import ActorHandle
-from ray.data import Datasink
-from ray.data.block import Block, BlockAccessor
+from pydantic import BaseModel, ConfigDict
 
 from cluster.models import load_vision, load_vlm, record_of
 from cluster.profile import Profile
-from cluster.session import actor_pool, progress
-from pipelines.sources import Source, open_source
+from cluster.session import progress
+from pipelines.embedding import Encoders, embed
+from pipelines.sources import difference, list_inputs
 from retrieval.artifacts import (
     MANIFEST,
-    REJECTED_SCHEMA,
+    BatchRecord,
     Gallery,
     GalleryManifest,
-    ModelRecord,
-    fixed_size_list,
+    PartRecord,
     gallery_schema,
 )
-from retrieval.encoders import Preprocess
 from retrieval.folder import Folder
-from retrieval.images import ImageRejected, decode
 
-Batch = dict[str, np.ndarray]
-MIN_ROWS_PER_PART = 4096
+JOB, SUMMARY = "job.json", "summary.json"
 
 
-def gallery_of(source_uri: str, target: str, profile: Profile) -> Gallery:
+class Job(BaseModel):
+    """What makes a batch what it is; all of it must be the same for a run that goes on with it."""
+
+    model_config = ConfigDict(extra="forbid")
+    source: str
+    vlm: str
+    vision: str
+    """Fingerprints of the models, behind their URIs."""
+    inputs: int
+    digest: str
+    """Of the list of inputs."""
+    metadata: list[str]
+    """The columns that the source has beside ours."""
+    changed: list[str]
+    """Paths that are embedded again, since their files have changed."""
+
+
+class Summary(BaseModel):
+    """What one run of the embedding job did. Seconds of its parts are summed over workers."""
+
+    read: int
+    embedded: int
+    rejected: dict[str, int]
+    duplicates: int
+    """Rows whose bytes another row of the gallery has as well."""
+    already_there: int
+    """Inputs that an earlier, killed run of the same job had dealt with."""
+    unchanged: int
+    """Inputs that were left out, since the gallery has them."""
+    seconds: float
+    rows_per_s: float
+    spent: dict[str, float]
+
+
+def gallery_of(
+    source_uri: str, target: str, profile: Profile, *, say: Callable[[str], None] = lambda line: None
+) -> Gallery:
     """Open the gallery at ``target`` if it was made of this source by these models; build it if there is none.
 
     Raises:
         ValueError: there is a gallery of something else at ``target``, or as ``build_gallery``.
     """
     if not Folder(target).exists(MANIFEST):
-        return build_gallery(source_uri, target, profile)
+        return build_gallery(source_uri, target, profile, say=say)
     gallery = Gallery.open(target)
-    made_of = {"source": gallery.manifest.source} | {role: model.uri for role, model in gallery.manifest.models.items()}
+    first = gallery.manifest.batches[0]
+    made_of = {"source": first.source} | {role: model.uri for role, model in gallery.manifest.models.items()}
     asked = {"source": Folder(source_uri).uri, "vlm": profile.models.vlm, "vision": profile.models.vision}
     for what, value in asked.items():
         if made_of[what] != value:
             raise ValueError(
-                f"{gallery.uri} already holds a gallery of another {what} ({made_of[what]}, now {value});"
-                " give another target, or delete it first"
+                f"{gallery.uri} already holds a gallery of another {what} ({made_of[what]}, now {value}); give another"
+                " target, --overwrite it, or add to it with mindseye index add"
             )
     return gallery
 
 
-def build_gallery(source_uri: str, target: str, profile: Profile) -> Gallery:
-    """Embed every image of a source and publish the Gallery at ``target``.
+def build_gallery(
+    source_uri: str,
+    target: str,
+    profile: Profile,
+    *,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Gallery:
+    """Embed every image of a source and publish the Gallery at ``target``; go on with a job that was killed.
+
+    Args:
+        overwrite: begin anew, and replace a gallery that is there when the new one is complete.
+        say: is told what is gone on with.
 
     Raises:
-        ValueError: the source can not be read as one, ``target`` already holds a gallery, or no image could be used.
+        ValueError: the source can not be read as one, ``target`` already holds a gallery or an unfinished one of other
+            inputs or models, or no image could be used.
     """
     folder = Folder(target)
-    if folder.exists(MANIFEST):
-        raise ValueError(f"{folder.uri} already holds a gallery; give another target, or delete it first")
-    source = open_source(source_uri)
-    for leftover in ("parts", "rejected"):
-        folder.delete(leftover)
-    folder.create()
-    encoders = ray.get(
-        _look_at_encoders.options(num_cpus=profile.embed.cpus, num_gpus=profile.embed.gpus).remote(profile)
+    if folder.exists(MANIFEST) and not overwrite:
+        raise ValueError(f"{folder.uri} already holds a gallery; give another target, or --overwrite it")
+    encoders = look_at_encoders(profile)
+    record, parts, _ = _embedded_batch(folder, source_uri, profile, encoders, [], overwrite=overwrite, say=say)
+    return Gallery.publish(
+        folder,
+        GalleryManifest(
+            rows=record.rows,
+            batches=[record],
+            parts=parts,
+            models={"vlm": encoders.vlm, "vision": encoders.vision},
+        ),
     )
-    sink = GallerySink(folder, encoders.vlm.dim, encoders.vision.dim)
-    with progress("embedding images", source.rows) as counter:
-        embedded_rows(source, profile, encoders, counter).write_datasink(sink)
-    if not sink.rows:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sink.rejected.items())
-        raise ValueError(f"none of the images of {source_uri} could be used ({reasons}); see {folder.uri}/rejected")
-    arrived = sink.rows + sink.rejected.total()
-    if arrived != source.rows:
-        raise RuntimeError(f"{arrived} inputs of {source.rows} in {source_uri} arrived in {folder.uri}")
-    manifest = GalleryManifest(
+
+
+def grown_gallery(
+    gallery: Gallery, source_uri: str, profile: Profile, *, say: Callable[[str], None] = lambda line: None
+) -> tuple[GalleryManifest, BatchRecord, list[str]]:
+    """Embed what a source has and the gallery has not, as a new batch.
+
+    Inputs of the same source whose path, size and time of change are known from an earlier batch are left out.
+
+    Returns:
+        The manifest that the gallery would have with it (its caller publishes it), the new batch, and the paths of
+        inputs that were embedded again since their files have changed.
+
+    Raises:
+        ValueError: the profile has other models than the gallery was made with, or nothing is new.
+    """
+    encoders = look_at_encoders(profile)
+    for role, ours in (("vlm", encoders.vlm), ("vision", encoders.vision)):
+        theirs = gallery.manifest.models[role]  # type: ignore[index]
+        if ours.fingerprint != theirs.fingerprint:
+            raise ValueError(
+                f"the gallery {gallery.uri} was made by the {role} model {theirs.uri} ({theirs.fingerprint}), the"
+                f" profile has {ours.uri} ({ours.fingerprint}): vectors of different models can not be compared. Use"
+                " the profile it was made with"
+            )
+    manifest = gallery.manifest
+    source = Folder(source_uri).uri
+    known = [batch.name for batch in manifest.batches if batch.source == source]
+    record, parts, changed = _embedded_batch(gallery.folder, source_uri, profile, encoders, known, say=say)
+    grown = manifest.model_copy(
+        update={
+            "rows": manifest.rows + record.rows,
+            "batches": [*manifest.batches, record],
+            "parts": [*manifest.parts, *parts],
+        }
+    )
+    return grown, record, changed
+
+
+def _embedded_batch(
+    folder: Folder,
+    source_uri: str,
+    profile: Profile,
+    encoders: Encoders,
+    known: Sequence[str],
+    *,
+    overwrite: bool = False,
+    say: Callable[[str], None],
+) -> tuple[BatchRecord, list[PartRecord], list[str]]:
+    begun = time.monotonic()
+    batch = _open_batch(folder, overwrite)
+    job, unchanged = _begin(folder, batch, source_uri, encoders, known)
+    listed = batch.read_schema(batch.files("inputs", ".parquet")[0])
+    metadata = [listed.field(name) for name in job.metadata]
+    schema = gallery_schema(encoders.vlm.dim or 0, encoders.vision.dim or 0, metadata)
+    done = written(batch)
+    if done:
+        say(f"going on with batch {batch.name}: {done:,} of {job.inputs:,} inputs are done")
+    with progress("embedding images", job.inputs - done) as counter:
+        embed(batch, job.inputs, source_uri, profile, encoders, schema, counter)
+        spent = ray.get(counter.seconds.remote())
+    parts, rejected = _contents(folder, batch)
+    rows = sum(part.rows for part in parts)
+    if not rows:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
+        raise ValueError(f"none of the images of {source_uri} could be used ({reasons}); see {batch.uri}/parts")
+    if rows + rejected.total() != job.inputs:
+        raise RuntimeError(
+            f"{rows + rejected.total()} inputs of {job.inputs} in {source_uri} arrived in {batch.uri};"
+            " run the same command again, and report it if that does not help"
+        )
+    seconds = time.monotonic() - begun
+    summary = Summary(
+        read=job.inputs,
+        embedded=rows,
+        rejected=dict(rejected),
+        duplicates=_duplicates(folder, parts),
+        already_there=done,
+        unchanged=unchanged,
+        seconds=round(seconds, 1),
+        rows_per_s=round((job.inputs - done) / seconds, 1),
+        spent={name: round(value, 1) for name, value in sorted(spent.items())},
+    )
+    batch.write_json(SUMMARY, summary.model_dump())
+    batch.delete("checkpoint")
+    record = BatchRecord(name=batch.name, source=job.source, inputs=job.inputs, rows=rows, rejected=dict(rejected))
+    return record, parts, job.changed
+
+
+def summary_of(gallery: Gallery, batch: BatchRecord) -> Summary:
+    """Return what the run did that made a batch."""
+    return Summary.model_validate(gallery.folder.read_json(f"{Gallery.batch(batch.name)}/{SUMMARY}"))
+
+
+def unfinished_batches(folder: Folder) -> list[Folder]:
+    """Return the batches at a gallery that its manifest does not have, oldest first."""
+    taken_in = set(Gallery.open(folder).manifest.sources) if folder.exists(MANIFEST) else set()
+    return [folder / Gallery.batch(name) for name in _batch_names(folder) if name not in taken_in]
+
+
+def _batch_names(folder: Folder) -> list[str]:
+    return [name for name in folder.folders("batches") if name.isdigit()]
+
+
+def _open_batch(folder: Folder, overwrite: bool) -> Folder:
+    """The batch to go on with, or a new one."""
+    unfinished = unfinished_batches(folder)
+    if unfinished and not overwrite:
+        return unfinished[-1]
+    for batch in unfinished:
+        batch.delete()
+    names = _batch_names(folder)
+    return folder / Gallery.batch(f"{(int(names[-1]) if names else 0) + 1:06d}")
+
+
+def _begin(folder: Folder, batch: Folder, source_uri: str, encoders: Encoders, known: Sequence[str]) -> tuple[Job, int]:
+    """Freeze the list of inputs; or compare with what was frozen. Returns the job, and how many inputs were left out.
+
+    Raises:
+        ValueError: naming what is not as it was.
+    """
+    begun = batch.exists(JOB)
+    place = batch / ("inputs.again" if begun else "inputs")
+    for leftover in (place, batch / "inputs.again"):
+        leftover.delete()
+    lists = [folder / Gallery.batch(name, "inputs") for name in known]
+    listing = list_inputs(source_uri, place, known=lists)
+    if not listing.count:
+        batch.delete("" if not begun else "inputs.again")
+        raise ValueError(f"there is nothing new in {source_uri}: all of its {listing.skipped:,} inputs are known")
+    job = Job(
         source=Folder(source_uri).uri,
-        rows=sink.rows,
-        rejected=dict(sink.rejected),
-        models={"vlm": encoders.vlm, "vision": encoders.vision},
+        vlm=f"{encoders.vlm.uri} ({encoders.vlm.fingerprint})",
+        vision=f"{encoders.vision.uri} ({encoders.vision.fingerprint})",
+        inputs=listing.count,
+        digest=listing.digest,
+        metadata=list(listing.metadata),
+        changed=list(listing.changed),
     )
-    return Gallery.publish(folder, manifest)
+    if not begun:
+        batch.write_json(JOB, job.model_dump())
+        return job, listing.skipped
+    before = Job.model_validate(batch.read_json(JOB))
+    for what in ("source", "vlm", "vision", "digest"):
+        was, now = getattr(before, what), getattr(job, what)
+        if was == now:
+            continue
+        if what == "digest":
+            change = difference(batch / "inputs", place) or "the list of inputs is in another order"
+        else:
+            change = f"{what} was {was}, is now {now}"
+        raise ValueError(
+            f"{batch.uri} was begun and not finished, and can not be gone on with, since {change}."
+            " Run it with what it was begun with, or with --overwrite to begin anew"
+        )
+    place.delete()
+    return before, listing.skipped
 
 
-class Encoders(NamedTuple):
-    """What the driver needs to know of the two encoders without loading them."""
+def written(batch: Folder) -> int:
+    """Return how many inputs of a batch are written for good."""
+    files = [name for name in batch.files("checkpoint", ".parquet") if not name.endswith(".pending.parquet")]
+    return sum(_rows(batch, files))
 
-    vlm: ModelRecord
-    vision: ModelRecord
-    vlm_preprocess: Preprocess
-    vision_preprocess: Preprocess
+
+def _rows(folder: Folder, files: Sequence[str]) -> list[int]:
+    def rows(name: str) -> int:
+        with folder.open_input(name) as file:
+            return pq.ParquetFile(file).metadata.num_rows
+
+    with ThreadPoolExecutor(16) as pool:  # on an object store, what costs time is waiting
+        return list(pool.map(rows, files))
+
+
+def _contents(folder: Folder, batch: Folder) -> tuple[list[PartRecord], Counter[str]]:
+    names = batch.files("parts", Gallery.EMBEDDED)
+    parts = [
+        PartRecord(name=f"{Gallery.batch(batch.name)}/{name}", rows=rows)
+        for name, rows in zip(names, _rows(batch, names), strict=True)
+    ]
+    rejected: Counter[str] = Counter()
+    for name in batch.files("parts", Gallery.REJECTED):
+        rejected.update(batch.read_table(name, ["reason"])["reason"].to_pylist())
+    return parts, rejected
+
+
+def _duplicates(folder: Folder, parts: Sequence[PartRecord]) -> int:
+    """How many rows have bytes that a row before has: 16 bytes of memory a row."""
+    contents = []
+    for part in parts:
+        ids = folder.read_table(part.name, ["id"])["id"].to_pylist()
+        contents.append(np.fromiter((int(id.split("-")[0], 16) for id in ids), np.uint64, len(ids)))
+    every = np.concatenate(contents)
+    return len(every) - len(np.unique(every))
+
+
+def look_at_encoders(profile: Profile) -> Encoders:
+    """Load both encoders where the stage runs, and return what is to be known of them; once for each profile. Those who
+    embed check that theirs are the same.
+    """
+    return _looked_at(profile.model_dump_json())
+
+
+@lru_cache(maxsize=8)
+def _looked_at(profile: str) -> Encoders:
+    settings = Profile.model_validate_json(profile)
+    stage = settings.embed
+    return ray.get(_look_at_encoders.options(num_cpus=stage.cpus, num_gpus=stage.gpus).remote(settings))
 
 
 @ray.remote
 def _look_at_encoders(profile: Profile) -> Encoders:
     vlm, vision = load_vlm(profile), load_vision(profile)
     return Encoders(record_of(vlm), record_of(vision), vlm.preprocess, vision.preprocess)
-
-
-def embedded_rows(
-    source: Source, profile: Profile, encoders: Encoders, counter: ActorHandle | None = None
-) -> ray.data.Dataset:
-    """Return the lazy dataset of embedded and rejected rows; consuming it does the work."""
-    stage = profile.embed
-    decoder = Decoder(source.root, encoders.vlm_preprocess, encoders.vision_preprocess)
-    return source.dataset.map_batches(
-        decoder, batch_size=stage.batch, batch_format="numpy", zero_copy_batch=True
-    ).map_batches(
-        Embedder,
-        fn_constructor_args=(profile, counter),
-        batch_size=stage.batch,
-        batch_format="numpy",
-        zero_copy_batch=True,
-        compute=actor_pool(stage),
-        num_cpus=stage.cpus,
-        num_gpus=stage.gpus,
-    )
-
-
-class Decoder:
-    """Batches of inputs to batches of pixels, ``vlm_pixels`` and ``vision_pixels`` (B, H, W, 3) uint8.
-
-    Where both encoders want the same geometry, the second is left out. A rejected input has a ``reason``, and black
-    pixels.
-    """
-
-    def __init__(self, root: Folder | None, vlm: Preprocess, vision: Preprocess) -> None:
-        self.root = root
-        self.preprocess = {"vlm_pixels": vlm}
-        if vision.geometry != vlm.geometry:
-            self.preprocess["vision_pixels"] = vision
-
-    def __call__(self, batch: Batch) -> Batch:
-        rows = [self._row(batch, i) for i in range(len(batch["path"]))]
-        columns = {name: np.array([row[name] for row in rows]) for name in ("width", "height")}
-        columns |= {
-            name: np.array([row[name] for row in rows], dtype=object)
-            for name in ("id", "path", "label", "reason", "detail")
-        }
-        for name, preprocess in self.preprocess.items():
-            blank = preprocess.blank()
-            columns[name] = np.stack([row.get(name, blank) for row in rows])
-        return columns
-
-    def _row(self, batch: Batch, i: int) -> dict[str, Any]:
-        path, label = batch["path"][i], batch["label"][i]
-        row = {"id": "", "path": path, "label": label, "reason": "", "detail": "", "width": 0, "height": 0}
-        try:
-            data = batch["data"][i] if "data" in batch else self.root.read_bytes(path)  # type: ignore[union-attr]
-            image = decode(data)
-        except OSError as error:
-            return row | {"reason": "unreadable", "detail": str(error)}
-        except ImageRejected as rejection:
-            return row | {"reason": rejection.reason, "detail": str(rejection)}
-        pixels = {name: preprocess.pixels(image) for name, preprocess in self.preprocess.items()}
-        return row | {"id": image_id(data, path), "width": image.width, "height": image.height} | pixels
-
-
-def image_id(data: bytes, path: str) -> str:
-    """Return the id of an image: 16 hex digits of its content's hash, 8 of its path's. Equal content sorts together."""
-    content, name = hashlib.blake2b(data, digest_size=8), hashlib.blake2b(path.encode(errors="replace"), digest_size=4)
-    return f"{content.hexdigest()}-{name.hexdigest()}"
-
-
-class Embedder:
-    """Both encoders: batches of pixels to batches of vectors, ``vlm`` (B, D1) and ``vision`` (B, D2), float16 unit
-    rows.
-    """
-
-    def __init__(self, profile: Profile, counter: ActorHandle | None) -> None:
-        self.vlm = load_vlm(profile)
-        self.vision = load_vision(profile)
-        self.counter = counter
-
-    def __call__(self, batch: Batch) -> Batch:
-        vlm_pixels = batch.pop("vlm_pixels")
-        vision_pixels = batch.pop("vision_pixels", vlm_pixels)
-        good = batch["reason"] == ""
-        for name, encoder, pixels in (("vlm", self.vlm, vlm_pixels), ("vision", self.vision, vision_pixels)):
-            batch[name] = np.zeros((len(good), encoder.dim), np.float16)
-            if good.any():
-                batch[name][good] = encoder.encode_images(pixels if good.all() else pixels[good])
-        if self.counter is not None:
-            self.counter.add.remote(len(good))
-        return batch
-
-
-class GallerySink(Datasink[tuple[int, Counter]]):
-    """Writes embedded rows to ``parts/`` and rejected ones to ``rejected/``; afterwards knows how many there are of
-    each.
-
-    A write task that is retried writes the same files again, so nothing is written twice.
-    """
-
-    def __init__(self, folder: Folder, vlm_dim: int, vision_dim: int) -> None:
-        self.folder = folder
-        self.schema = gallery_schema(vlm_dim, vision_dim)
-        self.rows = 0
-        self.rejected: Counter[str] = Counter()
-
-    @property
-    def min_rows_per_write(self) -> int:
-        return MIN_ROWS_PER_PART
-
-    def write(self, blocks: Iterable[Block], ctx: Any) -> tuple[int, Counter]:
-        accessors = [BlockAccessor.for_block(block) for block in blocks]
-        # An empty block may come without columns.
-        batches = [accessor.to_numpy() for accessor in accessors if accessor.num_rows()]
-        if not batches:
-            return 0, Counter()
-        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-        good = columns["reason"] == ""
-        if good.any():
-            self.folder.write_table(
-                f"parts/{ctx.task_idx:06d}.parquet", self._part({k: v[good] for k, v in columns.items()})
-            )
-        bad = {name: columns[name][~good] for name in REJECTED_SCHEMA.names}
-        if len(bad["path"]):
-            self.folder.write_table(f"rejected/{ctx.task_idx:06d}.parquet", pa.table(bad, schema=REJECTED_SCHEMA))
-        return int(good.sum()), Counter(bad["reason"].tolist())
-
-    def _part(self, columns: Batch) -> pa.Table:
-        arrays = {name: columns[name] for name in ("id", "path", "width", "height")}
-        label = pa.array(columns["label"], pa.string(), mask=columns["label"] == "")
-        vectors = {name: fixed_size_list(columns[name]) for name in ("vlm", "vision")}
-        table = pa.table(arrays | {"label": label} | vectors)
-        return table.select(self.schema.names).cast(self.schema)
-
-    def on_write_complete(self, write_result: Any) -> None:
-        for rows, rejected in write_result.write_returns:
-            self.rows += rows
-            self.rejected += rejected

@@ -1,125 +1,402 @@
-"""The indexing job's second half: a Gallery to a sharded Index, on Ray Data.
+"""The indexing job's second half: a Gallery to a version of a sharded Index.
 
-Rows go to shards by a hash of their id; each shard is built whole by one task.
-A process never holds the gallery, though Ray may give small shards to one reducer together.
+The gallery's parts, in an order that spreads its categories, are cut into shards of equally many rows; each shard is
+built by one task that reads its own parts, so no process ever holds more than its shard. Quantisers are trained once,
+on a sample of the gallery, and shared by all shards. A shard that is done leaves a marker: the same command, run again,
+goes on with those that are not. Recall is measured last; a version that finds too little is not published.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import tempfile
+import time
 import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import ray
+from pydantic import BaseModel, ConfigDict
+from ray.actor import ActorHandle
+from ray.util.metrics import Counter
+from retrieval.index_kinds import choose_factory
+from retrieval.shard_build import build_shard, save_trained, train, training_rows
 
-from cluster.profile import Profile
+from cluster.profile import IndexSettings, Profile
 from cluster.session import progress
-from retrieval.artifacts import Gallery, Index, IndexManifest, ShardRecord, matrix, new_version
+from retrieval.artifacts import (
+    MANIFEST,
+    Gallery,
+    Index,
+    IndexManifest,
+    PartRecord,
+    ShardRecord,
+    matrix,
+    new_version,
+    version_names,
+)
 from retrieval.folder import Folder
 from retrieval.hits import Hits, merge_topk
 from retrieval.metrics import neighbour_recall
-from retrieval.shard import Shard, fitted_factory, sample_queries
+from retrieval.shard import sample_queries
 from retrieval.shard_files import LAMBDA_GRID
 
+PLAN, REFUSED, TRAINED = "plan.json", "refused.json", "trained.faiss"
 RECALL_QUERIES = 200
-RECALL_AT = 10
+RECALL_AT = (10, 100)
+
+
+class Plan(BaseModel):
+    """What makes a version what it is; all of it must be the same for a run that goes on with it."""
+
+    model_config = ConfigDict(extra="forbid")
+    gallery: str
+    parts: str
+    """A hash of their names and numbers of rows."""
+    rows: int
+    shards: int
+    factory: str
+
+
+class Slice(NamedTuple):
+    """Rows ``start`` to ``stop`` of a part."""
+
+    part: str
+    start: int
+    stop: int
 
 
 def build_index(
-    gallery: Gallery, target: str, profile: Profile, *, shards: int | None = None, factory: str | None = None
+    gallery: Gallery,
+    target: str,
+    profile: Profile,
+    *,
+    shards: int | None = None,
+    factory: str | None = None,
+    memory_per_shard: int | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Index:
-    """Build and publish the next version of the index at ``target``.
+    """Build and publish the next version of the index at ``target``; go on with a build that was killed.
 
     Args:
         shards: number of shards; by default as many as the profile's ``rows_per_shard`` asks for.
-        factory: FAISS factory string; by default the profile's.
+        factory: FAISS factory string, or ``auto``; by default the profile's.
+        memory_per_shard: bytes of memory that the compressed index of a shard may take, for ``auto``.
+        overwrite: begin anew, whatever an unfinished build was begun with.
+        say: is told what is gone on with.
 
     Raises:
-        ValueError: fewer than one shard, a factory string that FAISS refuses, or images with the same path and bytes.
+        ValueError: fewer than one shard, a factory string that FAISS refuses, no kind that fits ``memory_per_shard``,
+            an unfinished build of another plan, or recall below the profile's ``recall_floor``.
     """
-    settings = profile.index
-    count = math.ceil(gallery.manifest.rows / settings.rows_per_shard) if shards is None else shards
+    settings, manifest = profile.index, gallery.manifest
+    count = math.ceil(manifest.rows / settings.rows_per_shard) if shards is None else shards
     if count < 1:
         raise ValueError(f"an index needs at least one shard, {count} were asked for")
-    factory = factory or settings.factory
+    budget = memory_per_shard or settings.memory_per_shard
+    chosen = choose_factory(factory or settings.factory, math.ceil(manifest.rows / count), sum(dims(gallery)), budget)
+    version = open_version(Folder(target), plan_of(gallery, manifest.parts, count, chosen), overwrite)
+    begun = time.monotonic()
+    trained = train_quantisers(version, gallery, manifest.parts, chosen, settings)
+    records = build_shards(version, gallery, cut(manifest.parts, count), chosen, trained, settings, say=say)
+    index = Index(
+        version,
+        IndexManifest(
+            gallery=gallery.uri,
+            sources=manifest.sources,
+            rows=sum(record.rows for record in records),
+            factory=chosen,
+            shards=records,
+            recall={},
+            models=manifest.models,
+        ),
+    )
+    return publish(index, settings, begun)
+
+
+def dims(gallery: Gallery) -> tuple[int, int]:
+    """Return D1 and D2."""
     models = gallery.manifest.models
     vlm_dim, vision_dim = models["vlm"].dim, models["vision"].dim
     assert vlm_dim is not None
     assert vision_dim is not None
-    fitted_factory(factory, gallery.manifest.rows, vlm_dim + vision_dim)  # refuses before anything is written
-    version = new_version(Folder(target))
-    version.create()
-    parts = [f"{gallery.folder.path}/{name}" for name in gallery.parts()]
-    with progress("building shards", count) as counter:
+    return vlm_dim, vision_dim
 
-        def build(rows: pa.Table) -> pa.Table:
-            record = _build_shard(rows, version, vlm_dim, factory)
-            counter.add.remote(1)
-            return pa.table({"record": [record.model_dump_json()]})
 
-        built = (
-            ray.data.read_parquet(parts, filesystem=gallery.folder.filesystem)
-            .map_batches(_with_shard, fn_kwargs={"count": count}, batch_format="pyarrow")
-            .groupby("shard")
-            .map_groups(build, batch_format="pyarrow", num_cpus=settings.cpus)
-            .take_all()
+def cut(parts: Sequence[PartRecord], shards: int) -> list[list[Slice]]:
+    """Cut parts into shards of equally many rows (one more or less).
+
+    Parts come in the order of their source, category after category; they are shuffled, so that a category does not
+    lie in one shard alone.
+    """
+    parts = sorted(parts, key=lambda part: hashlib.blake2b(part.name.rsplit("/", 1)[-1].encode()).digest())
+    rows = sum(part.rows for part in parts)
+    bounds = [rows * i // shards for i in range(shards + 1)]
+    ends = np.cumsum([part.rows for part in parts])
+    return [
+        [
+            Slice(part.name, max(first - (int(end) - part.rows), 0), min(last - (int(end) - part.rows), part.rows))
+            for part, end in zip(parts, ends, strict=True)
+            if end > first and end - part.rows < last
+        ]
+        for first, last in pairwise(bounds)
+    ]
+
+
+def train_quantisers(
+    version: Folder, gallery: Gallery, parts: Sequence[PartRecord], factory: str, settings: IndexSettings
+) -> Folder | None:
+    """Train the empty index that all shards are copies of, on a sample of the rows; None for kinds without training.
+
+    Returns:
+        The folder that holds it as ``TRAINED``.
+    """
+    wanted = training_rows(factory)
+    if not wanted:
+        return None
+    if version.exists(TRAINED):
+        return version
+    rows = sum(part.rows for part in parts)
+    with progress("training the index on a sample", min(wanted, rows)) as counter:
+        files = [f"{gallery.folder.path}/{part.name}" for part in parts]
+        arguments = {"share": wanted / rows, "counter": counter}
+        sample = (
+            ray.data.read_parquet(files, filesystem=gallery.folder.filesystem)
+            .select_columns(["id", "vlm", "vision"])
+            .map_batches(_sampled, fn_kwargs=arguments, batch_size=4096, batch_format="pyarrow")
         )
-    records = sorted((ShardRecord.model_validate_json(row["record"]) for row in built), key=lambda record: record.name)
-    manifest = IndexManifest(
-        gallery=gallery.uri,
-        rows=sum(record.rows for record in records),
-        factory=factory,
-        shards=records,
-        recall={},
-        models=models,
+        cpus = _cpus(1, settings)
+        ray.get(_train.options(num_cpus=cpus).remote(version, sample.to_arrow_refs(), factory, cpus))
+    return version
+
+
+def _sampled(rows: pa.Table, share: float, counter: ActorHandle) -> pa.Table:
+    # By the hash of the id, so that the sample does not depend on how the gallery is cut.
+    hashes = np.fromiter((zlib.crc32(id.encode()) for id in rows["id"].to_pylist()), np.uint32, rows.num_rows)
+    rows = rows.filter(pa.array(hashes < share * 2**32))
+    counter.add.remote(rows.num_rows)
+    return rows
+
+
+@ray.remote(max_retries=3)
+def _train(version: Folder, blocks: list[ray.ObjectRef], factory: str, cpus: float) -> None:
+    tables = [table for table in ray.get(blocks) if table.num_rows]
+    rows = pa.concat_tables(tables).sort_by("id")
+    with _threads(cpus), tempfile.TemporaryDirectory(prefix="mindseye-train-") as scratch:
+        save_trained(train(joint(rows), factory), Path(scratch) / TRAINED)
+        version.upload(TRAINED, Path(scratch) / TRAINED)
+
+
+def joint(rows: pa.Table) -> np.ndarray:
+    """Return [c ; d] of gallery rows, float16 (N, D1 + D2)."""
+    return np.concatenate([matrix(rows["vlm"]), matrix(rows["vision"])], axis=1)
+
+
+def build_shards(
+    version: Folder,
+    gallery: Gallery,
+    slices: Sequence[Sequence[Slice]],
+    factory: str,
+    trained: Folder | None,
+    settings: IndexSettings,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[ShardRecord]:
+    """Build the shards of a version that have no marker yet; return the records of all of them, in order."""
+    names = [f"shard-{i:05d}" for i in range(len(slices))]
+    missing = [i for i, name in enumerate(names) if not version.exists(_marker(name))]
+    if len(missing) < len(names):
+        say(f"going on with index version {version.name}: {len(names) - len(missing)} of {len(names)} shards are done")
+    rows = sum(piece.stop - piece.start for i in missing for piece in slices[i])
+    cpus = _cpus(len(missing), settings)
+    with progress("building shards", rows) as counter:
+        build = _build_shard.options(num_cpus=cpus)
+        vlm_dim, _ = dims(gallery)
+        ray.get(
+            [
+                build.remote(
+                    version, names[i], gallery.folder, list(slices[i]), vlm_dim, factory, trained, cpus, counter
+                )
+                for i in missing
+            ]
+        )
+    return [ShardRecord.model_validate(version.read_json(_marker(name))) for name in names]
+
+
+def _marker(name: str) -> str:
+    return f"{name}.json"
+
+
+@ray.remote(max_retries=3, retry_exceptions=[OSError])
+def _build_shard(
+    version: Folder,
+    name: str,
+    gallery: Folder,
+    slices: list[Slice],
+    vlm_dim: int,
+    factory: str,
+    trained: Folder | None,
+    cpus: float,
+    counter: ActorHandle,
+) -> None:
+    begun = time.perf_counter()
+    version.delete(name)
+    with _threads(cpus), tempfile.TemporaryDirectory(prefix="mindseye-shard-") as scratch:
+        template = None
+        if trained:
+            template = Path(scratch) / TRAINED
+            trained.download(TRAINED, template)
+        local = (version / name).local_path
+        folder = local or Path(scratch) / name
+        files = build_shard(
+            folder, lambda: _tables(gallery, slices), vlm_dim=vlm_dim, factory=factory, trained=template
+        )
+        if local is None:
+            for file in files:
+                (version / name).upload(file, folder / file)
+    rows = sum(piece.stop - piece.start for piece in slices)
+    record = ShardRecord(version=version.name, name=name, rows=rows, factory=factory, files=files)
+    version.write_json(_marker(name), record.model_dump())
+    seconds = time.perf_counter() - begun
+    counter.add.remote(rows, build=seconds)
+    Counter("mindseye_index_shard_rows", "Rows of shards that were built.", tag_keys=("version",)).inc(
+        rows, {"version": version.name}
     )
-    if manifest.rows != gallery.manifest.rows:
-        raise RuntimeError(f"{manifest.rows} rows arrived in the shards of {gallery.manifest.rows} in {gallery.uri}")
-    manifest.recall = _measure_recall(Index(version, manifest), settings.cpus)
-    return Index.publish(version, manifest)
 
 
-def shard_of(row_id: str, count: int) -> int:
-    """Return the shard that a row lies in: a hash of its id, so that it does not depend on the order of rows."""
-    return zlib.crc32(row_id.encode()) % count
+def _tables(gallery: Folder, slices: Sequence[Slice]) -> Iterator[pa.Table]:
+    for part, start, stop in slices:
+        at = 0
+        for table in gallery.tables(part, rows=4096):
+            yield table.slice(max(start - at, 0), max(min(stop - at, table.num_rows) - max(start - at, 0), 0))
+            at += table.num_rows
+            if at >= stop:
+                break
 
 
-def _with_shard(rows: pa.Table, count: int) -> pa.Table:
-    return rows.append_column("shard", pa.array([shard_of(i, count) for i in rows["id"].to_pylist()], pa.int32()))
+def _cpus(tasks: int, settings: IndexSettings) -> float:
+    """CPUs for each of so many tasks: those of the settings, or more where there are fewer tasks than CPUs."""
+    of_nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    share = min(max(of_nodes, default=1), sum(of_nodes) // max(tasks, 1))
+    return max(settings.cpus, share)
 
 
-def _build_shard(rows: pa.Table, version: Folder, vlm_dim: int, factory: str) -> ShardRecord:
-    name = f"shard-{rows['shard'][0].as_py():05d}"
-    joint_ND = np.concatenate([matrix(rows["vlm"]), matrix(rows["vision"])], axis=1)
-    table = rows.drop_columns(["shard", "vlm", "vision"])
-    shard = Shard.build(table["id"].to_pylist(), joint_ND, vlm_dim=vlm_dim, factory=factory, rows=table)
-    with tempfile.TemporaryDirectory(prefix="mindseye-shard-") as scratch:
-        files = shard.save(Path(scratch))
-        for file in files:
-            (version / name).write_bytes(file, (Path(scratch) / file).read_bytes())
-    return ShardRecord(name=name, rows=len(shard), factory=shard.factory, files=files)
+@contextmanager
+def _threads(cpus: float) -> Iterator[None]:
+    """As many threads for FAISS as the task has CPUs: Ray gives a worker one, whatever it was promised."""
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(max(1, min(int(cpus), os.cpu_count() or 1)))
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
-def _measure_recall(index: Index, cpus: float) -> dict[str, float]:
-    """Return recall@10 of the default search against exact search, over all shards, at each λ of the grid."""
-    on_workers = {"num_cpus": cpus}
-    queries = ray.remote(_sample_queries).options(**on_workers).remote(index)
-    look = ray.remote(_found_and_exact).options(**on_workers)
-    answers = ray.get([look.remote(index, i, queries) for i in range(len(index.manifest.shards))])
-    found, exact = (merge_topk([answer[which] for answer in answers], RECALL_AT).ids for which in (0, 1))
-    halves = zip(np.split(found, len(LAMBDA_GRID)), np.split(exact, len(LAMBDA_GRID)), strict=True)
-    return {str(weight): round(neighbour_recall(*half), 4) for weight, half in zip(LAMBDA_GRID, halves, strict=True)}
+def publish(index: Index, settings: IndexSettings, begun: float) -> Index:
+    """Measure the recall of a version that is complete but for its manifest, and publish it if that is enough.
+
+    Raises:
+        ValueError: recall is below the profile's ``recall_floor``.
+    """
+    with progress("measuring recall against exact search", len(index.manifest.shards)) as counter:
+        index.manifest.recall = measure_recall(index, settings, counter)
+    below = [
+        f"recall@{depth} {value:.3f} at λ = {weight}"
+        for depth, by_weight in index.manifest.recall.items()
+        for weight, value in by_weight.items()
+        if value < settings.recall_floor
+    ]
+    if below:
+        content = {"recall": index.manifest.recall, "floor": settings.recall_floor, "factory": index.manifest.factory}
+        index.folder.write_json(REFUSED, content)
+        raise ValueError(
+            f"version {index.version} of {index.root.uri} is not published: it finds too little ({', '.join(below)};"
+            f" the profile's recall_floor is {settings.recall_floor}). Give a kind of index that keeps more of each"
+            f" vector than {index.manifest.factory} (--factory, or more --memory-per-shard), or lower the floor"
+        )
+    index.folder.write_json("summary.json", {"seconds": round(time.monotonic() - begun, 1)})
+    return Index.publish(index.folder, index.manifest)
+
+
+def measure_recall(index: Index, settings: IndexSettings, counter: ActorHandle) -> dict[str, dict[str, float]]:
+    """Return recall of the default search against exact search over all shards, by depth and λ, on queries that no
+    shard has tuned itself with.
+    """
+    count = len(index.manifest.shards)
+    cpus = _cpus(count, settings)
+    queries = ray.remote(_sample_queries).options(num_cpus=settings.cpus).remote(index)
+    look = ray.remote(_found_and_exact).options(num_cpus=cpus)
+    answers = ray.get([look.remote(index, i, queries, cpus, counter) for i in range(count)])
+    recall = {}
+    for depth in RECALL_AT:
+        found, exact = (merge_topk([answer[which] for answer in answers], depth).ids for which in (0, 1))
+        halves = zip(np.split(found, len(LAMBDA_GRID)), np.split(exact, len(LAMBDA_GRID)), strict=True)
+        recall[str(depth)] = {
+            str(weight): round(neighbour_recall(*half), 4) for weight, half in zip(LAMBDA_GRID, halves, strict=True)
+        }
+    return recall
 
 
 def _sample_queries(index: Index) -> np.ndarray:
-    # Rows lie in the order of their ids, which are hashes, so the first of them are a fair sample.
-    shard = index.shard(0)
-    return np.concatenate(sample_queries(shard.vectors[:RECALL_QUERIES], shard.vlm_dim, np.random.default_rng(1)))
+    # Rows lie in the order of their ids, which are hashes, so any run of them is a fair sample.
+    shard = index.shard(len(index.manifest.shards) - 1)
+    return np.concatenate(sample_queries(shard.vectors[-RECALL_QUERIES:], shard.vlm_dim, np.random.default_rng(1)))
 
 
-def _found_and_exact(index: Index, number: int, query_QD: np.ndarray) -> tuple[Hits, Hits]:
-    shard = index.shard(number)
-    return shard.search(query_QD, RECALL_AT), shard.exact(query_QD, RECALL_AT)
+def _found_and_exact(
+    index: Index, number: int, query_QD: np.ndarray, cpus: float, counter: ActorHandle
+) -> tuple[Hits, Hits]:
+    with _threads(cpus):
+        shard = index.shard(number)
+        depth = max(RECALL_AT)
+        found = shard.search(query_QD, depth), shard.exact(query_QD, depth)
+    counter.add.remote(1)
+    return found
+
+
+def plan_of(gallery: Gallery, parts: Sequence[PartRecord], shards: int, factory: str) -> Plan:
+    """Return what makes a version of shards that are built from these parts."""
+    lines = sorted(f"{part.name} {part.rows}" for part in parts)
+    digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+    rows = sum(part.rows for part in parts)
+    return Plan(gallery=gallery.uri, parts=digest, rows=rows, shards=shards, factory=factory)
+
+
+def open_version(root: Folder, plan: Plan, overwrite: bool) -> Folder:
+    """Return the version to go on with, or a new one that has its plan.
+
+    Raises:
+        ValueError: one was begun with another plan.
+    """
+    for name in version_names(root):
+        version = root / name
+        if version.exists(MANIFEST) or version.exists(REFUSED) or not version.exists(PLAN):
+            continue
+        begun = Plan.model_validate(version.read_json(PLAN))
+        if overwrite:
+            version.delete()
+        elif begun == plan:
+            return version
+        else:
+            differ = "; ".join(
+                f"{what} was {getattr(begun, what)}, is now {getattr(plan, what)}"
+                for what in Plan.model_fields
+                if getattr(begun, what) != getattr(plan, what)
+            )
+            raise ValueError(
+                f"{version.uri} was begun and not finished, and can not be gone on with: {differ}."
+                " Run it with what it was begun with, or with --overwrite to begin anew"
+            )
+    version = new_version(root)
+    version.write_json(PLAN, plan.model_dump())
+    return version

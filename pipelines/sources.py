@@ -1,124 +1,125 @@
-"""Where images come from: a folder of files, with class folders or without, or Parquet with the bytes in it.
+"""Where images come from, as a frozen list of inputs.
 
-A source becomes a dataset of ``path`` and ``label`` (empty if there is none), and, from Parquet, ``data`` (bytes).
-Files are only listed here: they are read where they are decoded, so that one that can not be read costs one row and
-not the job.
+A source is an image folder (flat, or with class folders, of any depth), Parquet with the bytes in it, WebDataset tars,
+or a list of URIs (Parquet, CSV, text), at any pyarrow URI. ``list_inputs`` writes down once what is in it, as Parquet of
+the columns ``retrieval.inputs.INPUTS``, so that a job that goes on tomorrow has the same inputs.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePosixPath
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
-from pyarrow import fs
 
+from pipelines.input_list import Listing, ListWriter, Seen, difference
 from retrieval.folder import Folder
-from retrieval.pictures import parquet_files
+from retrieval.inputs import base_of
+from retrieval.source_contents import inputs_of
+from retrieval.source_files import IMAGE_SUFFIXES, File, files_in, inputs_table, kind_of, pieces, suffix
 
-BLOCKS, ROWS_PER_BLOCK = 1024, (64, 4096)
+__all__ = ["Listing", "difference", "list_inputs"]
 
-
-@dataclass(frozen=True)
-class Source:
-    """A dataset to embed, the number of its inputs if that is known, and the folder that its paths are relative to."""
-
-    dataset: ray.data.Dataset
-    rows: int | None
-    root: Folder | None
+_TABLES_AHEAD = 4
 
 
-def open_source(uri: str) -> Source:
-    """Open an image folder, or a Parquet file or folder, at any pyarrow URI.
+def list_inputs(source: str, into: Folder, *, known: Sequence[Folder] = ()) -> Listing:
+    """Write the list of a source's inputs to ``into``, as files of at most 65,536 rows: ``000000.parquet`` and so on.
 
-    A folder's first-level folders are its classes: ``dog/a.jpg`` has the label ``dog``, ``a.jpg`` has none. Hidden
-    files and folders (``.name``) are passed over. Parquet needs the columns ``image`` (bytes, or a struct with
-    ``bytes``) and ``path`` (a name of its own for each image); ``label`` is taken where it exists.
+    What is at ``into`` is deleted first. A folder is walked folder by folder, in the order of names, so the entries of
+    no more than one are in memory; files with many inputs (Parquet, tars) are listed in parallel where Ray runs. The
+    label of a file is the first-level folder that it lies in. Hidden files and folders (``.name``) are passed over, and
+    so is what lies beside Parquet files or tars and is no image.
+
+    Args:
+        source: a folder or a file, as a local path or URI.
+        into: where to write.
+        known: lists of earlier runs over the same source: inputs that one of them has and that have not changed since
+            are left out. That costs 16 bytes of memory for each row of theirs.
 
     Raises:
-        ValueError: there is nothing at ``uri``, or nothing to embed in it.
+        ValueError: there is nothing at ``source``, or nothing that could be embedded.
+        OSError: the source can not be listed now; a PermissionError says what to do about credentials.
     """
-    root = Folder(uri)
-    if not root.exists():
-        raise ValueError(f"there is nothing at {uri}; expected an image folder or Parquet")
-    files = parquet_files(root)
-    if files:
-        return _open_parquet(root, files)
-    if root.filesystem.get_file_info(root.path).type == fs.FileType.File:
-        raise ValueError(f"{uri} is a file; expected an image folder, or Parquet with a name that ends in .parquet")
-    tables = list(_listed(root))
-    if not tables:
-        raise ValueError(f"{uri} is a folder without files; expected images, in class folders or not")
-    return Source(ray.data.from_arrow(tables), sum(table.num_rows for table in tables), root)
-
-
-def rows_per_block(rows: int) -> int:
-    """Return how many inputs make a block: about a thousand blocks, each large enough to be worth sending."""
-    return min(max(rows // BLOCKS, ROWS_PER_BLOCK[0]), ROWS_PER_BLOCK[1])
-
-
-def _listed(root: Folder) -> Iterator[pa.Table]:
-    names = sorted(_local_names(root.local_path) if root.local_path else _remote_names(root))
-    step = rows_per_block(len(names))
-    for start in range(0, len(names), step):
-        block = names[start : start + step]
-        labels = [PurePosixPath(name).parts[0] if "/" in name else "" for name in block]
-        yield pa.table({"path": pa.array(block, pa.string()), "label": pa.array(labels, pa.string())})
-
-
-def _remote_names(root: Folder) -> Iterator[str]:
-    for info in root.filesystem.get_file_info(fs.FileSelector(root.path, recursive=True)):
-        name = info.path[len(root.path) + 1 :]
-        if info.type == fs.FileType.File and not any(part.startswith(".") for part in PurePosixPath(name).parts):
-            yield name
-
-
-def _local_names(folder: Path, inside: str = "", above: tuple[Path, ...] = ()) -> Iterator[str]:
-    # Arrow's own listing follows a link to a folder above it until the path is too long, leaves out links to nothing
-    # without a word, and fails as a whole at a name that is not UTF-8.
-    above = (*above, folder.resolve())
-    for entry in folder.iterdir():
-        if entry.name.startswith("."):
-            continue
-        name = inside + os.fsencode(entry.name).decode(errors="replace")
-        if entry.is_file() or not entry.exists():
-            yield name
-        elif entry.is_dir() and entry.resolve() not in above:
-            yield from _local_names(entry, f"{name}/", above)
-
-
-def _open_parquet(root: Folder, files: list[str]) -> Source:
-    dataset = ray.data.read_parquet(files, filesystem=root.filesystem)
-    schema = dataset.schema()
-    columns = schema.names
-    if missing := {"image", "path"} - set(columns):
+    root, name = base_of(source)
+    writer = ListWriter(into, Seen(known))
+    files = _list_folder(root, writer) if name is None else [_single_file(root, name)]
+    for table in _listed(root, files):
+        writer.add(table)
+    if not writer.count and not writer.skipped:
         raise ValueError(
-            f"{root.uri} has no column {' and '.join(sorted(missing))}; it has {', '.join(columns)}."
-            " A gallery's Parquet needs image (bytes) and path (a name of its own for each image)."
+            f"{root.uri} is a folder without files; expected images, in class folders or not, Parquet or tars"
         )
-    image = schema.types[columns.index("image")]
-    if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
-        image = image.field("bytes").type
-    if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
-        raise ValueError(f"{root.uri}: column image must hold bytes, or a struct with a field bytes; it holds {image}")
-    kept = [name for name in ("image", "path", "label") if name in columns]
-    rows = dataset.count()
-    if not rows:
-        raise ValueError(f"{root.uri} has no rows")
-    # Parquet files are often of one block; smaller blocks let every core decode.
-    dataset = dataset.select_columns(kept).repartition(target_num_rows_per_block=rows_per_block(rows))
-    return Source(dataset.map_batches(_as_rows, batch_format="pyarrow"), rows, None)
+    if writer.refused == writer.count and not writer.skipped:
+        more = f" (and {writer.refused - 1:,} more like it)" if writer.refused > 1 else ""
+        raise ValueError(f"nothing in {Folder(source).uri} can be embedded: {writer.first_detail}{more}")
+    return writer.finish(root)
 
 
-def _as_rows(table: pa.Table) -> pa.Table:
-    image = table["image"]
-    if pa.types.is_struct(image.type):
-        image = pc.struct_field(image, "bytes")
-    labelled = "label" in table.column_names
-    label = table["label"].cast(pa.string()).fill_null("") if labelled else pa.array([""] * table.num_rows)
-    path = table["path"].cast(pa.string()).fill_null("")
-    return pa.table({"path": path, "label": label, "data": image.cast(pa.binary()).fill_null(b"")})
+def _single_file(root: Folder, name: str) -> File:
+    if kind_of(name) is None:
+        raise ValueError(
+            f"{(root / name).uri} is a file; expected an image folder, or a file whose name ends in .parquet, .tar, or,"
+            " for a list of URIs, in .csv or .txt"
+        )
+    info = root.filesystem.get_file_info(f"{root.path}/{name}")
+    return File(name, info.size or 0, info.mtime_ns or 0)
+
+
+def _listed(root: Folder, files: Iterable[File]) -> Iterator[pa.Table]:
+    """Yield the inputs of each file, in order: in a task for each where Ray runs, a few ahead, else here."""
+    if not ray.is_initialized():
+        for file in files:
+            yield from inputs_of(root, file)
+        return
+    task = ray.remote(inputs_of).options(num_returns="streaming", _generator_backpressure_num_objects=_TABLES_AHEAD)
+    ahead = int(ray.cluster_resources().get("CPU", 1))
+    running: deque = deque()
+    for file in files:
+        running.append(task.remote(root, file))
+        if len(running) > ahead:
+            yield from map(ray.get, running.popleft())
+    while running:
+        yield from map(ray.get, running.popleft())
+
+
+def _list_folder(root: Folder, writer: ListWriter) -> list[File]:
+    """Write the files of a folder as inputs; or return those that list inputs themselves, if there are such."""
+    of_kind: dict[str, list[File]] = {"parquet": [], "tar": []}
+    unusable: list[File] = []
+    image = None
+    for piece in pieces(files_in(root)):
+        for file in piece:
+            kind = kind_of(file.name)
+            if file.reason:
+                unusable.append(file)
+            elif kind in of_kind:
+                of_kind[kind].append(file)
+            elif image is None and suffix(file.name) in IMAGE_SUFFIXES:
+                image = file.name
+        found = ([image] if image else []) + [files[0].name for files in of_kind.values() if files]
+        if len(found) > 1:
+            raise ValueError(
+                f"{root.uri} mixes kinds of sources ({' and '.join(found)}); give images, Parquet and tars a folder"
+                " each, and index one after the other"
+            )
+        if not any(of_kind.values()):
+            writer.add(_as_inputs(piece), unique=True)
+    files = of_kind["parquet"] + of_kind["tar"]
+    if files:
+        writer.clear()
+        if unusable:
+            writer.add(_as_inputs(unusable))
+    return files
+
+
+def _as_inputs(files: Sequence[File]) -> pa.Table:
+    names = [file.name for file in files]
+    columns: dict[str, list] = {
+        name: [getattr(file, name) for file in files] for name in File._fields if name != "name"
+    }
+    columns["file"] = names
+    columns["label"] = [PurePosixPath(name).parts[0] if "/" in name else None for name in names]
+    return inputs_table(files[0], names, columns)

@@ -11,7 +11,8 @@ Shapes: N rows, Q queries, K images, D1 the VLM's dimension, D2 the vision encod
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,14 +20,12 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retrieval.aggregator import Aggregator
 from retrieval.folder import Folder
 from retrieval.shard import Shard
 
-FORMAT = 1
 MANIFEST = "manifest.json"
 Role = Literal["vlm", "vision", "generator"]
 
@@ -51,18 +50,49 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     artifact: str
-    format: int = FORMAT
+    format: int = 1
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     mindseye: str = Field(default_factory=lambda: version("mindseye"))
     models: dict[Role, ModelRecord] = Field(default_factory=dict)
 
 
-class GalleryManifest(Manifest):
-    artifact: Literal["gallery"] = "gallery"
+class BatchRecord(BaseModel):
+    """One run of the embedding job: the inputs of one source at one time."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
     source: str
+    """What the paths of its rows are relative to."""
+    inputs: int
     rows: int
     rejected: dict[str, int] = Field(default_factory=dict)
     """Number of rejected inputs by reason."""
+
+
+class PartRecord(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    """Relative to the gallery."""
+    rows: int
+
+
+class GalleryManifest(Manifest):
+    artifact: Literal["gallery"] = "gallery"
+    format: int = 2
+    rows: int
+    batches: list[BatchRecord]
+    parts: list[PartRecord]
+    """What the gallery consists of; other files in its folder are of jobs that have not finished, or no longer used."""
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Source of each batch, by its name."""
+        return {batch.name: batch.source for batch in self.batches}
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Number of rejected inputs by reason."""
+        return dict(sum((Counter(batch.rejected) for batch in self.batches), Counter()))
 
 
 class QuerySetManifest(Manifest):
@@ -78,21 +108,34 @@ class QuerySetManifest(Manifest):
 
 class ShardRecord(BaseModel):
     model_config = ConfigDict(extra="forbid")
+    version: str
+    """The version that it was built for, in whose folder its files lie: later versions share it."""
     name: str
     rows: int
+    """Rows in its files, removed ones included."""
     factory: str
     files: dict[str, dict[str, Any]]
     """Bytes and sha256 of each file of the shard."""
 
+    @property
+    def bytes(self) -> int:
+        return sum(file["bytes"] for file in self.files.values())
+
 
 class IndexManifest(Manifest):
     artifact: Literal["index"] = "index"
+    format: int = 2
     gallery: str
+    sources: dict[str, str]
+    """What the paths of rows are relative to, by their column ``batch``."""
     rows: int
+    """Rows that can be found."""
     factory: str
     shards: list[ShardRecord]
-    recall: dict[str, float]
-    """recall@10 of the default search against exact search, on a sample of queries, by λ."""
+    removed: int = 0
+    """Rows that lie in shards and are never returned: ``Index.REMOVED`` has their ids."""
+    recall: dict[str, dict[str, float]]
+    """Recall of the default search against exact search, on a sample of queries, by depth (10, 100) and λ."""
 
 
 class AggregatorManifest(Manifest):
@@ -147,10 +190,11 @@ class Artifact(Generic[M]):
         if not isinstance(content, dict) or content.get("artifact") != cls.kind:
             found = content.get("artifact") if isinstance(content, dict) else type(content).__name__
             raise ValueError(f"{folder.uri} holds a {found}, where a {cls.kind} is expected.")
-        if content.get("format") != FORMAT:
+        readable = cls.manifest_type.model_fields["format"].default
+        if content.get("format") != readable:
             raise ValueError(
                 f"{file} has format {content.get('format')}; this mindseye ({version('mindseye')}) reads"
-                f" format {FORMAT}. Use the version that wrote it ({content.get('mindseye')}),"
+                f" format {readable}. Use the version that wrote it ({content.get('mindseye')}),"
                 f" or make it again: {cls.made_by}."
             )
         try:
@@ -199,8 +243,8 @@ def check_disjoint(learned: Sequence[str], evaluated: set[str], where: str) -> N
         )
 
 
-def gallery_schema(vlm_dim: int, vision_dim: int) -> pa.Schema:
-    """Return the schema of a gallery's parts."""
+def gallery_schema(vlm_dim: int, vision_dim: int, metadata: Iterable[pa.Field] = ()) -> pa.Schema:
+    """Return the schema of a gallery's parts; ``metadata`` are the columns that its source has beside ours."""
     return pa.schema(
         [
             ("id", pa.string()),
@@ -208,6 +252,8 @@ def gallery_schema(vlm_dim: int, vision_dim: int) -> pa.Schema:
             ("label", pa.string()),
             ("width", pa.int32()),
             ("height", pa.int32()),
+            ("batch", pa.string()),
+            *metadata,
             ("vlm", pa.list_(pa.float16(), vlm_dim)),
             ("vision", pa.list_(pa.float16(), vision_dim)),
         ]
@@ -229,26 +275,53 @@ def matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 class Gallery(Artifact[GalleryManifest]):
-    """Embedded images: Parquet parts under ``parts/`` (``gallery_schema``), rejected inputs under ``rejected/``."""
+    """Embedded images: Parquet parts (``gallery_schema``) and tables of rejected inputs, in a folder for each batch."""
 
     kind = "gallery"
     made_by = "mindseye index"
     manifest_type = GalleryManifest
+    EMBEDDED, REJECTED = "-embedded.parquet", "-rejected.parquet"
+    """How the names of the two tables end that one task writes."""
+
+    @classmethod
+    def of_tables(
+        cls, uri: str | Path, tables: Iterable[pa.Table], *, source: str, models: dict[Role, ModelRecord]
+    ) -> Self:
+        """Publish a gallery of vectors that were made elsewhere, as one batch: a part for each table, whose columns are
+        those of ``gallery_schema`` but ``batch``.
+        """
+        folder, name = Folder(uri), "000001"
+        parts = []
+        for number, table in enumerate(tables):
+            of_batch = pa.array([name] * table.num_rows, pa.string())
+            file = f"{cls.batch(name, 'parts')}/{number:06d}{cls.EMBEDDED}"
+            folder.write_table(file, table.add_column(5, "batch", of_batch))
+            parts.append(PartRecord(name=file, rows=table.num_rows))
+        rows = sum(part.rows for part in parts)
+        batch = BatchRecord(name=name, source=source, inputs=rows, rows=rows)
+        return cls.publish(folder, GalleryManifest(rows=rows, batches=[batch], parts=parts, models=models))
+
+    @staticmethod
+    def batch(name: str, inside: str = "") -> str:
+        """Return the folder of a batch, or a folder in it, relative to the gallery."""
+        return f"batches/{name}/{inside}".rstrip("/")
 
     def parts(self) -> list[str]:
         """Return the names of the Parquet parts, relative to the folder."""
-        return self.folder.files("parts", ".parquet")
+        return [part.name for part in self.manifest.parts]
 
     def tables(self, columns: Sequence[str] | None = None, *, rows: int = 65_536) -> Iterator[pa.Table]:
         """Yield the gallery as tables of at most ``rows`` rows, part by part, so that it is never whole in memory."""
         for part in self.parts():
-            with self.folder.open_input(part) as file:
-                for batch in pq.ParquetFile(file).iter_batches(rows, columns=columns):
-                    yield pa.Table.from_batches([batch])
+            yield from self.folder.tables(part, columns, rows=rows)
 
     def rejected(self) -> pa.Table:
         """Return the rejected inputs: ``path``, ``reason`` (a short fixed word) and ``detail`` (a sentence)."""
-        files = self.folder.files("rejected", ".parquet")
+        files = [
+            file
+            for batch in self.manifest.batches
+            for file in self.folder.files(self.batch(batch.name, "parts"), self.REJECTED)
+        ]
         empty = REJECTED_SCHEMA.empty_table()
         return pa.concat_tables([empty, *(self.folder.read_table(name) for name in files)])
 
@@ -308,11 +381,16 @@ def vision_vectors(queries: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Index(Artifact[IndexManifest]):
-    """One immutable version of a sharded FAISS index: ``shard-00000/`` … with the files of ``retrieval.shard``."""
+    """One immutable version of a sharded FAISS index: ``shard-00000/`` … with the files of ``retrieval.shard``.
+
+    A version that was made from another by adding or removing rows shares that one's shards.
+    """
 
     kind = "index"
     made_by = "mindseye index"
     manifest_type = IndexManifest
+    REMOVED = "removed.parquet"
+    """The rows that shards have and that are never returned: ``shard`` (place in the manifest's list) and ``id``."""
 
     @classmethod
     def open(cls, uri: str | Path | Folder) -> Self:
@@ -320,32 +398,57 @@ class Index(Artifact[IndexManifest]):
         folder = uri if isinstance(uri, Folder) else Folder(uri)
         if folder.exists(MANIFEST):
             return super().open(folder)
-        published = [name for name in version_names(folder) if folder.exists(f"{name}/{MANIFEST}")]
+        published = published_versions(folder)
         return super().open(folder / published[-1] if published else folder)
 
     @property
     def version(self) -> str:
         return self.folder.name
 
+    @property
+    def root(self) -> Folder:
+        """The folder that holds all versions."""
+        return self.folder.parent
+
+    def shard_folder(self, number: int) -> Folder:
+        record = self.manifest.shards[number]
+        return self.root / record.version / record.name
+
+    def removed(self) -> pa.Table:
+        """Return the removed rows: ``shard`` int32 and ``id`` string."""
+        return self.folder.read_table(self.REMOVED) if self.manifest.removed else REMOVED_SCHEMA.empty_table()
+
+    def removed_ids(self, number: int) -> pa.ChunkedArray:
+        """Return the ids of the removed rows of one shard."""
+        table = self.removed()
+        return table.filter(pa.compute.equal(table["shard"], number))["id"]
+
     def shard(self, number: int, *, mmap: bool = True) -> Shard:
         """Load one shard; from a remote filesystem its files are first copied to a temporary folder."""
-        record = self.manifest.shards[number]
-        folder = self.folder / record.name
+        folder, removed = self.shard_folder(number), self.removed_ids(number)
         if folder.local_path is not None:
-            return Shard.load(folder.local_path, mmap=mmap)
+            return Shard.load(folder.local_path, mmap=mmap, removed=removed)
         with tempfile.TemporaryDirectory(prefix="mindseye-shard-") as copy:
-            for name in record.files:
-                (Path(copy) / name).write_bytes(folder.read_bytes(name))
+            for name in self.manifest.shards[number].files:
+                folder.download(name, Path(copy) / name)
             # What is mapped stays readable after its file is deleted, until it is unmapped.
-            return Shard.load(Path(copy), mmap=mmap)
+            return Shard.load(Path(copy), mmap=mmap, removed=removed)
 
     def shards(self) -> list[Shard]:
         return [self.shard(i) for i in range(len(self.manifest.shards))]
 
 
+REMOVED_SCHEMA = pa.schema([("shard", pa.int32()), ("id", pa.string())])
+
+
 def version_names(root: Folder) -> list[str]:
     """Return the names of an index's version folders, published or not, oldest first."""
     return [name for name in root.folders() if name.isdigit()]
+
+
+def published_versions(root: Folder) -> list[str]:
+    """Return the names of an index's published versions, oldest first."""
+    return [name for name in version_names(root) if root.exists(f"{name}/{MANIFEST}")]
 
 
 def new_version(root: Folder) -> Folder:

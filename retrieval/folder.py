@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
+
+_PIECE = 8 * 2**20
+_SECRET = re.compile(r"://[^/?]*:[^/?]*@|[?&](access_key|secret_key|session_token)=")
 
 
 class Folder:
@@ -20,13 +26,19 @@ class Folder:
     Names of files are relative to it, with forward slashes. Writing creates the folders that are missing.
 
     Raises:
-        ValueError: the URI's scheme is unknown, or its filesystem can not be reached.
+        ValueError: the URI's scheme is unknown, its filesystem can not be reached, or it has a password in it.
     """
 
     def __init__(self, uri: str | Path) -> None:
         text = str(uri)
         if "://" not in text:
             text = Path(text).expanduser().absolute().as_posix()
+        elif _SECRET.search(text):
+            raise ValueError(
+                f"{text.partition('://')[0]}://… has a key or password in it, which would end up in manifests and logs:"
+                " give it through the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,"
+                " GOOGLE_APPLICATION_CREDENTIALS) or the store's own configuration"
+            )
         try:
             self.filesystem, path = fs.FileSystem.from_uri(text)
         except (pa.ArrowInvalid, OSError) as error:
@@ -54,12 +66,24 @@ class Folder:
         return self.path.rsplit("/", 1)[-1]
 
     @property
+    def parent(self) -> Self:
+        above = object.__new__(type(self))
+        above.filesystem, above.path = self.filesystem, self.path.rsplit("/", 1)[0]
+        above._place, above._options = self._place.rsplit("/", 1)[0], self._options
+        return above
+
+    @property
     def local_path(self) -> Path | None:
         """The folder as a path, if it lies on this machine."""
         return Path(self.path) if isinstance(self.filesystem, fs.LocalFileSystem) else None
 
     def exists(self, name: str = "") -> bool:
-        return self.filesystem.get_file_info(self._at(name)).type != fs.FileType.NotFound
+        with _advice(self):
+            return self.filesystem.get_file_info(self._at(name)).type != fs.FileType.NotFound
+
+    def modified(self, name: str) -> float:
+        """Return when a file was last written, seconds since the epoch by the clock of its filesystem."""
+        return self.filesystem.get_file_info(self._at(name)).mtime_ns / 1e9
 
     def files(self, name: str = "", suffix: str = "") -> list[str]:
         """Return the files in a sub-folder (not below it), sorted; none if it does not exist."""
@@ -74,13 +98,40 @@ class Folder:
             return stream.read()
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all: under a temporary name first, which is then moved."""
-        target = self._at(name)
-        self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
-        partial = f"{target}.{uuid.uuid4().hex[:8]}.partial"
-        with self.filesystem.open_output_stream(partial) as stream:
+        """Write a file whole or not at all."""
+        with self.writing(name) as stream:
             stream.write(data)
-        self.filesystem.move(partial, target)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[pa.NativeFile]:
+        """Write a file piece by piece: it is there when the block ends, and is not if an error ends it.
+
+        On a disk it has a temporary name meanwhile. In an object store nothing is seen before it is complete, and a
+        move would be a copy, of at most 5 GB on S3.
+        """
+        target = self._at(name)
+        with _advice(self):
+            self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
+        partial = f"{target}.{uuid.uuid4().hex[:8]}.partial" if self.local_path else target
+        try:
+            with _advice(self), self.filesystem.open_output_stream(partial) as stream:
+                yield stream
+        except BaseException:
+            with suppress(OSError):
+                self.filesystem.delete_file(partial)
+            raise
+        if partial != target:
+            self.filesystem.move(partial, target)
+
+    def upload(self, name: str, file: Path) -> None:
+        """Copy a file of this machine here, in pieces."""
+        with file.open("rb") as source, self.writing(name) as stream:
+            shutil.copyfileobj(source, stream, _PIECE)
+
+    def download(self, name: str, file: Path) -> None:
+        """Copy a file to this machine, in pieces."""
+        with self.filesystem.open_input_stream(self._at(name)) as stream, file.open("wb") as target:
+            shutil.copyfileobj(stream, target, _PIECE)
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
@@ -95,18 +146,31 @@ class Folder:
         with self.open_input(name) as file:
             return pq.ParquetFile(file).read(columns=list(columns) if columns else None)
 
+    def tables(self, name: str, columns: Sequence[str] | None = None, *, rows: int = 65_536) -> Iterator[pa.Table]:
+        """Yield a Parquet file as tables of at most ``rows`` rows."""
+        with self.open_input(name) as file:
+            for batch in pq.ParquetFile(file).iter_batches(rows, columns=columns):
+                yield pa.Table.from_batches([batch])
+
+    def read_schema(self, name: str) -> pa.Schema:
+        with self.open_input(name) as file:
+            return pq.read_schema(file)
+
     def write_table(self, name: str, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        self.write_bytes(name, sink.getvalue().to_pybytes())
+        with self.writing(name) as stream:
+            pq.write_table(table, stream)
 
     def create(self) -> None:
-        self.filesystem.create_dir(self.path, recursive=True)
+        with _advice(self):
+            self.filesystem.create_dir(self.path, recursive=True)
 
     def delete(self, name: str = "") -> None:
-        """Delete a sub-folder with all that is in it, if it exists."""
-        if self.exists(name):
+        """Delete a file, or a sub-folder with all that is in it, if it exists."""
+        kind = self.filesystem.get_file_info(self._at(name)).type
+        if kind == fs.FileType.Directory:
             self.filesystem.delete_dir(self._at(name))
+        elif kind != fs.FileType.NotFound:
+            self.filesystem.delete_file(self._at(name))
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if name else self.path
@@ -118,3 +182,24 @@ class Folder:
         return sorted(
             prefix + info.base_name for info in found if info.type == kind and info.base_name.endswith(suffix)
         )
+
+
+@contextmanager
+def _advice(folder: Folder) -> Iterator[None]:
+    """What an object store says of keys and buckets, as an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        said = str(error)
+        if any(word in said for word in ("ACCESS_DENIED", "UNRECOGNIZED_CLIENT", "INVALID_CLIENT", "SIGNATURE", "403")):
+            raise PermissionError(
+                f"{folder.uri}: the object store refuses access. Check the credentials (AWS_ACCESS_KEY_ID,"
+                " AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the machine's role) and that they may list, read and write"
+                f" there. It said: {said}"
+            ) from error
+        if "NO_SUCH_BUCKET" in said or ("Bucket" in said and "not found" in said):
+            raise FileNotFoundError(
+                f"{folder.uri}: there is no such bucket, or not in this region; create it first, or correct the URI."
+                f" It said: {said}"
+            ) from error
+        raise

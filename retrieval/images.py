@@ -8,7 +8,7 @@ parser sees the data; bytes are bounded before parsing and declared pixels befor
 from __future__ import annotations
 
 import io
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,10 @@ ALLOWED_FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_BYTES: Final = 64 * 2**20
 # Pillow warns above this (a quarter of a GiB as RGB), so within the default bound it has nothing to say.
 MAX_PIXELS: Final = 89_478_485
+
+# A JPEG may be decoded at a half, a quarter or an eighth of its size as long as its short side stays this many times
+# the side that it will be resized to: what docs/embedding.md measured to leave vectors as they are.
+SIDES_TO_SPARE: Final = 3
 
 _ORIENTATION_TAG: Final = 0x0112
 # EXIF orientation (CIPA DC-008, tag 274) to the operation that turns the stored pixels upright.
@@ -28,6 +32,25 @@ _UPRIGHT: Final = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}
+# What these operations do to coordinates: mirror them left to right, then top to bottom, then swap them.
+_MIRRORS_X: Final = {
+    Image.Transpose.FLIP_LEFT_RIGHT,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.TRANSVERSE,
+}
+_MIRRORS_Y: Final = {
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+}
+_SWAPS: Final = {
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
 }
 
 # (offset, signature, name) of files that end up in image folders, to say which format is not read.
@@ -65,6 +88,27 @@ class ImageRejected(ValueError):
         return type(self), (self.reason, str(self))
 
 
+class Reduced(NamedTuple):
+    """An image that may have been decoded smaller than it is.
+
+    Attributes:
+        image: upright RGB pixels, 8 bit.
+        width, height: pixels of the whole image, upright.
+        box: (left, top, right, bottom) of the picture in `image`, in its pixels. A reduced image ends in a column and
+            a row that its sides may fill in part only, so these are not whole numbers.
+    """
+
+    image: Image.Image
+    width: int
+    height: int
+    box: tuple[float, float, float, float]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing was reduced: `image` is what `decode` gives."""
+        return self.image.size == (self.width, self.height)
+
+
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Image.Image:
     """The upright RGB image (8 bit) in `data`.
 
@@ -80,25 +124,49 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BY
     Raises:
         ImageRejected: with a reason; nothing else, whatever the bytes.
     """
+    return decode_reduced(data, None, max_pixels=max_pixels, max_bytes=max_bytes).image
+
+
+def decode_reduced(
+    data: bytes, side: int | None, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+) -> Reduced:
+    """The image in `data` as `decode` gives it, but a JPEG much larger than `side` at a fraction of its size.
+
+    Decoding at a half, a quarter or an eighth leaves out most of the work, and most of that of the resizing after it.
+    The short side stays SIDES_TO_SPARE × `side` or more, so that what is resized to `side` hardly differs. The bound
+    on pixels is on the whole image, reduced or not.
+
+    Args:
+        side: pixels of the short side that the image will be resized to (`Preprocess.side`); None never reduces.
+
+    Raises:
+        ImageRejected: as `decode`.
+    """
     if not data:
         raise ImageRejected("empty", "the file is empty (0 bytes)")
     if len(data) > max_bytes:
         raise ImageRejected("too-many-bytes", f"the file has {len(data):,} bytes, the limit is {max_bytes:,}")
     image = _open(data)
+    width, height = image.size
     _check_size(image.size, max_pixels)
     # Pillow's decoders raise a dozen kinds of exceptions on broken files (OSError, SyntaxError, struct.error,
     # IndexError…): whichever it is, the fault lies in this file and the others go on.
     try:
+        drafted = image.draft(None, (SIDES_TO_SPARE * side,) * 2) if side else None
         image.load()
         _check_size(image.size, max_pixels)
-        rgb = _to_rgb(_upright(image))
+        if not drafted:  # what some formats declare is not what they hold
+            width, height = image.size
+        operation = _orientation(image)
+        rgb = _to_rgb(image.transpose(operation) if operation is not None else image)
     except ImageRejected:
         raise
     except Exception as error:
         reason = "truncated" if _speaks_of_truncation(error) else "corrupt"
         raise ImageRejected(reason, f"the {image.format} image could not be decoded: {error}") from error
     rgb.info = {}
-    return rgb
+    box = _turned(drafted[1] if drafted else (0, 0, width, height), image.size, operation)
+    return Reduced(rgb, *((height, width) if operation in _SWAPS else (width, height)), box)
 
 
 def thumbnail(image: Image.Image, side: int = 160) -> bytes:
@@ -156,14 +224,25 @@ def _speaks_of_truncation(error: Exception) -> bool:
     )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """`ImageOps.exif_transpose` without rewriting the EXIF block, which fails where reading does not."""
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+    """As in `ImageOps.exif_transpose`, which rewrites the EXIF block besides and fails where reading does not."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
     except Exception:  # a broken EXIF block takes the orientation away, not the picture
-        return image
-    operation = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if operation is None else image.transpose(operation)
+        return None
+    return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+
+
+def _turned(
+    box: tuple[float, float, float, float], size: tuple[int, int], operation: Image.Transpose | None
+) -> tuple[float, float, float, float]:
+    """Where a box in an image of that size lies once the image was transposed."""
+    left, top, right, bottom = box
+    if operation in _MIRRORS_X:
+        left, right = size[0] - right, size[0] - left
+    if operation in _MIRRORS_Y:
+        top, bottom = size[1] - bottom, size[1] - top
+    return (top, left, bottom, right) if operation in _SWAPS else (left, top, right, bottom)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from functools import lru_cache
 from typing import NamedTuple
 
-from retrieval.artifacts import Gallery
 from retrieval.images import ImageRejected, decode, thumbnail
 from retrieval.pictures import Pictures
 from serving.search import Search
@@ -54,13 +53,13 @@ class GalleryPictures:
         return self._small[place]
 
 
-@lru_cache(maxsize=2)
-def _pictures(gallery: str) -> Pictures:
-    return Pictures(Gallery.open(gallery).manifest.source)
+@lru_cache(maxsize=8)
+def _pictures(source: str) -> Pictures:
+    return Pictures(source)
 
 
-def _read(path: str, gallery: str, small: bool) -> Picture | None:
-    data = _pictures(gallery).bytes_of(path)
+def _read(path: str, source: str, small: bool) -> Picture | None:
+    data = _pictures(source).bytes_of(path)
     if data is None:
         return None
     for start, media_type in _SHOWN:

@@ -69,7 +69,10 @@ class Row:
 
     id: str
     path: str
+    source: str
+    """What the path is relative to."""
     label: str | None
+    metadata: dict[str, Any]
     score: float
     text_part: float
     visual_part: float
@@ -77,15 +80,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Rows, best first; the λ that they are ranked by; URI and name of the version that they are of, and the URI of its
-    gallery; how many of its shards answered; and the share of each image in v.
+    """Rows, best first; the λ that they are ranked by; URI and name of the version that they are of; how many of its
+    shards answered; and the share of each image in v.
     """
 
     rows: list[Row]
     weight: float
     version: str
     name: str
-    gallery: str
     answered: int
     total: int
     attention: list[float | None]

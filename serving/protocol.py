@@ -55,6 +55,8 @@ class Result(BaseModel):
     id: str
     path: str
     label: str | None
+    metadata: dict[str, Any]
+    """Width and height of the image, and what else its source says of it."""
     url: str
     thumbnail: str
     score: float

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,22 +101,24 @@ class Ranker:
             raise Unavailable("every shard of the index", troubles[0] if troubles else "down")
         manifest = index.manifest
         return Ranking(
-            _merged(parts, k),
+            _merged(parts, k, manifest.sources),
             weight,
             index.uri,
             index.version,
-            manifest.gallery,
             answered=len(parts),
             total=len(manifest.shards),
             attention=attention,
         )
 
     async def path(self, id: str) -> tuple[str, str] | None:
-        """Return the path of the row of that id in the current version and its gallery's URI; None if there is none."""
+        """Return the path of the row of that id in the current version, and what it is relative to; None if there is
+        none.
+        """
         index = self._current
         seconds = self._settings.shard_timeout_ms / 1000
         found = await self._ask_shards("path", index.uri, id, seconds=seconds)
-        return next(((path, index.manifest.gallery) for path in found if isinstance(path, str)), None)
+        places = (place for place in found if place and not isinstance(place, Unavailable))
+        return next(((path, index.manifest.sources[batch]) for path, batch in places), None)
 
     async def served(self) -> Served:
         manifest = self._current.manifest
@@ -226,12 +228,14 @@ async def _check_model(index: Index, role: Role, encoder: DeploymentHandle) -> N
         )
 
 
-def _merged(parts: Sequence[Part], k: int) -> list[Row]:
+def _merged(parts: Sequence[Part], k: int, sources: Mapping[str, str]) -> list[Row]:
     hits = merge_topk([part.hits for part in parts], k)
     places = [{row: place for place, row in enumerate(part.hits.rows[0].tolist())} for part in parts]
     rows = []
     for i, (number, row) in enumerate(zip(hits.shards[0].tolist(), hits.rows[0].tolist(), strict=True)):
-        place, columns = places[number][row], parts[number].columns
+        place = places[number][row]
+        columns = {name: values[place] for name, values in parts[number].columns.items()}
         scores = (float(part[0, i]) for part in (hits.scores, hits.text_part, hits.visual_part))
-        rows.append(Row(hits.ids[0, i], columns["path"][place], columns["label"][place], *scores))
+        path, source, label = columns.pop("path"), sources[columns.pop("batch")], columns.pop("label")
+        rows.append(Row(hits.ids[0, i], path, source, label, columns, *scores))
     return rows

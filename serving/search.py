@@ -167,7 +167,7 @@ class Search:
         return await self.served()
 
     async def path(self, id: str) -> tuple[str, str] | None:
-        """Return the path of the gallery row of that id, and the URI of its gallery; None if there is none."""
+        """Return the path of the gallery row of that id, and the URI of its source; None if there is none."""
         if id not in self._paths:
             found = await call("the ranker", self._parts.ranker.path, id, seconds=self._settings.deadline_ms / 1000)
             if not found:
@@ -333,11 +333,11 @@ class Search:
             )
         asked.version = ranking.version
         for row in ranking.rows:
-            self._keep_path(row.id, row.path, ranking.gallery)
+            self._keep_path(row.id, row.path, row.source)
         return ranking
 
-    def _keep_path(self, id: str, path: str, gallery: str) -> None:
-        self._paths[id] = path, gallery
+    def _keep_path(self, id: str, path: str, source: str) -> None:
+        self._paths[id] = path, source
         self._paths.move_to_end(id)
         while len(self._paths) > PATHS:
             self._paths.popitem(last=False)
@@ -477,6 +477,7 @@ def _result(row: Row) -> Result:
         id=row.id,
         path=row.path,
         label=row.label,
+        metadata=row.metadata,
         url=url,
         thumbnail=f"{url}?size=thumbnail",
         score=row.score,

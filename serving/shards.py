@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from ray import serve
 
 from retrieval.artifacts import Index
@@ -19,7 +18,6 @@ from serving.store import open_store
 
 KEPT_VERSIONS = 2
 """The one that is served and the one before, which answers under way still want."""
-COLUMNS = ("path", "label")
 
 
 @serve.deployment
@@ -51,8 +49,8 @@ class IndexShard:
         shards = await self._shards(version)
         return await asyncio.to_thread(_search, shards, query_D, k)
 
-    async def path(self, version: str, id: str) -> str | None:
-        """Return the path of the row of that id, or None if it is not in these shards."""
+    async def path(self, version: str, id: str) -> tuple[str, str] | None:
+        """Return path and batch of the row of that id, or None if it is not in these shards."""
         return await asyncio.to_thread(_path, await self._shards(version), id)
 
     async def check_health(self) -> None:
@@ -85,14 +83,14 @@ def _search(shards: Sequence[Shard], query_D: np.ndarray, k: int) -> list[Part]:
     found = []
     for shard in shards:
         hits = shard.search(query_D, k)
-        rows = shard.rows.select(COLUMNS).take(pa.array(hits.rows[0]))
+        rows = shard.rows.drop_columns("id").take(pa.array(hits.rows[0]))
         found.append(Part(hits, rows.to_pydict()))
     return found
 
 
-def _path(shards: Sequence[Shard], id: str) -> str | None:
+def _path(shards: Sequence[Shard], id: str) -> tuple[str, str] | None:
     for shard in shards:
-        place = pc.index(shard.rows["id"], id).as_py()
-        if place >= 0:
-            return shard.rows["path"][place].as_py()
+        place = shard.row_of(id)
+        if place is not None:
+            return shard.rows["path"][place].as_py(), shard.rows["batch"][place].as_py()
     return None

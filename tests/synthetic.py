@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from retrieval.artifacts import (
     Gallery,
-    GalleryManifest,
     ModelRecord,
     QuerySet,
     QuerySetManifest,
@@ -63,13 +62,16 @@ def write_gallery(
             "vlm": fixed_size_list(vlm_ND1.astype(np.float16)),
             "vision": fixed_size_list(vision_ND2.astype(np.float16)),
         }
-    ).cast(gallery_schema(vlm_ND1.shape[1], vision_ND2.shape[1]))
-    place = Folder(folder)
-    for number, chosen in enumerate(np.array_split(np.arange(count), parts)):
-        place.write_table(f"parts/{number:06d}.parquet", table.take(pa.array(chosen)))
+    )
+    schema = gallery_schema(vlm_ND1.shape[1], vision_ND2.shape[1])
+    table = table.cast(pa.schema([field for field in schema if field.name != "batch"]))
     records = models()
     records["vlm"].dim, records["vision"].dim = vlm_ND1.shape[1], vision_ND2.shape[1]
-    return Gallery.publish(place, GalleryManifest(source=source, rows=count if rows is None else rows, models=records))
+    tables = [table.take(pa.array(chosen)) for chosen in np.array_split(np.arange(count), parts)]
+    gallery = Gallery.of_tables(folder, tables, source=source, models=records)
+    if rows is not None:
+        gallery = Gallery.publish(gallery.folder, gallery.manifest.model_copy(update={"rows": rows}))
+    return gallery
 
 
 def write_queries(

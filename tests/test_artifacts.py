@@ -14,7 +14,6 @@ from tiny_artifacts import Collection, records
 
 from retrieval.aggregator import Aggregator
 from retrieval.artifacts import (
-    FORMAT,
     MANIFEST,
     REJECTED_SCHEMA,
     Gallery,
@@ -36,11 +35,13 @@ from retrieval.artifacts import (
 )
 from retrieval.folder import Folder
 
+FORMAT = 2  # of galleries
 MODELS: Any = records(vlm="sha256:aa", vision="sha256:bb")
 
 
 def gallery_manifest(**changes: Any) -> GalleryManifest:
-    return GalleryManifest(**{"source": "/images", "rows": 2, "models": MODELS} | changes)
+    batch = {"name": "000001", "source": "/images", "inputs": 2, "rows": 2}
+    return GalleryManifest(**{"rows": 2, "batches": [batch], "parts": [], "models": MODELS} | changes)
 
 
 def publish_gallery(folder: Path, **changes: Any) -> Gallery:
@@ -55,7 +56,7 @@ def edited(folder: Path, **changes: Any) -> None:
 
 
 def index_manifest(**changes: Any) -> IndexManifest:
-    given = {"gallery": "/g", "rows": 0, "factory": "auto", "shards": [], "recall": {}, "models": MODELS}
+    given = {"gallery": "/g", "sources": {}, "rows": 0, "factory": "Flat", "shards": [], "recall": {}, "models": MODELS}
     return IndexManifest(**given | changes)
 
 
@@ -63,7 +64,10 @@ def index_manifest(**changes: Any) -> IndexManifest:
 
 
 def test_a_published_artifact_opens_with_the_same_manifest(tmp_path: Path) -> None:
-    written = gallery_manifest(rejected={"empty": 3})
+    batch = {"name": "000001", "source": "/i", "inputs": 5, "rows": 2, "rejected": {"empty": 3}}
+    written = gallery_manifest(batches=[batch, batch])
+    assert written.rejected == {"empty": 6}
+    assert written.sources == {"000001": "/i"}
     Gallery.publish(Folder(tmp_path), written)
     opened = Gallery.open(tmp_path)
     assert opened.manifest == written
@@ -114,7 +118,7 @@ def test_another_format_is_refused_with_both_versions(tmp_path: Path, form: Any)
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b'{"artifact": "gallery", "format"', b"\xff\xfe\x00", b'{"artifact": "gallery", "format": 1}'],
+    [b"", b"{", b'{"artifact": "gallery", "format"', b"\xff\xfe\x00", b'{"artifact": "gallery", "format": 2}'],
 )
 def test_a_damaged_manifest_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / MANIFEST).write_bytes(content)
@@ -231,17 +235,17 @@ def gallery_table(first: int, rows: int) -> pa.Table:
         "label": [None if i % 2 else "red star" for i in numbers],
         "width": numbers,
         "height": numbers,
+        "batch": ["000001"] * rows,
     }
     lists = {name: fixed_size_list(rows_ND.astype(np.float16)) for name, rows_ND in vectors.items()}
     return pa.table(columns | lists).cast(gallery_schema(2, 3))
 
 
 def test_a_gallery_is_read_part_by_part_in_blocks(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
-    for number, (first, rows) in enumerate([(0, 5), (5, 3)]):
-        folder.write_table(f"parts/{number:06d}.parquet", gallery_table(first, rows))
-    gallery = publish_gallery(tmp_path)
-    assert gallery.parts() == ["parts/000000.parquet", "parts/000001.parquet"]
+    given = [gallery_table(first, rows).drop_columns("batch") for first, rows in [(0, 5), (5, 3)]]
+    gallery = Gallery.of_tables(tmp_path, given, source="/images", models=MODELS)
+    Folder(tmp_path).write_bytes("batches/000001/parts/other-embedded.parquet", b"of a job that has not finished")
+    assert gallery.parts() == [f"batches/000001/parts/00000{i}-embedded.parquet" for i in range(2)]
     assert [table.num_rows for table in gallery.tables(rows=2)] == [2, 2, 1, 2, 1]
     assert pa.concat_tables(gallery.tables()).equals(gallery_table(0, 8))
     assert [table.column_names for table in gallery.tables(["id", "vision"])] == [["id", "vision"]] * 2
@@ -252,7 +256,9 @@ def test_rejected_inputs_are_one_table_even_when_there_are_none(tmp_path: Path) 
     assert gallery.rejected().equals(REJECTED_SCHEMA.empty_table())
     for i in range(2):
         rows = [{"path": f"{i}.jpg", "reason": "empty", "detail": "it has no bytes"}]
-        gallery.folder.write_table(f"rejected/{i}.parquet", pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA))
+        gallery.folder.write_table(
+            f"batches/000001/parts/{i}-rejected.parquet", pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
+        )
     assert gallery.rejected()["path"].to_pylist() == ["0.jpg", "1.jpg"]
 
 

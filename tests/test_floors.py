@@ -18,7 +18,8 @@ ALLOWED = {
     "training": {"retrieval", "cluster"},
     "serving": {"retrieval", "cluster"},
     "demo": {"retrieval", "cluster", "pipelines", "training"},
-    "mindseye": {"retrieval", "cluster", "pipelines", "training", "serving", "demo"},
+    "commands": {"retrieval", "cluster", "pipelines", "training", "serving", "demo"},
+    "mindseye": {"retrieval", "cluster", "pipelines", "training", "serving", "demo", "commands"},
 }
 # Not installed: they stand on everything, and nothing stands on them.
 OUTSIDE = {"benchmarks", "tests"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 import zlib
 from io import BytesIO
@@ -17,10 +18,12 @@ from PIL import Image
 
 from cluster.models import load_vision, load_vlm, record_of
 from cluster.profile import Profile
-from pipelines.gallery import Decoder, GallerySink, build_gallery, image_id
-from retrieval.artifacts import Gallery, matrix
+from pipelines.embedding import Decoder, Embedder, Encoders, GallerySink, image_id
+from pipelines.gallery import build_gallery, grown_gallery, look_at_encoders, summary_of
+from retrieval.artifacts import Gallery, fixed_size_list, gallery_schema, matrix
 from retrieval.folder import Folder
 from retrieval.images import decode
+from retrieval.inputs import INPUTS, InputReader
 
 pytestmark = pytest.mark.timeout(300)  # starts of workers take long on a busy machine
 
@@ -122,8 +125,9 @@ def test_own_pictures_give_exactly_the_good_rows_and_ten_reasons(gallery: Galler
 @pytest.mark.ray
 def test_manifest_says_what_is_there_and_where_it_came_from(gallery: Gallery, source: Path, profile: Profile) -> None:
     manifest = Gallery.open(gallery.uri).manifest
-    assert manifest.source == str(source)
+    assert manifest.sources == {"000001": str(source)}
     assert manifest.rows == len(good_pictures())
+    assert manifest.batches[0].inputs == len(good_pictures()) + len(BROKEN)
     assert manifest.rejected == {
         "empty": 1,
         "truncated": 3,
@@ -153,17 +157,116 @@ def test_vectors_equal_those_of_a_plain_loop(gallery: Gallery, profile: Profile)
 
 
 @pytest.mark.ray
-def test_second_run_gives_the_same_rows_and_clears_what_a_killed_one_left(
+def test_second_run_gives_the_same_rows_and_a_summary(
     gallery: Gallery, source: Path, profile: Profile, tmp_path: Path
 ) -> None:
-    for leftover in ("parts/000000.parquet", "parts/000099.parquet", "rejected/000099.parquet"):
-        Folder(tmp_path / "again").write_bytes(leftover, b"half a file")
+    # Of a job that was killed before it had listed its inputs, and so can not be gone on with.
+    Folder(tmp_path / "again").write_bytes("batches/000001/inputs/000000.parquet", b"half a file")
     again = build_gallery(str(source), str(tmp_path / "again"), profile)
     one, other = rows_of(gallery), rows_of(again)
-    for name in ("id", "path", "label", "width", "height"):
+    for name in ("id", "path", "label", "width", "height", "batch"):
         assert one[name].to_pylist() == other[name].to_pylist()
     np.testing.assert_allclose(matrix(one["vlm"]), matrix(other["vlm"]), atol=2**-10, rtol=0)
     assert again.rejected().sort_by("path").equals(gallery.rejected().sort_by("path"))
+    summary = summary_of(again, again.manifest.batches[0])
+    assert (summary.read, summary.embedded) == (len(good_pictures()) + len(BROKEN), len(good_pictures()))
+    assert summary.rejected == again.manifest.rejected
+    assert (summary.duplicates, summary.already_there, summary.unchanged) == (1, 0, 0)
+    assert set(summary.spent) == {"read", "decode", "embed", "wait", "write"}
+    assert not (tmp_path / "again/batches/000001/checkpoint").exists()
+
+
+@pytest.mark.ray
+def test_unfinished_batch_is_gone_on_with_by_the_same_job_alone(
+    source: Path, profile: Profile, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(source, own, symlinks=True)
+
+    def killed(*_: Any, **__: Any) -> Gallery:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Gallery, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build_gallery(str(own), str(tmp_path / "gallery"), profile)
+    (own / "kinds/grey.jpg").unlink()
+    (own / "new.jpg").write_bytes(saved("JPEG"))
+    with pytest.raises(ValueError, match="can not be gone on with") as caught:
+        build_gallery(str(own), str(tmp_path / "gallery"), profile)
+    for part in ("new.jpg", "kinds/grey.jpg", "batches/000001 was begun and not finished", "--overwrite"):
+        assert part in str(caught.value)
+    shutil.copyfile(source / "kinds/grey.jpg", own / "kinds/grey.jpg")
+    shutil.copystat(source / "kinds/grey.jpg", own / "kinds/grey.jpg")
+    (own / "new.jpg").unlink()
+    with pytest.raises(ValueError, match=r"source was .*own, is now .*pictures"):
+        build_gallery(str(source), str(tmp_path / "gallery"), profile)
+    said: list[str] = []
+    gallery = build_gallery(str(own), str(tmp_path / "gallery"), profile, say=said.append)
+    inputs = len(good_pictures()) + len(BROKEN)
+    assert said == [f"going on with batch 000001: {inputs} of {inputs} inputs are done"]
+    assert gallery.manifest.rows == len(good_pictures())
+    assert summary_of(gallery, gallery.manifest.batches[0]).already_there == inputs
+
+
+@pytest.mark.ray
+def test_overwriting_leaves_what_is_published_until_the_new_one_is(
+    source: Path, profile: Profile, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = build_gallery(str(source / "kinds"), str(tmp_path / "gallery"), profile)
+
+    def killed(*_: Any, **__: Any) -> Gallery:
+        assert Gallery.open(first.uri).manifest == first.manifest
+        assert pa.concat_tables(first.tables()).num_rows == first.manifest.rows
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Gallery, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build_gallery(str(source / "my photos"), first.uri, profile, overwrite=True)
+    second = build_gallery(str(source / "my photos"), first.uri, profile, overwrite=True)
+    assert second.manifest.sources == {"000002": str(source / "my photos")}
+    assert second.manifest.rows == 4
+
+
+@pytest.mark.ray
+def test_other_weights_under_the_same_name_are_not_mixed(
+    gallery: Gallery, source: Path, profile: Profile, tmp_path: Path
+) -> None:
+    from tiny_models import write_vision
+
+    other = write_vision(tmp_path / "vision", seed=1)
+    models = profile.models.model_copy(update={"vision": f"local-dir:{other}"})
+    changed = profile.model_copy(update={"models": models})
+    with pytest.raises(ValueError, match="vectors of different models can not be compared"):
+        grown_gallery(gallery, str(source), changed)
+    expected: Encoders = look_at_encoders(profile)
+    with pytest.raises(ValueError, match=r"has another model at .* give all machines the same weights"):
+        Embedder(changed, expected)
+
+
+def test_an_image_that_an_encoder_makes_no_vector_of_costs_one_row(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm, vision = load_vlm(profile), load_vision(profile)
+    expected = Encoders(record_of(vlm), record_of(vision), vlm.preprocess, vision.preprocess)
+    embedder = Embedder(profile, expected)
+    sound = embedder.vision.encode_images
+
+    def failing(pixels: np.ndarray) -> np.ndarray:
+        if (pixels[:, 0, 0, 0] == 7).any():
+            raise ValueError("a vector that is not finite")
+        return sound(pixels)
+
+    monkeypatch.setattr(embedder.vision, "encode_images", failing)
+    pixels = np.random.default_rng(0).integers(10, 250, (4, 64, 64, 3), dtype=np.uint8)
+    pixels[2, 0, 0, 0] = 7
+    table = pa.table({"reason": pa.array([None, "empty", None, None], pa.string()), "detail": [None, "x", None, None]})
+    table = table.append_column("vlm_pixels", pa.FixedShapeTensorArray.from_numpy_ndarray(pixels))
+    rows = embedder(table)
+    assert rows["reason"].to_pylist() == [None, "empty", "no-vector", None]
+    assert "not finite, or zero" in rows["detail"][2].as_py()
+    np.testing.assert_array_equal(np.linalg.norm(matrix(rows["vision"]).astype(np.float32), axis=1) > 0.9, [1, 0, 0, 1])
 
 
 def test_existing_gallery_is_not_overwritten(collection: Any, profile: Profile) -> None:
@@ -180,7 +283,7 @@ def test_source_of_nothing_but_broken_files_is_an_error_with_its_reasons(
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/a.jpg").write_bytes(b"")
     (tmp_path / "bad/b.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"none of the images of .*bad could be used \(1 .*, 1 .*\); see .*/rejected"):
+    with pytest.raises(ValueError, match=r"none of the images of .*bad could be used \(1 .*, 1 .*\); see .*/parts"):
         build_gallery(str(tmp_path / "bad"), str(tmp_path / "gallery"), profile)
     with pytest.raises(ValueError, match="the job that writes it has not finished"):
         Gallery.open(tmp_path / "gallery")
@@ -206,6 +309,15 @@ def test_caltech_embeds_without_a_lost_row(
         np.testing.assert_allclose(norms, 1, atol=2e-3)
 
 
+def listed(folder: Path, *names: str) -> pa.Table:
+    """What list_inputs writes of files in a folder."""
+    rows = [
+        {"input": i, "path": name, "label": None, "file": name, "size": (folder / name).stat().st_size}
+        for i, name in enumerate(names)
+    ]
+    return pa.Table.from_pylist(rows, schema=INPUTS)
+
+
 def test_decoder_shares_pixels_only_between_equal_geometries(profile: Profile, tmp_path: Path) -> None:
     from tiny_models import write_vision
 
@@ -213,36 +325,51 @@ def test_decoder_shares_pixels_only_between_equal_geometries(profile: Profile, t
 
     (tmp_path / "good.png").write_bytes(saved("PNG"))
     (tmp_path / "bad.png").write_bytes(b"")
-    batch = {"path": np.array(["good.png", "bad.png"], object), "label": np.array(["", "x"], object)}
+    inputs = listed(tmp_path, "good.png", "bad.png").append_column("taken", pa.array([2001, 2002]))
+    reader = InputReader(str(tmp_path))
     vlm, vision = load_vlm(profile).preprocess, load_vision(profile).preprocess
     narrower = VisionEncoder.load(f"local-dir:{write_vision(tmp_path / 'narrower', crop_pct=0.8)}").preprocess
     image = decode(saved("PNG"))
-    shared = Decoder(Folder(tmp_path), vlm, vision)(batch)
-    assert ("vision_pixels" in shared) == (vlm.geometry != vision.geometry)
-    apart = Decoder(Folder(tmp_path), vlm, narrower)(batch)
-    np.testing.assert_array_equal(apart["vlm_pixels"][0], vlm.pixels(image))
-    np.testing.assert_array_equal(apart["vision_pixels"][0], narrower.pixels(image))
-    assert not apart["vision_pixels"][1].any()
-    assert apart["reason"].tolist() == ["", "empty"]
-    assert apart["label"].tolist() == ["", "x"]
+    shared = Decoder(reader, vlm, vision, batch="000007")(inputs)
+    assert ("vision_pixels" in shared.column_names) == (vlm.geometry != vision.geometry)
+    apart = Decoder(reader, vlm, narrower)(inputs)
+    pixels = {name: apart[name].combine_chunks().to_numpy_ndarray() for name in ("vlm_pixels", "vision_pixels")}
+    np.testing.assert_array_equal(pixels["vlm_pixels"][0], vlm.pixels(image))
+    np.testing.assert_array_equal(pixels["vision_pixels"][0], narrower.pixels(image))
+    assert not pixels["vision_pixels"][1].any()
+    assert apart["reason"].to_pylist() == [None, "empty"]
+    assert apart["id"].to_pylist() == [image_id(saved("PNG"), "good.png"), None]
+    assert (shared["batch"].to_pylist(), shared["taken"].to_pylist()) == (["000007"] * 2, [2001, 2002])
 
 
-def test_sink_takes_blocks_without_rows_among_others(tmp_path: Path) -> None:
-    sink = GallerySink(Folder(tmp_path), 2, 3)
+def test_sink_writes_embedded_and_rejected_rows_beside_each_other(tmp_path: Path) -> None:
+    schema = gallery_schema(2, 3, [pa.field("taken", pa.int64())])
+    sink = GallerySink(Folder(tmp_path / "parts"), schema, 64)
     rows = pa.table(
         {
-            "id": ["a"],
-            "path": ["a.jpg"],
-            "label": [""],
-            "reason": [""],
-            "detail": [""],
-            "width": [4],
-            "height": [5],
-            "vlm": pa.FixedShapeTensorArray.from_numpy_ndarray(np.ones((1, 2), np.float16)),
-            "vision": pa.FixedShapeTensorArray.from_numpy_ndarray(np.ones((1, 3), np.float16)),
+            "input": [0, 1],
+            "id": ["a", None],
+            "path": ["a.jpg", "b.jpg"],
+            "label": pa.array([None, None], pa.string()),
+            "width": [4, None],
+            "height": [5, None],
+            "batch": ["000001"] * 2,
+            "taken": [2001, 2002],
+            "reason": [None, "empty"],
+            "detail": [None, "the file is empty (0 bytes)"],
+            "vlm": fixed_size_list(np.ones((2, 2), np.float16)),
+            "vision": fixed_size_list(np.ones((2, 3), np.float16)),
         }
     )
-    task: Any = SimpleNamespace(task_idx=0)
-    assert sink.write([pa.table({}), rows.slice(0, 0), rows], task) == (1, {})
-    assert sink.write([pa.table({})], task) == (0, {})
-    assert pq.read_table(tmp_path / "parts/000000.parquet")["path"].to_pylist() == ["a.jpg"]
+    task: Any = SimpleNamespace(task_idx=0, kwargs={"write_uuid": "abc"})
+    sink.write([pa.table({}), rows.slice(0, 0), rows], task)
+    [embedded, rejected] = sorted((tmp_path / "parts").iterdir())
+    assert embedded.name.endswith(Gallery.EMBEDDED)
+    assert rejected.name == embedded.name.replace(Gallery.EMBEDDED, Gallery.REJECTED)
+    assert pq.read_table(embedded).to_pylist() == [
+        {"id": "a", "path": "a.jpg", "label": None, "width": 4, "height": 5, "batch": "000001", "taken": 2001}
+        | {"vlm": [1, 1], "vision": [1, 1, 1]}
+    ]
+    assert pq.read_table(rejected)["reason"].to_pylist() == ["empty"]
+    sink.write([pa.table({})], SimpleNamespace(task_idx=1, kwargs={"write_uuid": "abc"}))
+    assert len(list((tmp_path / "parts").iterdir())) == 2

@@ -13,7 +13,6 @@ from cluster.models import record_of
 from demo.world import render, split
 from retrieval.artifacts import (
     Gallery,
-    GalleryManifest,
     Index,
     IndexManifest,
     ModelRecord,
@@ -57,15 +56,13 @@ def write_collection(
     half = {name: values.astype(np.float16) for name, values in vectors.items()}
     models = {"vlm": record_of(vlm), "vision": record_of(vision)}
     described = pa.Table.from_pylist(rows)
-    place = Folder(folder / "gallery")
     table = pa.table(
         {name: described[name] for name in described.column_names} | {k: fixed_size_list(v) for k, v in half.items()}
     )
-    place.write_table("parts/000000.parquet", table.cast(gallery_schema(vlm.dim, vision.dim)))
-    gallery = Gallery.publish(
-        place,
-        GalleryManifest(source=str(folder / "images"), rows=len(rows), models=models),  # type: ignore[arg-type]
-    )
+    schema = pa.schema([field for field in gallery_schema(vlm.dim, vision.dim) if field.name != "batch"])
+    source = str(folder / "images")
+    gallery = Gallery.of_tables(folder / "gallery", [table.cast(schema)], source=source, models=models)  # type: ignore[arg-type]
+    described = pa.concat_tables(gallery.tables(["id", "path", "label", "width", "height", "batch"]))
     index = write_index(folder / "index", gallery, described, half["vlm"], half["vision"])
     return Collection(folder, gallery, index, described["id"].to_pylist(), half["vlm"], half["vision"])
 
@@ -84,9 +81,12 @@ def write_index(
         shard = Shard.build(table["id"].to_pylist(), joint_ND[chosen], vlm_dim=vlm_ND1.shape[1], rows=table)
         name = f"shard-{number:05d}"
         files = shard.save(version.local_path / name)
-        records.append(ShardRecord(name=name, rows=len(shard), factory=shard.factory, files=files))
+        records.append(
+            ShardRecord(version=version.name, name=name, rows=len(shard), factory=shard.factory, files=files)
+        )
     manifest = IndexManifest(
         gallery=gallery.uri,
+        sources=gallery.manifest.sources,
         rows=len(joint_ND),
         factory="auto",
         shards=records,

@@ -1,0 +1,1 @@
+"""Groups of commands that the front door, ``mindseye.py``, puts together."""

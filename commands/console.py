@@ -1,0 +1,38 @@
+"""What commands share: where they print, options that many have, and how they end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+# Markup is off because paths and labels may have brackets. A log has no width of its own, and tables should not wrap.
+out = Console(highlight=False, markup=False)
+if not out.is_terminal:
+    out = Console(highlight=False, markup=False, width=120)
+
+Profile = Annotated[str, Parameter(help="A shipped profile (tiny, fast, paper) or a YAML file: models and resources.")]
+Cluster = Annotated[
+    str | None,
+    Parameter(help="Ray cluster to use, such as ray://head:10001; by default RAY_ADDRESS, else a local Ray."),
+]
+
+
+def listed(figures: Mapping) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in figures.items())
+
+
+def say_made(*places: str) -> None:
+    """Say what a command has made, as its last but one words."""
+    out.print("made:")
+    for place in places:
+        out.print(f"  {place}", soft_wrap=True)
+
+
+def say_next(*commands: str) -> None:
+    """Say what one would do next, as a command's last words."""
+    out.print("next:")
+    for command in commands:
+        out.print(f"  {command}", soft_wrap=True)

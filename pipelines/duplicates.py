@@ -1,0 +1,102 @@
+"""Images that a gallery has more than once: the same bytes, or vectors that are nearly the same.
+
+Near duplicates are found through the index itself: each row asks, by its vision vector alone (λ = 1), for the rows
+that lie closest. So a pair can be missed where the index misses a neighbour, or where a row has more than
+``NEIGHBOURS`` of them; groups are joined through any of their pairs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.actor import ActorHandle
+
+from cluster.profile import IndexSettings
+from cluster.session import progress
+from retrieval.artifacts import Index
+from retrieval.shard import Shard
+from retrieval.shard_files import ROWS
+
+NEIGHBOURS = 20
+_BLOCK = 1024
+PAIRS = pa.schema([("id", pa.string()), ("of", pa.string()), ("cosine", pa.float32())])
+
+
+def exact_duplicates(index: Index) -> pa.Table:
+    """Return the rows whose bytes a row of a smaller id has as well: ``id``, ``of``, ``cosine`` (1)."""
+    # An id begins with the hash of the bytes, so equal ones are neighbours in order.
+    ids = np.sort(np.concatenate([_alive(index, number) for number in range(len(index.manifest.shards))]))
+    contents = np.array([id.split("-")[0] for id in ids], dtype=object)
+    first = np.r_[True, contents[1:] != contents[:-1]]
+    of = ids[np.maximum.accumulate(np.where(first, np.arange(len(ids)), 0))]
+    again = ~first
+    return pa.table({"id": ids[again], "of": of[again], "cosine": np.ones(again.sum(), np.float32)}, schema=PAIRS)
+
+
+def near_duplicates(index: Index, cosine: float, settings: IndexSettings) -> pa.Table:
+    """Return the rows that lie within a cosine of others, each with the row of smallest id in its group: ``id``,
+    ``of``, ``cosine`` (the closest one found).
+
+    Raises:
+        ValueError: ``cosine`` is not above 0 and at most 1.
+    """
+    if not 0 < cosine <= 1:
+        raise ValueError(
+            f"the cosine from which images count as duplicates must be above 0 and at most 1, not {cosine}"
+        )
+    with progress("looking for near duplicates", index.manifest.rows) as counter:
+        look = _pairs_of_shard.options(num_cpus=settings.cpus)
+        tasks = [look.remote(index, number, cosine, counter) for number in range(len(index.manifest.shards))]
+        pairs = pa.concat_tables([PAIRS.empty_table(), *ray.get(tasks)])
+    return _grouped(pairs)
+
+
+def _alive(index: Index, number: int) -> np.ndarray:
+    ids = index.shard_folder(number).read_table(ROWS, ["id"])["id"]
+    kept = pa.compute.invert(pa.compute.is_in(ids, index.removed_ids(number).combine_chunks()))
+    return ids.filter(kept).to_numpy(zero_copy_only=False)
+
+
+@ray.remote
+def _pairs_of_shard(index: Index, number: int, cosine: float, counter: ActorHandle) -> pa.Table:
+    shards = index.shards()
+    asking = shards[number]
+    alive = np.flatnonzero(np.isin(asking.rows["id"].to_numpy(zero_copy_only=False), _alive(index, number)))
+    found = [PAIRS.empty_table()]
+    for start in range(0, len(alive), _BLOCK):
+        found += _pairs(asking, alive[start : start + _BLOCK], shards, cosine)
+        counter.add.remote(len(alive[start : start + _BLOCK]))
+    return pa.concat_tables(found)
+
+
+def _pairs(asking: Shard, rows_B: np.ndarray, shards: list[Shard], cosine: float) -> list[pa.Table]:
+    query_BD = asking.vectors[rows_B].astype(np.float32)
+    query_BD[:, : asking.vlm_dim] = 0
+    ids = asking.rows["id"].to_numpy(zero_copy_only=False)[rows_B]
+    tables = []
+    for shard in shards:
+        hits = shard.search(query_BD, NEIGHBOURS)
+        near = (hits.scores >= cosine) & (hits.ids != ids[:, None])
+        which, _ = np.nonzero(near)
+        table = {"id": ids[which], "of": hits.ids[near], "cosine": hits.scores[near]}
+        tables.append(pa.table(table, schema=PAIRS))
+    return tables
+
+
+def _grouped(pairs: pa.Table) -> pa.Table:
+    """Join rows that any pairs connect; all of a group but its smallest id, with that one."""
+    names = np.unique(np.concatenate([pairs[column].to_numpy(zero_copy_only=False) for column in ("id", "of")]))
+    a, b = (np.searchsorted(names, pairs[column].to_numpy(zero_copy_only=False)) for column in ("id", "of"))
+    head = np.arange(len(names))
+    while True:  # each round, everyone takes the smallest head that a neighbour has
+        lower = head.copy()
+        np.minimum.at(lower, a, head[b])
+        np.minimum.at(lower, b, head[a])
+        if (lower == head).all():
+            break
+        head = lower
+    closest = np.zeros(len(names), np.float32)
+    np.maximum.at(closest, a, pairs["cosine"].to_numpy())
+    again = head != np.arange(len(names))
+    return pa.table({"id": names[again], "of": names[head[again]], "cosine": closest[again]}, schema=PAIRS)
