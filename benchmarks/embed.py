@@ -1,50 +1,72 @@
-"""Rows per second of the Ray Data embedding job against a plain loop, in one run.
+"""From JPEG to vectors: rates of decoders, what reduced decoding changes, and the embedding job against clip-retrieval
+and against the same models fed from memory, in one run.
 
-    .venv/bin/python -m benchmarks.embed [--images 384] [--source FOLDER_OR_PARQUET]
+    .venv/bin/python -m benchmarks.embed --source PHOTOS.parquet [--images 256] [--peer PEER/bin/clip-retrieval]
+        [--write]
 
-The peer is one process that decodes, preprocesses and embeds batch after batch with the same code, the same two
-encoders and as many threads as the job has in all. Models are ViT-B/32 (open_clip) and DINOv2 ViT-S/14 at 224 pixels
-(timm) with random weights: their speed is that of trained ones. Start-up is left out of the job's rate by timing N and
-2N images and taking the difference; it is reported beside.
+The source has a column ``image`` with JPEG bytes. Large images are its photos enlarged to 2,000 pixels and encoded
+again. The VLM is open_clip's ViT-B/32 and the vision encoder timm's DINOv2 ViT-S/14 at 224 pixels, both with random
+weights: their speed is that of trained ones. "VLM alone" has a vision encoder of next to no work beside it, since the
+job always holds two. Rates leave start-up out: the job's is over the last N of 2N images (time for 2N less time for N),
+the peer's is its own figure, which begins with the first batch after its warm-up. Models in memory embed ready pixels,
+in one process with all threads or in one process a core, whichever is faster.
+
+The peer needs an environment of its own: python -m venv PEER; PEER/bin/pip install "setuptools<80" clip-retrieval.
+Where simplejpeg is installed, its decoder is measured too.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import math
+import multiprocessing
 import os
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 import numpy as np
+import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
+import timm
 import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from cluster.models import load_vision, load_vlm
 from cluster.profile import Generator, IndexSettings, Models, Profile, Queries, Stage
 from cluster.session import session
-from demo.grammar import categories
-from demo.world import render
-from pipelines.gallery import Decoder, build_gallery
+from pipelines.gallery import build_gallery, summary_of
+from retrieval.artifacts import Gallery
+from retrieval.devices import pick_device, pick_dtype
+from retrieval.encoders import RANDOM_SEED, VLM, VisionEncoder
+from retrieval.images import SIDES_TO_SPARE, decode, decode_reduced
 
 CORES = os.cpu_count() or 1
 BATCH = 32
+ARCHITECTURE, SIDE = "ViT-B-32", 224
+VISION = f"random:vit_small_patch14_dinov2?img_size={SIDE}"
+LARGE = 2000
+DEMO = Path(__file__).parents[1] / "demo" / "models"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
-def profile() -> Profile:
-    """Return a profile of real model sizes, one actor a core."""
+def profile(vision: str) -> Profile:
+    """Return a profile of one actor a core, with ViT-B/32 and the given vision encoder."""
+    generator = Generator(uri="unused", steps=1, guidance=0, batch=1)
     return Profile(
         name="benchmark",
-        models=Models(
-            vlm="random:ViT-B-32",
-            vision="random:vit_small_patch14_dinov2?img_size=224",
-            generator=Generator(uri="unused", steps=1, guidance=0, batch=1),
-        ),
+        models=Models(vlm=f"random:{ARCHITECTURE}", vision=vision, generator=generator),
         embed=Stage(cpus=1, max_actors=CORES, batch=BATCH),
         imagine=Stage(max_actors=1, batch=1),
         queries=Queries(images=1, templates="none"),
@@ -52,85 +74,275 @@ def profile() -> Profile:
     )
 
 
-def write_images(folder: Path, count: int, source: str | None) -> list[dict]:
-    """Return ``count`` rows of JPEG bytes: rendered at 256 pixels, or the first of a Parquet source."""
-    from io import BytesIO
-
-    if source:
-        table = pq.read_table(source, columns=["image", "path"])
-        order = np.random.default_rng(0).permutation(table.num_rows)[:count]
-        return table.take(pa.array(order)).to_pylist()
-    rows = []
-    for i in range(count):
-        buffer = BytesIO()
-        render(categories()[i % 720], i, size=256).save(buffer, "JPEG", quality=90)
-        rows.append({"image": buffer.getvalue(), "path": f"{i:06d}.jpg"})
-    return rows
+def tiny_vision(folder: Path) -> str:
+    """Write a vision encoder of under 1% of ViT-B/32's work that takes its very pixels; return its URI."""
+    folder.mkdir()
+    size = {"img_size": SIDE}
+    pretrained = {"input_size": [3, SIDE, SIDE], "crop_pct": 1.0, "interpolation": "bicubic", "num_classes": 0}
+    settings = {"architecture": "test_vit", "model_args": size, "num_classes": 0, "pretrained_cfg": pretrained}
+    (folder / "config.json").write_text(json.dumps(settings))
+    save_file(timm.create_model("test_vit", num_classes=0, **size).state_dict(), folder / "model.safetensors")
+    return f"local-dir:{folder}"
 
 
-def plain_seconds(rows: list[dict], settings: Profile) -> dict[str, float]:
-    """Run the plain loop; return seconds spent in each of its parts."""
-    torch.set_num_threads(CORES)
-    vlm, vision = load_vlm(settings), load_vision(settings)
-    decoder = Decoder(None, vlm.preprocess, vision.preprocess)
-    parts = {"decode": 0.0, "vlm": 0.0, "vision": 0.0}
-
-    def timed(name: str, function: Callable, *arguments: object) -> object:
-        start = time.perf_counter()
-        result = function(*arguments)
-        parts[name] += time.perf_counter() - start
-        return result
-
-    for start in range(0, len(rows), BATCH):
-        chunk = rows[start : start + BATCH]
-        batch = {
-            "path": np.array([row["path"] for row in chunk], dtype=object),
-            "label": np.array([""] * len(chunk), dtype=object),
-            "data": np.array([row["image"] for row in chunk], dtype=object),
-        }
-        decoded = timed("decode", decoder, batch)
-        pixels = decoded["vlm_pixels"]  # type: ignore[index]
-        timed("vlm", vlm.encode_images, pixels)
-        timed("vision", vision.encode_images, decoded.get("vision_pixels", pixels))  # type: ignore[attr-defined]
-    return parts
+def photos(source: str, count: int) -> list[bytes]:
+    """Return the bytes of ``count`` photos drawn at random, the same ones each time."""
+    column = pq.read_table(source, columns=["image"])["image"]
+    order = np.random.default_rng(0).permutation(len(column))
+    if count > len(order):
+        raise SystemExit(f"{source} has {len(order)} images, and {count} are needed; lower --images")
+    return column.take(pa.array(order[:count])).to_pylist()
 
 
-def ray_seconds(rows: list[dict], settings: Profile, folder: Path) -> float:
-    """Run the whole gallery job, written result included; return its seconds."""
-    file = folder / f"{len(rows)}.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), file)
+def enlarged(data: bytes, long_side: int) -> bytes:
+    image = decode(data)
+    factor, buffer = long_side / max(image.size), BytesIO()
+    size = (round(image.width * factor), round(image.height * factor))
+    image.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+# Decoding
+
+
+def decoders() -> dict[str, Callable[[bytes], Any]]:
+    """Return ways from bytes to what `Preprocess.pixels` takes."""
+
+    def with_torchvision(data: bytes) -> Image.Image:
+        given = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return Image.fromarray(decode_jpeg(given, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy())
+
+    ways: dict[str, Callable[[bytes], Any]] = {
+        "Pillow": decode,
+        "Pillow, reduced (ours)": lambda data: decode_reduced(data, SIDE),
+        "torchvision": with_torchvision,
+    }
+    if importlib.util.find_spec("simplejpeg"):
+        import simplejpeg
+
+        least = dict.fromkeys(("min_height", "min_width"), math.ceil(SIDES_TO_SPARE * SIDE))
+        ways["simplejpeg"] = lambda data: Image.fromarray(simplejpeg.decode_jpeg(data))
+        ways["simplejpeg, reduced"] = lambda data: Image.fromarray(simplejpeg.decode_jpeg(data, **least))
+    return ways
+
+
+def decode_rates(sets: dict[str, list[bytes]], vlm: VLM) -> Iterator[dict[str, Any]]:
+    """Measure images per second on one core, of decoding alone and with preprocessing: the best of three rounds."""
+    for size, images in sets.items():
+        for name, way in decoders().items():
+            rounds = []
+            for _ in range(3):
+                start = time.perf_counter()
+                decoded = [way(data) for data in images]
+                middle = time.perf_counter()
+                for image in decoded:
+                    vlm.preprocess.pixels(image)
+                rounds.append((middle - start, time.perf_counter() - start))
+            decoding, both = (len(images) / min(seconds) for seconds in zip(*rounds, strict=True))
+            yield {"images": size, "decoder": name, "decode_per_s": round(decoding), "with_pixels_per_s": round(both)}
+
+
+# What it changes
+
+
+def cosines(first_ND: np.ndarray, second_ND: np.ndarray) -> dict[str, float]:
+    """Return the lowest and the median cosine of rows that belong together."""
+    found = (first_ND.astype(np.float32) * second_ND.astype(np.float32)).sum(axis=1)
+    return {"min": round(float(found.min()), 5), "median": round(float(np.median(found)), 5)}
+
+
+def reduction_costs(sets: dict[str, list[bytes]], vlm: VLM) -> Iterator[dict[str, Any]]:
+    """Compare vectors of images decoded in reduced size with those decoded whole, and bfloat16 with float32."""
+    encoders: dict[str, VLM | VisionEncoder] = {
+        ARCHITECTURE: vlm,
+        "demo VLM": VLM.load(f"local-dir:{DEMO}/vlm", dtype="float32"),
+        "demo vision encoder": VisionEncoder.load(f"local-dir:{DEMO}/vision", dtype="float32"),
+    }
+    for name, encoder in encoders.items():
+        half = type(encoder).load(encoder.uri, dtype="bfloat16")
+        for size, images in sets.items():
+            reduced = [decode_reduced(data, encoder.preprocess.side) for data in images]
+            shrunk = sum(not image.is_whole for image in reduced)
+            pixels = np.stack([encoder.preprocess.pixels(decode(data)) for data in images])
+            whole = encoder.encode_images(pixels)
+            cost = {"model": name, "pixels": encoder.preprocess.side, "images": size}
+            if shrunk:
+                vectors = encoder.encode_images(np.stack([encoder.preprocess.pixels(image) for image in reduced]))
+                yield cost | {"what": f"reduced ({shrunk} of {len(images)})"} | cosines(vectors, whole)
+            if size == next(iter(sets)):
+                few = slice(16)  # a CPU without bfloat16 takes long
+                yield cost | {"what": "bfloat16"} | cosines(half.encode_images(pixels[few]), whole[few])
+
+
+# End to end
+
+
+def in_memory(settings: Profile, roles: tuple[str, ...]) -> float:
+    """Return the rows per second of the models fed with pixels, by the better of two ways to use the cores."""
+    return max(_in_memory(settings, roles, *way) for way in {(1, CORES), (CORES, 1)})
+
+
+def _in_memory(settings: Profile, roles: tuple[str, ...], processes: int, threads: int) -> float:
+    context = multiprocessing.get_context("spawn")
+    ready, seconds = context.Barrier(processes), context.SimpleQueue()
+    batches = 2 * CORES // processes
+    arguments = (settings, roles, batches, threads, ready, seconds)
+    workers = [context.Process(target=_embed_pixels, args=arguments, daemon=True) for _ in range(processes)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise SystemExit("a process that embeds from memory has failed; see above")
+    return processes * batches * BATCH / max(seconds.get() for _ in workers)
+
+
+def _embed_pixels(
+    settings: Profile, roles: tuple[str, ...], batches: int, threads: int, ready: Any, seconds: Any
+) -> None:
+    torch.set_num_threads(threads)
+    encoders = [{"vlm": load_vlm, "vision": load_vision}[role](settings) for role in roles]
+    pixels = np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3), dtype=np.uint8)
+    for encoder in encoders:
+        encoder.encode_images(pixels)
+    ready.wait()
     start = time.perf_counter()
-    gallery = build_gallery(str(file), str(folder / f"gallery-{len(rows)}"), settings)
-    assert gallery.manifest.rows == len(rows)
-    return time.perf_counter() - start
+    for _ in range(batches):
+        for encoder in encoders:
+            encoder.encode_images(pixels)
+    seconds.put(time.perf_counter() - start)
+
+
+def write_files(folder: Path, images: list[bytes]) -> None:
+    folder.mkdir(parents=True)
+    for i, data in enumerate(images):
+        (folder / f"{i:06d}.jpg").write_bytes(data)
+
+
+def run_job(source: Path, target: Path, settings: Profile) -> tuple[float, Gallery]:
+    """Run the whole gallery job, written result included; return its seconds and the gallery."""
+    start = time.perf_counter()
+    gallery = build_gallery(str(source), str(target), settings)
+    return time.perf_counter() - start, gallery
+
+
+def job_rate(folder: Path, name: str, settings: Profile) -> tuple[dict[str, Any], Gallery]:
+    """Return the rate over the last N of 2N images, and what else the job says; and the gallery of 2N."""
+    short, _ = run_job(folder / "half", folder / f"{name}-half", settings)
+    long, gallery = run_job(folder / "all", folder / f"{name}-all", settings)
+    rows = gallery.manifest.rows
+    summary = summary_of(gallery, gallery.manifest.batches[0])
+    measured = {
+        "rows_per_s": round(rows / 2 / (long - short), 2),
+        "start_up_s": round(2 * short - long, 1),
+        "worker_seconds": summary.spent,
+    }
+    return measured, gallery
+
+
+def peer_rate(command: str, images: Path, weights: Path, output: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the rate of clip-retrieval's own inference by its own clock, and its vectors by file name."""
+    arguments = {
+        "input_dataset": images,
+        "output_folder": output,
+        "clip_model": f"open_clip:{ARCHITECTURE}/{weights}",
+        "enable_text": False,
+        "use_jit": False,
+        "batch_size": BATCH,
+        "num_prepro_workers": CORES,
+    }
+    flags = [f"--{name}={value}" for name, value in arguments.items()]
+    start = time.perf_counter()
+    run = subprocess.run(
+        [command, "inference", *flags], env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
+    )
+    seconds = time.perf_counter() - start
+    files = list(output.glob("stats/*.json"))
+    if run.returncode or len(files) != 1:
+        raise SystemExit(f"clip-retrieval has failed:\n{run.stdout[-2000:]}\n{run.stderr[-2000:]}")
+    stats = json.loads(files[0].read_text())
+    names = pq.read_table(output / "metadata" / "metadata_0.parquet")["image_path"].to_pylist()
+    vectors = np.load(output / "img_emb" / "img_emb_0.npy")
+    rate = stats["sample_count"] / stats["total_duration"]
+    measured = {"rows_per_s": round(rate, 2), "start_up_s": round(seconds - stats["total_duration"], 1)}
+    return measured, {Path(name).name: vector for name, vector in zip(names, vectors, strict=True)}
+
+
+def end_to_end(
+    folder: Path, images: list[bytes], profiles: dict[str, Profile], peer: str | None, weights: Path
+) -> dict[str, Any]:
+    """Measure the job with the VLM alone and with both encoders, and the peer, on the same files."""
+    for name, some in (("half", images[: len(images) // 2]), ("all", images)):
+        write_files(folder / name, some)
+    result: dict[str, Any] = {}
+    for name, settings in profiles.items():
+        result[name], gallery = job_rate(folder, name.replace(" ", "-"), settings)
+    if peer:
+        result["clip-retrieval"], theirs = peer_rate(peer, folder / "all", weights, folder / "peer")
+        table = pa.concat_tables(gallery.tables(["path", "vlm"])).to_pydict()
+        ours = dict(zip(table["path"], table["vlm"], strict=True))
+        result["cosine_with_clip_retrieval"] = cosines(
+            *(np.array([side[n] for n in theirs]) for side in (ours, theirs))
+        )
+    return result
+
+
+def ratios(measured: dict[str, Any], memory: dict[str, float]) -> dict[str, float]:
+    """Return rates by those of the peer (the same VLM) and of the models fed from memory."""
+    rates = {name: part["rows_per_s"] for name, part in measured.items() if "rows_per_s" in part}
+    found = {f"{name} / from memory": rates[name] / memory[name] for name in memory}
+    if "clip-retrieval" in rates:
+        found |= {f"{name} / clip-retrieval": rates[name] / rates["clip-retrieval"] for name in memory}
+    return {name: round(ratio, 3) for name, ratio in found.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True, help="Parquet file with photos, column image")
     parser.add_argument(
-        "--images", type=int, default=384, help="N, a multiple of 64 × cores; the runs have N and 2N images"
+        "--images", type=int, default=256, help="N, a multiple of 128 × cores; half as many of the large ones"
     )
-    parser.add_argument("--source", help="Parquet with image and path, instead of rendered images")
+    parser.add_argument("--peer", help="the clip-retrieval command of the peer's environment")
+    parser.add_argument("--write", action="store_true", help="write docs/embedding.json")
     arguments = parser.parse_args()
-    settings, count = profile(), arguments.images
+    count = arguments.images
+    small = photos(arguments.source, 2 * count)
+    large = [enlarged(data, LARGE) for data in small[:count]]
+    device = pick_device()
+    precision = str(pick_dtype("auto", device)).removeprefix("torch.")
+    result: dict[str, Any] = {"cores": CORES, "device": device.type, "dtype": precision, "images": count}
+    vlm = VLM.load(f"random:{ARCHITECTURE}", dtype="float32")
+    result["decode"] = show(decode_rates({"300": small[:64], f"{LARGE}": large[:16]}, vlm))
+    middle = [enlarged(data, 1000) for data in small[:64]]
+    result["cosines"] = show(reduction_costs({"300": small[:64], "1000": middle, f"{LARGE}": large[:32]}, vlm))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        rows = write_images(folder, 2 * count, arguments.source)
-        plain_seconds(rows[:BATCH], settings)  # warm-up
-        parts = plain_seconds(rows, settings)
+        torch.manual_seed(RANDOM_SEED)  # as random: does it, so that both have the same weights
+        torch.save(open_clip.create_model(ARCHITECTURE).state_dict(), folder / "weights.pt")
+        profiles = {"vlm alone": profile(tiny_vision(folder / "tiny")), "both encoders": profile(VISION)}
+        roles = {"vlm alone": ("vlm",), "both encoders": ("vlm", "vision")}
+        memory = {name: round(in_memory(profiles[name], roles[name]), 2) for name in profiles}
+        result["from_memory_rows_per_s"] = memory
+        show([memory])
         with session():
-            short, long = ray_seconds(rows[:count], settings, folder), ray_seconds(rows, settings, folder)
-    plain_rate, ray_rate = len(rows) / sum(parts.values()), count / (long - short)
-    result = {
-        "cores": CORES,
-        "images": len(rows),
-        "plain_rows_per_s": round(plain_rate, 2),
-        "ray_rows_per_s": round(ray_rate, 2),
-        "ratio": round(ray_rate / plain_rate, 3),
-        "ray_start_up_s": round(long - 2 * (long - short), 1),
-        "plain_share": {name: round(seconds / sum(parts.values()), 3) for name, seconds in parts.items()},
-    }
+            write_files(folder / "warm-up", small[:BATCH])
+            run_job(folder / "warm-up", folder / "warm", profiles["vlm alone"])
+            for size, images in (("300", small), (f"{LARGE}", large)):
+                measured = end_to_end(folder / size, images, profiles, arguments.peer, folder / "weights.pt")
+                result[f"end_to_end_{size}"] = measured | {"ratios": ratios(measured, memory)}
+                show([result[f"end_to_end_{size}"]])
     print(json.dumps(result, indent=2))
+    if arguments.write:
+        (DOCS / "embedding.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+def show(rows: Any) -> list[dict[str, Any]]:
+    """Print rows as they are measured; return them as a list."""
+    kept = []
+    for row in rows:
+        print(json.dumps(row), flush=True)
+        kept.append(row)
+    return kept
 
 
 if __name__ == "__main__":

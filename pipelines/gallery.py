@@ -21,14 +21,16 @@ from pydantic import BaseModel, ConfigDict
 from cluster.models import load_vision, load_vlm, record_of
 from cluster.profile import Profile
 from cluster.session import progress
-from pipelines.embedding import Encoders, embed
+from pipelines.embedding import Encoders, embed, written
 from pipelines.sources import difference, list_inputs
 from retrieval.artifacts import (
     MANIFEST,
     BatchRecord,
     Gallery,
     GalleryManifest,
+    ModelRecord,
     PartRecord,
+    Role,
     gallery_schema,
 )
 from retrieval.folder import Folder
@@ -116,15 +118,15 @@ def build_gallery(
         raise ValueError(f"{folder.uri} already holds a gallery; give another target, or --overwrite it")
     encoders = look_at_encoders(profile)
     record, parts, _ = _embedded_batch(folder, source_uri, profile, encoders, [], overwrite=overwrite, say=say)
-    return Gallery.publish(
-        folder,
-        GalleryManifest(
-            rows=record.rows,
-            batches=[record],
-            parts=parts,
-            models={"vlm": encoders.vlm, "vision": encoders.vision},
-        ),
-    )
+    models: dict[Role, ModelRecord] = {"vlm": encoders.vlm, "vision": encoders.vision}
+    return take_in(folder, GalleryManifest(rows=record.rows, batches=[record], parts=parts, models=models))
+
+
+def take_in(folder: Folder, manifest: GalleryManifest) -> Gallery:
+    """Publish a manifest with a new batch. From then on that batch is not gone on with, and needs no checkpoint."""
+    gallery = Gallery.publish(folder, manifest)
+    (folder / Gallery.batch(manifest.batches[-1].name)).delete("checkpoint")
+    return gallery
 
 
 def grown_gallery(
@@ -135,7 +137,7 @@ def grown_gallery(
     Inputs of the same source whose path, size and time of change are known from an earlier batch are left out.
 
     Returns:
-        The manifest that the gallery would have with it (its caller publishes it), the new batch, and the paths of
+        The manifest that the gallery would have with it (for ``take_in``), the new batch, and the paths of
         inputs that were embedded again since their files have changed.
 
     Raises:
@@ -180,7 +182,7 @@ def _embedded_batch(
     listed = batch.read_schema(batch.files("inputs", ".parquet")[0])
     metadata = [listed.field(name) for name in job.metadata]
     schema = gallery_schema(encoders.vlm.dim or 0, encoders.vision.dim or 0, metadata)
-    done = written(batch)
+    done = len(written(batch))
     if done:
         say(f"going on with batch {batch.name}: {done:,} of {job.inputs:,} inputs are done")
     with progress("embedding images", job.inputs - done) as counter:
@@ -209,7 +211,6 @@ def _embedded_batch(
         spent={name: round(value, 1) for name, value in sorted(spent.items())},
     )
     batch.write_json(SUMMARY, summary.model_dump())
-    batch.delete("checkpoint")
     record = BatchRecord(name=batch.name, source=job.source, inputs=job.inputs, rows=rows, rejected=dict(rejected))
     return record, parts, job.changed
 
@@ -226,7 +227,7 @@ def unfinished_batches(folder: Folder) -> list[Folder]:
 
 
 def _batch_names(folder: Folder) -> list[str]:
-    return [name for name in folder.folders("batches") if name.isdigit()]
+    return [name for name in (folder / "batches").folders() if name.isdigit()]
 
 
 def _open_batch(folder: Folder, overwrite: bool) -> Folder:
@@ -282,12 +283,6 @@ def _begin(folder: Folder, batch: Folder, source_uri: str, encoders: Encoders, k
         )
     place.delete()
     return before, listing.skipped
-
-
-def written(batch: Folder) -> int:
-    """Return how many inputs of a batch are written for good."""
-    files = [name for name in batch.files("checkpoint", ".parquet") if not name.endswith(".pending.parquet")]
-    return sum(_rows(batch, files))
 
 
 def _rows(folder: Folder, files: Sequence[str]) -> list[int]:

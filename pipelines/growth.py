@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import ray
 
 from cluster.profile import IndexSettings, Profile
-from pipelines.gallery import grown_gallery, unfinished_batches
+from pipelines.gallery import grown_gallery, take_in, unfinished_batches
 from pipelines.index import (
     REFUSED,
     TRAINED,
@@ -129,7 +129,7 @@ def add(source: str, gallery: Gallery, index: Index, profile: Profile, *, say: S
             }
         )
         index = publish(Index(version, manifest), settings, begun)
-    _publish_parts(gallery.folder, grown, [*_without(gallery.folder, gallery.manifest.parts, replaced), *new])
+    take_in(gallery.folder, _of_parts(grown, [*_without(gallery.folder, gallery.manifest.parts, replaced), *new]))
     return index
 
 
@@ -147,7 +147,7 @@ def remove(selection: Selection, gallery: Gallery, index: Index, settings: Index
     if found.num_rows == index.manifest.rows:
         raise ValueError(f"nothing would be left of {index.uri}: an index needs a row; delete the folder instead")
     parts = _without(gallery.folder, gallery.manifest.parts, selection)
-    _publish_parts(gallery.folder, gallery.manifest, parts)
+    Gallery.publish(gallery.folder, _of_parts(gallery.manifest, parts))
     version = new_version(index.root)
     removed = pa.concat_tables([index.removed(), found.select(REMOVED_SCHEMA.names)])
     version.write_table(Index.REMOVED, removed)
@@ -275,6 +275,5 @@ def _part_without(folder: Folder, part: PartRecord, chosen: list[ray.ObjectRef])
     return PartRecord(name=name, rows=len(kept))
 
 
-def _publish_parts(folder: Folder, manifest: GalleryManifest, parts: Sequence[PartRecord]) -> None:
-    rows = sum(part.rows for part in parts)
-    Gallery.publish(folder, manifest.model_copy(update={"parts": list(parts), "rows": rows}))
+def _of_parts(manifest: GalleryManifest, parts: Sequence[PartRecord]) -> GalleryManifest:
+    return manifest.model_copy(update={"parts": list(parts), "rows": sum(part.rows for part in parts)})

@@ -26,8 +26,6 @@ import ray
 from pydantic import BaseModel, ConfigDict
 from ray.actor import ActorHandle
 from ray.util.metrics import Counter
-from retrieval.index_kinds import choose_factory
-from retrieval.shard_build import build_shard, save_trained, train, training_rows
 
 from cluster.profile import IndexSettings, Profile
 from cluster.session import progress
@@ -44,9 +42,11 @@ from retrieval.artifacts import (
 )
 from retrieval.folder import Folder
 from retrieval.hits import Hits, merge_topk
+from retrieval.index_kinds import choose_factory, train, training_rows
 from retrieval.metrics import neighbour_recall
 from retrieval.shard import sample_queries
-from retrieval.shard_files import LAMBDA_GRID
+from retrieval.shard_build import build_shard, save_trained
+from retrieval.shard_files import LAMBDA_GRID, read_record
 
 PLAN, REFUSED, TRAINED = "plan.json", "refused.json", "trained.faiss"
 RECALL_QUERIES = 200
@@ -94,13 +94,13 @@ def build_index(
         say: is told what is gone on with.
 
     Raises:
-        ValueError: fewer than one shard, a factory string that FAISS refuses, no kind that fits ``memory_per_shard``,
-            an unfinished build of another plan, or recall below the profile's ``recall_floor``.
+        ValueError: no shard, or more than rows, a factory string that FAISS refuses, no kind that fits
+            ``memory_per_shard``, an unfinished build of another plan, or recall below the profile's ``recall_floor``.
     """
     settings, manifest = profile.index, gallery.manifest
     count = math.ceil(manifest.rows / settings.rows_per_shard) if shards is None else shards
-    if count < 1:
-        raise ValueError(f"an index needs at least one shard, {count} were asked for")
+    if not 1 <= count <= manifest.rows:
+        raise ValueError(f"an index of {manifest.rows:,} rows has 1 to {manifest.rows:,} shards, not {count:,}")
     budget = memory_per_shard or settings.memory_per_shard
     chosen = choose_factory(factory or settings.factory, math.ceil(manifest.rows / count), sum(dims(gallery)), budget)
     version = open_version(Folder(target), plan_of(gallery, manifest.parts, count, chosen), overwrite)
@@ -259,14 +259,14 @@ def _build_shard(
         files = build_shard(
             folder, lambda: _tables(gallery, slices), vlm_dim=vlm_dim, factory=factory, trained=template
         )
+        rows = read_record(folder)["rows"]
         if local is None:
             for file in files:
                 (version / name).upload(file, folder / file)
-    rows = sum(piece.stop - piece.start for piece in slices)
     record = ShardRecord(version=version.name, name=name, rows=rows, factory=factory, files=files)
     version.write_json(_marker(name), record.model_dump())
     seconds = time.perf_counter() - begun
-    counter.add.remote(rows, build=seconds)
+    counter.add.remote(sum(piece.stop - piece.start for piece in slices), build=seconds)
     Counter("mindseye_index_shard_rows", "Rows of shards that were built.", tag_keys=("version",)).inc(
         rows, {"version": version.name}
     )

@@ -54,10 +54,14 @@ def difference(old: Folder, new: Folder) -> str | None:
     after = Seen([new])
     for paths, keys in _identities(old):
         gone.add(paths, ~after.look_up(paths, keys)[1])
-    clauses = []
-    for found, one, many in ((news, "is new", "are new"), (gone, "is gone", "are gone"), (changed, *["changed"] * 2)):
+    clauses: list[str] = []
+    for found, one, many in (
+        (news, "is new", "are new"),
+        (gone, "is gone", "are gone"),
+        (changed, "has changed", "have changed"),
+    ):
         if found.count:
-            noun = ("input " if found.count == 1 else "inputs ") if not clauses else ""
+            noun = "" if clauses else "input " if found.count == 1 else "inputs "
             clauses.append(f"{found.count:,} {noun}{one if found.count == 1 else many} ({found})")
     return ", ".join(clauses) or None
 

@@ -22,7 +22,8 @@ from cluster.hold import Hold, holds
 from cluster.models import load_vision, load_vlm
 from cluster.profile import Profile
 from cluster.session import progress
-from pipelines.gallery import JOB, Job, unfinished_batches, written
+from pipelines.embedding import written
+from pipelines.gallery import JOB, Job, unfinished_batches
 from pipelines.index import PLAN, REFUSED, Plan
 from retrieval.artifacts import MANIFEST, REJECTED_SCHEMA, Gallery, Index, PartRecord, matrix, version_names
 from retrieval.folder import Folder
@@ -128,7 +129,7 @@ def check_target(gallery: Gallery, index: Index, profile: Profile, *, sample: in
 def _batch_state(batch: Folder) -> JobState:
     job = Job.model_validate(batch.read_json(JOB))
     return JobState(
-        f"batch {batch.name} of {job.source}", written(batch), job.inputs, "inputs", _newest(batch, "parts")
+        f"batch {batch.name} of {job.source}", len(written(batch)), job.inputs, "inputs", _newest(batch, "parts")
     )
 
 

@@ -1,8 +1,8 @@
 """Where images come from, as a frozen list of inputs.
 
 A source is an image folder (flat, or with class folders, of any depth), Parquet with the bytes in it, WebDataset tars,
-or a list of URIs (Parquet, CSV, text), at any pyarrow URI. ``list_inputs`` writes down once what is in it, as Parquet of
-the columns ``retrieval.inputs.INPUTS``, so that a job that goes on tomorrow has the same inputs.
+or a list of URIs (Parquet, CSV, text), at any pyarrow URI. ``list_inputs`` writes down once what is in it, as Parquet
+of the columns ``retrieval.inputs.INPUTS``, so that a job that goes on tomorrow has the same inputs.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def list_inputs(source: str, into: Folder, *, known: Sequence[Folder] = ()) -> L
     for table in _listed(root, files):
         writer.add(table)
     if not writer.count and not writer.skipped:
-        raise ValueError(
-            f"{root.uri} is a folder without files; expected images, in class folders or not, Parquet or tars"
-        )
+        expected = "expected images, in class folders or not, Parquet, tars, or a list of URIs"
+        what = "is a folder without files" if not files else "has no inputs"
+        raise ValueError(f"{Folder(source).uri} {what}; {expected}")
     if writer.refused == writer.count and not writer.skipped:
         more = f" (and {writer.refused - 1:,} more like it)" if writer.refused > 1 else ""
         raise ValueError(f"nothing in {Folder(source).uri} can be embedded: {writer.first_detail}{more}")

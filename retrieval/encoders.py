@@ -121,9 +121,7 @@ class Preprocess:
     def _resized(self, reduced: Reduced) -> Image.Image:
         """The first step of `pixels`, to the very size and from the very region that it has for the whole image."""
         if self.side is None:
-            raise ValueError(
-                f"the image was reduced, but {self.geometry[0]} needs it whole; give `side` to the decoder"
-            )
+            raise ValueError(f"the image was reduced, but {self.geometry[0]} needs it whole; decode it with side None")
         resize: Any = self.steps[0]
         middle = _middle(reduced.width, reduced.height)
         width, height = middle[2] - middle[0], middle[3] - middle[1]

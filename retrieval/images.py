@@ -8,6 +8,7 @@ parser sees the data; bytes are bounded before parsing and declared pixels befor
 from __future__ import annotations
 
 import io
+import math
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ MAX_PIXELS: Final = 89_478_485
 
 # A JPEG may be decoded at a half, a quarter or an eighth of its size as long as its short side stays this many times
 # the side that it will be resized to: what docs/embedding.md measured to leave vectors as they are.
-SIDES_TO_SPARE: Final = 3
+SIDES_TO_SPARE: Final = 2.5
 
 _ORIENTATION_TAG: Final = 0x0112
 # EXIF orientation (CIPA DC-008, tag 274) to the operation that turns the stored pixels upright.
@@ -152,7 +153,7 @@ def decode_reduced(
     # Pillow's decoders raise a dozen kinds of exceptions on broken files (OSError, SyntaxError, struct.error,
     # IndexError…): whichever it is, the fault lies in this file and the others go on.
     try:
-        drafted = image.draft(None, (SIDES_TO_SPARE * side,) * 2) if side else None
+        drafted = image.draft(None, (math.ceil(SIDES_TO_SPARE * side),) * 2) if side else None
         image.load()
         _check_size(image.size, max_pixels)
         if not drafted:  # what some formats declare is not what they hold

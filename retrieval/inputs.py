@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 import numpy as np
@@ -52,7 +52,9 @@ bytes and ``mtime_ns`` are of ``file``. ``reason`` and ``detail``: why the input
 SCHEMES: Final = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 """Of URIs that a list may have: what ``pyarrow.fs`` reads."""
 
-_ATTEMPTS, _PAUSE_S = 4, 0.2
+# Beside what the store's own client does about it. What it says of an error that will not pass:
+_ATTEMPTS, _PAUSE_S = 3, 0.2
+_LASTING = ("ACCESS_DENIED", "NO_SUCH", "NOT_FOUND", "RESOURCE_NOT_FOUND", "INVALID", "SIGNATURE", "PERMISSION")
 # A gap of this size (other members of a sample) is read and thrown away rather than asked around; what is asked for at
 # once stays below the second bound, unless it is one image.
 _GAP, _REQUEST = 64 * 2**10, 32 * 2**20
@@ -70,8 +72,10 @@ def base_of(source: str) -> tuple[Folder, str | None]:
     """
     root = Folder(source)
     if not root.exists():
+        advice = "" if root.local_path else "; look at the bucket's name and region too"
         raise ValueError(
-            f"there is nothing at {root.uri}; expected an image folder, Parquet, tars, or a list of URIs (.csv, .txt)"
+            f"there is nothing at {root.uri}; expected an image folder, Parquet, tars, or a list of URIs (.csv,"
+            f" .txt){advice}"
         )
     if root.filesystem.get_file_info(root.path).type == fs.FileType.File:
         return root.parent, root.name
@@ -83,10 +87,17 @@ def is_safe(name: str) -> bool:
     return "\0" not in name and all(part and not part.startswith(".") for part in name.split("/"))
 
 
-def hashes_of(names: Iterable[str]) -> np.ndarray:
-    """Return 64 bits of hash of each name, uint64."""
-    digests = (hashlib.blake2b(name.encode(errors="replace"), digest_size=8).digest() for name in names)
+def hashes_of(names: Iterable[str], key: bytes = b"") -> np.ndarray:
+    """Return 64 bits of hash of each name, uint64; with a secret key nobody can look for names of equal hashes."""
+    digests = (hashlib.blake2b(name.encode(errors="replace"), digest_size=8, key=key).digest() for name in names)
     return np.frombuffer(b"".join(digests), np.uint64)
+
+
+T = TypeVar("T")
+
+
+class _Lasting(OSError):
+    """An error that will be the same at the next attempt."""
 
 
 class _Row(NamedTuple):
@@ -98,6 +109,7 @@ class _Row(NamedTuple):
     row_group: int | None
     row: int | None
     size: int
+    mtime_ns: int
     reason: str | None
     detail: str | None
 
@@ -170,7 +182,7 @@ class InputReader:
             return [ImageRejected(row.reason or "", row.detail or "") for row in run]
         try:
             filesystem, path = self.place(first.file)
-            return _patiently(lambda: self._contents(filesystem, path, run))
+            return patiently(filesystem, lambda: self._contents(filesystem, path, run))
         except (OSError, ValueError) as error:  # pyarrow's own errors are of these
             return [_unreadable(first.file, error)] * len(run)
 
@@ -179,9 +191,10 @@ class InputReader:
         if first.row_group is not None:
             return self._group.read(filesystem, path, first.row_group, [row.row or 0 for row in run], first)
         _check_regular(filesystem, path)
+        if first.offset is not None:
+            _check_unchanged(filesystem, path, first)
         with filesystem.open_input_file(path) as file:
             if first.offset is not None:
-                _check_unchanged(first, file.size())
                 return _ranges(file, run)
             size = file.size()
             if size > MAX_BYTES:
@@ -289,7 +302,7 @@ class _Group:
         while row >= self._start + len(self._images):
             batch = next(self._batches, None)
             if batch is None:
-                raise OSError(f"{listed.file} has no row {row} in row group {group}")
+                raise _Lasting(f"{listed.file} has no row {row} in row group {group}")
             self._start += len(self._images)
             self._images = batch.column(0)
         image = self._images[row - self._start].as_py()
@@ -300,8 +313,8 @@ class _Group:
 
 
 def _image_batches(filesystem: fs.FileSystem, path: str, group: int, listed: _Row) -> Iterator[pa.RecordBatch]:
+    _check_unchanged(filesystem, path, listed)
     with filesystem.open_input_file(path) as stream:
-        _check_unchanged(listed, stream.size())
         file = pq.ParquetFile(stream, buffer_size=2**20)
         metadata = file.metadata.row_group(group)
         of_image = [metadata.column(i) for i in range(metadata.num_columns)]
@@ -318,13 +331,18 @@ def image_columns(schema: pa.Schema) -> list[str]:
 def _check_regular(filesystem: fs.FileSystem, path: str) -> None:
     # A pipe would be waited for without end, and a device never ends.
     if isinstance(filesystem, fs.LocalFileSystem) and not stat.S_ISREG(Path(path).stat().st_mode):
-        raise OSError("it is not a file")
+        raise _Lasting("it is not a file")
 
 
-def _check_unchanged(listed: _Row, size: int) -> None:
-    if size != listed.size:
-        raise OSError(
-            f"{listed.file} has changed since it was listed: it had {listed.size:,} bytes and has {size:,}; list it again"
+def _check_unchanged(filesystem: fs.FileSystem, path: str, listed: _Row) -> None:
+    # Of another file, what was listed would be any bytes at all. The size alone does not say: tars are filled up.
+    info = filesystem.get_file_info(path)
+    if info.type == fs.FileType.NotFound:
+        raise FileNotFoundError(f"{listed.file} is gone since it was listed")
+    if (info.size, info.mtime_ns or 0) != (listed.size, listed.mtime_ns):
+        raise _Lasting(
+            f"{listed.file} has changed since it was listed: it had {listed.size:,} bytes and has {info.size:,}, or was"
+            " written again; list it again"
         )
 
 
@@ -333,25 +351,20 @@ def _too_many(size: int) -> ImageRejected:
 
 
 def _unreadable(file: str, error: Exception) -> OSError:
+    if isinstance(error, _Lasting):
+        return OSError(str(error))
     if isinstance(error, OSError) and not isinstance(error, pa.ArrowException):
         return error
     return OSError(f"{file}: {error}")
 
 
-def _patiently(read: Callable[[], Any]) -> Any:
-    """Read, and again a little later where what stopped it may pass: a store that is busy, a connection that broke."""
-    for attempt in range(_ATTEMPTS - 1):
+def patiently(filesystem: fs.FileSystem, read: Callable[[], T]) -> T:
+    """Read, and a few times more where what stops it may pass: a store that is busy, a connection that breaks."""
+    for attempt in range(0 if isinstance(filesystem, fs.LocalFileSystem) else _ATTEMPTS - 1):
         try:
             return read()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
-            raise
         except OSError as error:
-            if error.errno is not None and error.filename is not None or not _may_pass(str(error)):
+            if isinstance(error, FileNotFoundError | _Lasting) or any(word in str(error) for word in _LASTING):
                 raise
         time.sleep(_PAUSE_S * 2**attempt)
     return read()
-
-
-def _may_pass(said: str) -> bool:
-    lasting = ("ACCESS_DENIED", "NO_SUCH", "NOT_FOUND", "INVALID", "has changed", "is not a file", "has no row")
-    return not any(word in said for word in lasting)

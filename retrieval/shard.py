@@ -14,10 +14,8 @@ RECALL_TARGET is kept for each λ of LAMBDA_GRID, and a query, which carries its
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,33 +23,45 @@ from typing import Any, Final
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from retrieval.fusion import fused_query, on_grid, products, unit
 from retrieval.hits import Hits, checked_k
+from retrieval.index_kinds import (
+    fitted_factory,
+    has_effort,
+    has_selector,
+    inner,
+    is_ivf,
+    map_flags,
+    search_parameters,
+    train,
+    training_rows,
+)
 from retrieval.metrics import neighbour_recall
 from retrieval.shard_files import (
     INDEX,
     LAMBDA_GRID,
-    RECORD,
     ROWS,
     VECTORS,
     check_bytes,
     check_index_header,
-    file_record,
     naming,
+    read_index,
     read_record,
+    write_record,
 )
 
-FLAT_UP_TO: Final = 50_000
 # Of sampled queries, at build; above the 0.95 that is promised, since real queries differ from them.
 RECALL_TARGET: Final = 0.97
 _TUNING_QUERIES: Final = 100
-# Rows are expanded to float64 (scan) or float32 (add) this many at a time.
+# Rows are expanded to float64 (scan, checks) this many at a time, and to float32 (add, first pass of exact) this many.
 _BLOCK: Final = 4096
-# FAISS's own minimum; with fewer it warns that centroids are badly placed, and refuses below one.
-_ROWS_PER_CENTROID: Final = 39
+_FLOAT32_BLOCK: Final = 16_384
+# Deeper than this FAISS's selection of the best takes longer than the products it saves.
+_SELECTED_UP_TO: Final = 2048
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,7 @@ class Shard:
         factory: the FAISS factory string it was really built with, after `fitted_factory`.
         vlm_dim: D1, where c ends and d begins.
         efforts: int64 (5,), the measured nprobe or efSearch by LAMBDA_GRID; empty when the index has neither.
+        alive: bool (N,), false for the rows that were removed: they lie in `rows` and `vectors`, and are never found.
     """
 
     def __init__(
@@ -86,6 +97,7 @@ class Shard:
         vlm_dim: int,
         factory: str,
         efforts: Sequence[int] = (),
+        removed: Collection[str] | pa.Array = (),
     ) -> None:
         self.rows = rows
         self.factory = factory
@@ -94,9 +106,15 @@ class Shard:
         self._index = index
         self._vectors = vectors_ND
         self._is_flat = isinstance(index, faiss.IndexFlat)
+        self.alive = _not_in(removed, rows)
+        self._count = int(np.count_nonzero(self.alive))
+        self._selector = None
+        if self._count < len(vectors_ND) and has_selector(index):
+            self._selector = faiss.IDSelectorBitmap(np.packbits(self.alive, bitorder="little"))
 
     def __len__(self) -> int:
-        return len(self._vectors)
+        """Rows that can be found; `rows` and `vectors` have the removed ones as well."""
+        return self._count
 
     @property
     def dim(self) -> int:
@@ -139,41 +157,50 @@ class Shard:
         if not 0 < vlm_dim < vectors.shape[1]:
             raise ValueError(f"vlm_dim must split the {vectors.shape[1]} dimensions in two, {vlm_dim} does not")
         vectors = vectors.astype(np.float16)[order]
-        _check_unit_halves(vectors, vlm_dim, table)
+        for start in range(0, len(vectors), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            check_unit_halves(vectors[block], vlm_dim, table["id"][block])
         factory = fitted_factory(factory, len(vectors), vectors.shape[1])
-        index = _filled_index(vectors, factory, seed)
+        index = train(training_sample(vectors, factory, seed), factory, seed=seed)
+        fill(index, vectors)
         shard = cls(index, vectors, table, vlm_dim=vlm_dim, factory=factory)
-        shard.efforts = shard._measured_efforts(seed)
+        shard.measure_efforts(seed)
         return shard
 
     def save(self, folder: Path) -> dict[str, dict[str, Any]]:
         """Write the shard's four files into `folder`; shard.json, the last, records the other three.
 
-        Returns {file name: {"bytes": int, "sha256": hex}} of all four, for the manifest of an index.
+        Returns {file name: {"bytes": int, "sha256": hex}} of all four, for the manifest of an index. Removed rows are
+        saved like the others: which they are is for `load` to be told.
         ValueError for a mapped shard: FAISS would write a file that points to the one it is mapped from.
         """
         if isinstance(self._vectors, np.memmap):
             raise ValueError("this shard is mapped from files already; copy those, or load it with mmap=False")
         folder.mkdir(parents=True, exist_ok=True)
-        faiss.write_index(self._index, str(folder / INDEX))
         np.save(folder / VECTORS, self._vectors, allow_pickle=False)
+        return self.save_beside_vectors(folder)
+
+    def save_beside_vectors(self, folder: Path, *, duplicates: int = 0) -> dict[str, dict[str, Any]]:
+        """What `save` does, where vectors.npy lies in `folder` already; `duplicates` is kept in shard.json."""
+        faiss.write_index(self._index, str(folder / INDEX))
         pq.write_table(self.rows, folder / ROWS)
-        files = {name: file_record(folder / name) for name in (INDEX, VECTORS, ROWS)}
-        record = {
-            "rows": len(self),
-            "dim": self.dim,
-            "vlm_dim": self.vlm_dim,
-            "factory": self.factory,
-            "efforts": self.efforts.tolist(),
-            "files": files,
-        }
-        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        return {**files, RECORD: file_record(folder / RECORD)}
+        return write_record(
+            folder,
+            {
+                "rows": len(self._vectors),
+                "dim": self.dim,
+                "vlm_dim": self.vlm_dim,
+                "factory": self.factory,
+                "efforts": self.efforts.tolist(),
+                "duplicates": duplicates,
+            },
+        )
 
     @classmethod
-    def load(cls, folder: Path, *, mmap: bool = True) -> Shard:
+    def load(cls, folder: Path, *, mmap: bool = True, removed: Collection[str] | pa.Array = ()) -> Shard:
         """A saved shard, its index and vectors mapped into memory rather than read unless `mmap` is off.
 
+        Rows whose ids are among `removed` are never found; ids of other shards among them do not matter.
         Sizes and headers are checked against shard.json before anything is allocated; contents are checked by
         `verify`. ValueError names the file that is missing, cut short or of another shard.
         """
@@ -181,10 +208,8 @@ class Shard:
         for name, expected in record["files"].items():
             check_bytes(folder / name, expected["bytes"])
         rows, dim = record["rows"], record["dim"]
-        check_index_header(folder / INDEX, rows, dim)
-        flags = _map_flags(record["factory"]) if mmap else 0
-        with naming(folder / INDEX):
-            index = faiss.read_index(str(folder / INDEX), flags)
+        check_index_header(folder / INDEX, rows, dim, record["factory"])
+        index = read_index(folder / INDEX, record["factory"], map_flags(record["factory"]) if mmap else 0)
         with naming(folder / VECTORS):
             vectors = np.load(folder / VECTORS, mmap_mode="r" if mmap else None, allow_pickle=False)
         with naming(folder / ROWS):
@@ -200,12 +225,13 @@ class Shard:
             vlm_dim=record["vlm_dim"],
             factory=record["factory"],
             efforts=record["efforts"],
+            removed=removed,
         )
 
     def search(
         self, query_QD: ArrayLike, k: int, *, params: SearchParams | None = None, rescore: int | None = None
     ) -> Hits:
-        """The min(k, N) best rows of each query [(1 - λ)t ; λv], with exact scores.
+        """The min(k, len(self)) best rows of each query [(1 - λ)t ; λv], with exact scores.
 
         Args:
             query_QD: (Q, D) or (D,), float32, of norm up to 16.
@@ -224,7 +250,7 @@ class Shard:
             scores, candidates = self._candidates(query[pending], depth, params)
             to_widen: list[int] = []
             for q, found, approximate in zip(pending, candidates, scores, strict=True):
-                settled = self._settle(query[q], found, approximate, k)
+                settled = self._settle(query[q], found, approximate, k, bounded=self._is_flat)
                 if settled is not None:
                     best[q] = settled
                 else:
@@ -239,7 +265,30 @@ class Shard:
     def exact(self, query_QD: ArrayLike, k: int) -> Hits:
         """What `search` should find: the true best rows, by going through all of them in blocks."""
         query = self._checked_query(query_QD)
-        return self._hits(query, self._scan(query, min(checked_k(k), len(self))))
+        k = min(checked_k(k), len(self))
+        depth = 2 * k
+        if not 0 < depth <= min(_SELECTED_UP_TO, len(self) - 1):
+            return self._hits(query, self._scan(query, k))
+        # In float32 first, which takes a tenth of the time; `_settle` says where that could not tell rows apart.
+        scores = np.full((len(query), depth), -np.inf, dtype=np.float32)
+        rows = np.full((len(query), depth), -1, dtype=np.int64)
+        for numbers in self._alive_blocks(_FLOAT32_BLOCK):
+            block = self._vectors[numbers].astype(np.float32)
+            near, places = faiss.knn(query, block, min(depth, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+            near, places = np.concatenate([scores, near], axis=1), np.concatenate([rows, numbers[places]], axis=1)
+            keep = np.argsort(-near, axis=1)[:, :depth]
+            scores, rows = np.take_along_axis(near, keep, axis=1), np.take_along_axis(places, keep, axis=1)
+        best = np.empty((len(query), k), dtype=np.int64)
+        rest: list[int] = []
+        for q in range(len(query)):
+            settled = self._settle(query[q], rows[q], scores[q], k, bounded=True)
+            if settled is None:
+                rest.append(q)
+            else:
+                best[q] = settled
+        if rest:
+            best[rest] = self._scan(query[rest], k)
+        return self._hits(query, best)
 
     def _checked_query(self, query_QD: ArrayLike) -> NDArray[np.float32]:
         query = np.atleast_2d(np.asarray(query_QD, dtype=np.float32))
@@ -256,21 +305,44 @@ class Shard:
         self, query: NDArray[np.float32], depth: int, params: SearchParams | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Approximate scores and rows (Q, depth), best first, -1 where the index found no more."""
-        if not _has_effort(self._index):
-            return self._index.search(query, depth)
+        if not has_effort(self._index):
+            if self._count < len(self._vectors) and self._selector is None:
+                return self._sifted_candidates(query, depth)
+            params_of_kind = search_parameters(self._index, effort=0, depth=depth, selector=self._selector)
+            return self._index.search(query, depth, params=params_of_kind)
         efforts = self._efforts_of(query, params)
         scores = np.empty((len(query), depth), dtype=np.float32)
         rows = np.empty((len(query), depth), dtype=np.int64)
         for effort in np.unique(efforts):
             of = efforts == effort
             scores[of], rows[of] = self._index.search(
-                query[of], depth, params=_faiss_params(self._index, int(effort), depth)
+                query[of],
+                depth,
+                params=search_parameters(self._index, effort=int(effort), depth=depth, selector=self._selector),
             )
         return scores, rows
 
+    def _sifted_candidates(
+        self, query: NDArray[np.float32], depth: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Candidates of a kind that FAISS can not leave rows out of: asked for more, removed ones taken out."""
+        total = len(self._vectors)
+        asked = math.ceil(1.25 * depth * total / self._count)
+        while True:
+            asked = min(asked, total)
+            scores, rows = self._index.search(query, asked)
+            gone = (rows < 0) | ~self.alive[rows]
+            if asked == total or (asked - gone.sum(axis=1) >= depth).all():
+                break
+            asked *= 2
+        # A stable sort puts those that stay first, still best first.
+        keep = np.argsort(gone, axis=1, kind="stable")[:, :depth]
+        rows[gone] = -1
+        return np.take_along_axis(scores, keep, axis=1), np.take_along_axis(rows, keep, axis=1)
+
     def _efforts_of(self, query: NDArray[np.float32], params: SearchParams | None) -> NDArray[np.int64]:
         """(Q,): what was asked for, or the more careful of the two measured efforts around each query's λ."""
-        asked = params and (params.nprobe if _is_ivf(self._index) else params.ef_search)
+        asked = params and (params.nprobe if is_ivf(self._index) else params.ef_search)
         if asked:
             return np.full(len(query), asked)
         text, visual = (np.linalg.norm(half, axis=1) for half in np.split(query, [self.vlm_dim], axis=1))
@@ -280,21 +352,30 @@ class Shard:
         return np.maximum(self.efforts[np.floor(place).astype(int)], self.efforts[np.ceil(place).astype(int)])
 
     def _settle(
-        self, query: NDArray[np.float32], candidates: NDArray[np.int64], scores: NDArray[np.float32], k: int
+        self,
+        query: NDArray[np.float32],
+        candidates: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        k: int,
+        *,
+        bounded: bool,
     ) -> NDArray[np.int64] | None:
-        """The k best rows among one query's candidates, or None when other rows might belong there."""
+        """The k best rows among one query's candidates, or None when other rows might belong there.
+
+        `bounded` says that the candidates are the best of all rows by float32 inner products.
+        """
         rows = np.sort(candidates[candidates >= 0])
         if len(rows) < k:
             return None
         exact = products(query[None], self._vectors[rows])[0].astype(np.float32)
         best = _best(exact, k)
         if len(rows) == len(candidates):
-            # Rows beyond a flat index's last candidate score at most as it did, up to the rounding of a
-            # float32 inner product, below D·2⁻²⁴·‖q‖·‖x‖ (Higham, "Accuracy and Stability of Numerical
+            # Rows beyond the last of the best by float32 inner products score at most as it did, up to the
+            # rounding of such a product, below D·2⁻²⁴·‖q‖·‖x‖ (Higham, "Accuracy and Stability of Numerical
             # Algorithms", §3.1), and of the exact scores (the 2). An approximate index promises nothing, but
             # duplicates share their approximate scores too: widen while the cut runs through a tie.
             rounding = 1.02 * math.sqrt(2) * (self.dim + 2) * 2.0**-24 * float(np.linalg.norm(query))
-            reachable = float(scores[-1]) + rounding if self._is_flat else float(exact.min())
+            reachable = float(scores[-1]) + rounding if bounded else float(exact.min())
             if float(exact[best[-1]]) <= reachable:
                 return None
         return rows[best]
@@ -303,17 +384,23 @@ class Shard:
         """Rows (Q, k) of the exact k best, in memory O(Q·(k + block))."""
         best_scores = np.empty((len(query), 0), dtype=np.float32)
         best_rows = np.empty((len(query), 0), dtype=np.int64)
-        for start in range(0, len(self), _BLOCK):
-            block = products(query, self._vectors[start : start + _BLOCK]).astype(np.float32)
-            numbers = np.broadcast_to(np.arange(start, start + block.shape[1]), block.shape)
+        for numbers in self._alive_blocks(_BLOCK):
+            block = products(query, self._vectors[numbers]).astype(np.float32)
             scores = np.concatenate([best_scores, block], axis=1)
-            rows = np.concatenate([best_rows, numbers], axis=1)
+            rows = np.concatenate([best_rows, np.broadcast_to(numbers, block.shape)], axis=1)
             keep = np.empty((len(query), min(k, scores.shape[1])), dtype=np.int64)
             for q, row in enumerate(scores):
                 keep[q] = _best(row, k)
             best_scores = np.take_along_axis(scores, keep, axis=1)
             best_rows = np.take_along_axis(rows, keep, axis=1)
         return best_rows
+
+    def _alive_blocks(self, size: int) -> Iterator[NDArray[np.int64]]:
+        """Numbers of the rows that can be found, ascending, as they lie in blocks of so many rows; none empty."""
+        for start in range(0, len(self._vectors), size):
+            numbers = start + np.flatnonzero(self.alive[start : start + size])
+            if numbers.size:
+                yield numbers
 
     def _hits(self, query: NDArray[np.float32], rows_Qk: NDArray[np.int64]) -> Hits:
         text = np.empty(rows_Qk.shape)
@@ -332,11 +419,13 @@ class Shard:
             shards=np.zeros(rows_Qk.shape, dtype=np.int32),
         )
 
-    def _measured_efforts(self, seed: int) -> NDArray[np.int64]:
-        """For each λ the smallest power of two with which sampled queries reach RECALL_TARGET of recall@10."""
-        if not len(self) or not _has_effort(self._index):
-            return np.empty(0, dtype=np.int64)
-        lowest, highest = (8, _inner(self._index).nlist) if _is_ivf(self._index) else (32, 4096)
+    def measure_efforts(self, seed: int) -> None:
+        """Set `efforts`: for each λ the smallest power of two with which sampled queries reach RECALL_TARGET of
+        recall@10.
+        """
+        if not len(self) or not has_effort(self._index):
+            return
+        lowest, highest = (8, inner(self._index).nlist) if is_ivf(self._index) else (32, 4096)
         rng = np.random.default_rng(seed)
         sample = self._vectors[rng.integers(len(self), size=_TUNING_QUERIES)]
         queries = sample_queries(sample, self.vlm_dim, rng)
@@ -351,7 +440,7 @@ class Shard:
                     break
                 effort *= 2
             efforts.append(min(effort, highest))
-        return np.asarray(efforts, dtype=np.int64)
+        self.efforts = np.asarray(efforts, dtype=np.int64)
 
 
 def sample_queries(joint_ND: NDArray, vlm_dim: int, rng: np.random.Generator) -> list[NDArray[np.float32]]:
@@ -365,29 +454,35 @@ def sample_queries(joint_ND: NDArray, vlm_dim: int, rng: np.random.Generator) ->
     return [fused_query(text, visual, weight) for weight in LAMBDA_GRID]
 
 
-def fitted_factory(factory: str, rows: int, dim: int) -> str:
-    """The FAISS factory string for this many rows; ValueError if FAISS knows none such for D dimensions.
+def training_sample(vectors_ND: NDArray[np.float16], factory: str, seed: int) -> NDArray[np.float16]:
+    """The rows of one shard that its own index is trained on."""
+    sample = np.random.default_rng(seed).permutation(len(vectors_ND))[: training_rows(factory)]
+    return vectors_ND[np.sort(sample)]
 
-    `auto` is Flat up to FLAT_UP_TO rows, then IVF with 4·√N lists of 8-bit codes. Any other is kept, except
-    that k-means is not given fewer than 39 rows a centroid, FAISS's minimum: IVF gets fewer lists, and what
-    cannot be trained at all (PQ, or IVF with under 39 rows) becomes Flat, which is exact and at such sizes
-    quick.
-    """
-    if factory == "auto":
-        factory = "Flat" if rows <= FLAT_UP_TO else f"IVF{4 * math.isqrt(rows)},SQ8"
-    kind = _inner(_new_index(factory, dim))
-    if isinstance(kind, faiss.IndexRefine | faiss.IndexIDMap):
-        raise ValueError(
-            f"index factory {factory!r}: leave out RFlat, Refine and IDMap; a shard rescores and keeps ids by itself"
-        )
-    codebook = re.search(r"(?<!O)PQ\d+(?:x(\d+))?", factory)
-    if codebook and rows < _ROWS_PER_CENTROID * 2 ** int(codebook[1] or 8):
-        return "Flat"
-    lists = re.search(r"IVF(\d+)", factory)
-    if lists and rows < _ROWS_PER_CENTROID * int(lists[1]):
-        fewer = rows // _ROWS_PER_CENTROID
-        return factory.replace(lists[0], f"IVF{fewer}") if fewer else "Flat"
-    return factory
+
+def fill(index: faiss.Index, vectors_ND: NDArray[np.float16]) -> None:
+    """Add all rows to a trained index, in blocks."""
+    for start in range(0, len(vectors_ND), _FLOAT32_BLOCK):
+        index.add(vectors_ND[start : start + _FLOAT32_BLOCK].astype(np.float32))
+
+
+def check_unit_halves(joint_ND: NDArray[np.float16], vlm_dim: int, ids: pa.Array | pa.ChunkedArray) -> None:
+    """ValueError names the first row whose vlm or vision half has not the norm 1."""
+    wide = joint_ND.astype(np.float32)
+    for half, name in ((wide[:, :vlm_dim], "vlm"), (wide[:, vlm_dim:], "vision")):
+        norms = np.linalg.norm(half, axis=1)
+        bad = np.flatnonzero(~(np.abs(norms - 1) < 0.01))  # also where the norm is NaN
+        if bad.size:
+            raise ValueError(
+                f"the {name} vector of row {ids[int(bad[0])].as_py()!r} has norm {norms[bad[0]]:.4g}, "
+                "both halves of a joint row must have norm 1"
+            )
+
+
+def id_order(ids: pa.Array) -> NDArray[np.int64]:
+    """The order that brings ids into ascending order (by code point); equal ones keep theirs."""
+    # Arrow sorts by UTF-8 bytes, which is the same order, and stably.
+    return pc.sort_indices(ids).to_numpy().astype(np.int64)
 
 
 def _best(scores_N: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -413,86 +508,29 @@ def _sorted_table(ids: Sequence[str], rows: pa.Table | None) -> tuple[pa.Table, 
         raise ValueError(f"{len(names)} ids do not fit a row table of {rows.num_rows} rows")
     if rows is not None and "id" in rows.column_names and rows["id"].to_pylist() != names.to_pylist():
         raise ValueError("the row table's id column holds other ids, or in another order, than were given")
-    values = names.to_numpy(zero_copy_only=False)
-    order = np.argsort(values, kind="stable")
-    values = values[order]
-    twice = np.flatnonzero(values[1:] == values[:-1])
+    order = id_order(names)
+    values = names.take(pa.array(order))
+    twice = np.flatnonzero(repeated(values))
     if twice.size:
-        raise ValueError(f"ids must differ, {values[twice[0]]!r} comes more than once ({twice.size} repetitions)")
+        again = values[int(twice[0])].as_py()
+        raise ValueError(f"ids must differ, {again!r} comes more than once ({twice.size} repetitions)")
     columns = {"id": names}
     if rows is not None:
         columns |= {name: rows[name] for name in rows.column_names if name != "id"}
     return pa.table(columns).take(pa.array(order)), order
 
 
-def _check_unit_halves(vectors: NDArray[np.float16], vlm_dim: int, table: pa.Table) -> None:
-    for start in range(0, len(vectors), _BLOCK):
-        block = vectors[start : start + _BLOCK].astype(np.float32)
-        for half, name in ((block[:, :vlm_dim], "vlm"), (block[:, vlm_dim:], "vision")):
-            norms = np.linalg.norm(half, axis=1)
-            bad = np.flatnonzero(~(np.abs(norms - 1) < 0.01))  # also where the norm is NaN
-            if bad.size:
-                row_id = table["id"][start + int(bad[0])].as_py()
-                raise ValueError(
-                    f"the {name} vector of row {row_id!r} has norm {norms[bad[0]]:.4g}, "
-                    "both halves of a joint row must have norm 1"
-                )
+def repeated(values: pa.Array) -> NDArray[np.bool_]:
+    """bool (N,): whether each of these sorted ids is that of the row before."""
+    if len(values) < 2:
+        return np.zeros(len(values), dtype=np.bool_)
+    same = pc.equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)
+    return np.concatenate([[False], same])
 
 
-def _new_index(factory: str, dim: int) -> faiss.Index:
-    try:
-        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        # FAISS's messages are "Error in <C++ signature> at <source file>: <what is wrong>".
-        reason = re.sub(r"^.* at \S+:\d+: ", "", str(error))
-        raise ValueError(f"index factory {factory!r} does not suit {dim} dimensions: {reason}") from error
-
-
-def _filled_index(vectors: NDArray[np.float16], factory: str, seed: int) -> faiss.Index:
-    index = _new_index(factory, vectors.shape[1])
-    if not index.is_trained:
-        if _is_ivf(index):
-            # Ten rounds over 64 rows a list, not FAISS's 25 over 256: a tenth of the time, and the efforts
-            # that are measured afterwards make up for lists that are placed a little worse.
-            kmeans = _inner(index).cp
-            kmeans.seed, kmeans.niter, kmeans.max_points_per_centroid = seed, 10, 64
-            wanted = max(64 * _inner(index).nlist, FLAT_UP_TO)
-        else:
-            wanted = FLAT_UP_TO
-            if isinstance(index, faiss.IndexPQ):
-                # Most of PQ's training time, for a filter that is not used here.
-                index.do_polysemous_training = False  # type: ignore[attr-defined]
-        sample = np.random.default_rng(seed).permutation(len(vectors))[:wanted]
-        index.train(vectors[np.sort(sample)].astype(np.float32))
-    for start in range(0, len(vectors), _BLOCK):
-        index.add(vectors[start : start + _BLOCK].astype(np.float32))
-    return index
-
-
-def _inner(index: faiss.Index) -> Any:
-    """The index that searches, behind a rotation or projection (OPQ, PCA) if there is one."""
-    return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
-
-
-def _is_ivf(index: faiss.Index) -> bool:
-    return isinstance(_inner(index), faiss.IndexIVF)
-
-
-def _has_effort(index: faiss.Index) -> bool:
-    return isinstance(_inner(index), faiss.IndexIVF | faiss.IndexHNSW)
-
-
-def _faiss_params(index: faiss.Index, effort: int, depth: int) -> faiss.SearchParameters:
-    """Parameters of one call; the index itself is shared by concurrent searches and never touched."""
-    if _is_ivf(index):
-        params = faiss.SearchParametersIVF(nprobe=effort)  # type: ignore[call-arg]
-    else:
-        params = faiss.SearchParametersHNSW(efSearch=max(effort, depth))  # type: ignore[attr-defined]
-    if isinstance(index, faiss.IndexPreTransform):
-        return faiss.SearchParametersPreTransform(index_params=params)  # type: ignore[call-arg]
-    return params
-
-
-def _map_flags(factory: str) -> int:
-    # FAISS maps inverted lists in one way and the codes of all other kinds in another; both at once fail.
-    return faiss.IO_FLAG_READ_ONLY | (faiss.IO_FLAG_MMAP if "IVF" in factory else faiss.IO_FLAG_MMAP_IFC)
+def _not_in(removed: Collection[str] | pa.Array, rows: pa.Table) -> NDArray[np.bool_]:
+    """bool (N,): whether each row's id is not among the removed."""
+    names = removed if isinstance(removed, pa.Array | pa.ChunkedArray) else pa.array(list(removed), pa.string())
+    if not len(names):
+        return np.ones(rows.num_rows, dtype=np.bool_)
+    return ~pc.is_in(rows["id"], value_set=names).to_numpy()

@@ -5,13 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import faiss
+
+from retrieval.index_kinds import file_letters, table_bytes
+
 INDEX, VECTORS, ROWS, RECORD = "index.faiss", "vectors.npy", "rows.parquet", "shard.json"
 LAMBDA_GRID: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
+# FAISS's limit on what one vector of a file may allocate holds for the whole process.
+_READING = threading.Lock()
 
 
 def verify(folder: Path, files: Mapping[str, Mapping[str, Any]] | None = None) -> None:
@@ -54,13 +61,38 @@ def check_bytes(path: Path, expected: int) -> None:
         )
 
 
-def check_index_header(path: Path, rows: int, dim: int) -> None:
+def write_record(folder: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Write shard.json: this content, and the size and SHA-256 of the other three files. Returns those of all four."""
+    files = {name: file_record(folder / name) for name in (INDEX, VECTORS, ROWS)}
+    (folder / RECORD).write_text(json.dumps({**content, "files": files}, indent=2) + "\n", encoding="utf-8")
+    return {**files, RECORD: file_record(folder / RECORD)}
+
+
+def check_index_header(path: Path, rows: int, dim: int, factory: str) -> None:
     """FAISS files begin: four letters of the kind, int32 d, int64 ntotal. FAISS allocates what they say."""
     with path.open("rb") as file:
         header = file.read(16)
-    found_dim, found_rows = struct.unpack("<4xiq", header) if len(header) == 16 else (0, 0)
+    letters, found_dim, found_rows = struct.unpack("<4siq", header) if len(header) == 16 else (b"", 0, 0)
     if (found_rows, found_dim) != (rows, dim):
         raise ValueError(f"{path} declares {found_rows} rows of {found_dim} dimensions, recorded were {rows} of {dim}")
+    with naming(path):
+        expected = file_letters(factory, dim)
+    if letters != expected:
+        raise ValueError(f"{path} begins with {letters!r}: it is not a {factory} index, which begins with {expected!r}")
+
+
+def read_index(path: Path, factory: str, flags: int = 0) -> faiss.Index:
+    """A FAISS index whose header was checked; none of its parts may be larger than the file. ValueError names it."""
+    size = path.stat().st_size
+    with _READING, naming(path):
+        before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+        faiss.set_deserialization_vector_byte_limit(size + table_bytes(factory))
+        faiss.set_deserialization_loop_limit(size)
+        try:
+            return faiss.read_index(str(path), flags)
+        finally:
+            faiss.set_deserialization_vector_byte_limit(before[0])
+            faiss.set_deserialization_loop_limit(before[1])
 
 
 @contextmanager

@@ -23,19 +23,19 @@ from retrieval.metadata import RESERVED, is_bytes, metadata_of, text
 from retrieval.source_files import ROWS, File, inputs_table, kind_of, pieces, refused, suffix
 from retrieval.tars import tar_inputs
 
-_LINE = 2**16
+_LINE, _LINES = 2**16, ROWS // 4
 _THREADS = 16
 
 
 def inputs_of(root: Folder, file: File) -> Iterator[pa.Table]:
     """Yield the inputs of a file, in its order."""
-    of_kind = {"parquet": _parquet_inputs, "tar": tar_inputs, "csv": _csv_inputs, "txt": _text_inputs}
+    of_kind = {"parquet": _parquet_inputs, "tar": tar_inputs, "list": _list_inputs}
     try:
-        yield from of_kind["tar" if kind_of(file.name) == "tar" else suffix(file.name)](root, file)
+        yield from of_kind[kind_of(file.name) or ""](root, file)
     except pa.ArrowException as error:
         yield refused(file, "broken-file", f"{file.name} can not be read as {suffix(file.name)}: {error}")
     except OSError as error:
-        broken = isinstance(error, pa.ArrowException) or suffix(file.name) == "parquet" and "arquet" in str(error)
+        broken = suffix(file.name) == "parquet" and "arquet" in str(error)  # how Arrow says it of a cut file
         yield refused(file, "broken-file" if broken else "unreadable", f"{file.name} can not be read: {error}")
 
 
@@ -65,7 +65,7 @@ def _parquet_inputs(root: Folder, file: File) -> Iterator[pa.Table]:
                         yield _rows_with_images(file, table, group, first)
                     else:
                         numbers = [f"row {first + i} of row group {group}" for i in range(len(table))]
-                        yield _uri_rows(reader, root, file, numbers, *_uri_columns(table, place or ""))
+                        yield _uri_rows(reader, root, file, Lines(numbers, *_uri_columns(table, place or "")))
                     first += len(table)
             except (OSError, pa.ArrowException) as error:
                 left = parquet.metadata.row_group(group).num_rows - first
@@ -83,15 +83,14 @@ def _is_passed_over(field: pa.Field) -> bool:
 
 def _unfit(schema: pa.Schema) -> str | None:
     names = schema.names
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        return f"has several columns {', '.join(repeated)}; give each a name of its own"
+    if _repeated(names):
+        return _repeated(names)
     if "image" not in names:
         if {"uri", "path"} & set(names):
             return None
         return (
-            f"has no column image; it has {', '.join(names)}. A gallery's Parquet needs image (bytes) and path (a name of"
-            " its own for each image), or, as a list, uri or path"
+            f"has no column image; it has {', '.join(names)}. A gallery's Parquet needs image (bytes) and path (a name"
+            " of its own for each image), or, as a list, uri or path"
         )
     if "path" not in names:
         return f"has no column path; it has {', '.join(names)}. It is the name of an image in results, its own for each"
@@ -103,9 +102,16 @@ def _unfit(schema: pa.Schema) -> str | None:
     return None
 
 
+def _repeated(names: Sequence[str]) -> str | None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    return f"has several columns {', '.join(repeated)}; give each a name of its own" if repeated else None
+
+
 def _rows_with_images(file: File, table: pa.Table, group: int, first: int) -> pa.Table:
     rows = range(first, first + len(table))
-    paths, reasons, details = text(table["path"]).to_pylist(), [None] * len(table), [None] * len(table)
+    paths = text(table["path"]).to_pylist()
+    reasons: list[str | None] = [None] * len(table)
+    details: list[str | None] = [None] * len(table)
     for i, path in enumerate(paths):
         if not path:
             paths[i] = f"{file.name}#{group}.{rows[i]}"
@@ -129,96 +135,100 @@ def _uri_columns(table: pa.Table, place: str) -> tuple[list[str | None], pa.Arra
 # Lists of URIs and paths
 
 
-def _csv_inputs(root: Folder, file: File) -> Iterator[pa.Table]:
-    reader, rows = InputReader(root.uri), csv.reader(_lines(root, file))
-    header = next(rows, [])
-    place = next((name for name in ("uri", "path") if name in header), None)
-    if place is None:
-        shown = ", ".join(header)[:200] or "nothing"
-        yield refused(file, "wrong-columns", f"{file.name} has no column uri or path in its first line; it has {shown}")
-        return
-    problem = _unfit(pa.schema([(name, pa.string()) for name in header]))
-    if problem:
+class Lines(NamedTuple):
+    """Some lines of a list: where each stands (``line 7``), what it names, its label (null if none), and metadata."""
+
+    numbers: Sequence[str]
+    values: Sequence[str | None]
+    labels: pa.Array
+    metadata: dict[str, Any]
+
+
+def lines_of(root: Folder, file: File) -> Iterator[Lines | pa.Table]:
+    """Yield the lines of a list, CSV or text, and rows that say what is wrong with it."""
+    return _csv_lines(root, file) if suffix(file.name) == "csv" else _text_lines(root, file)
+
+
+def _list_inputs(root: Folder, file: File) -> Iterator[pa.Table]:
+    reader = InputReader(root.uri)
+    for lines in lines_of(root, file):
+        yield _uri_rows(reader, root, file, lines) if isinstance(lines, Lines) else lines
+
+
+def _csv_lines(root: Folder, file: File) -> Iterator[Lines | pa.Table]:
+    rows = _csv_rows(csv.reader(_decoded(root, file)))
+    _, header = next(rows, (0, []))
+    names = header if isinstance(header, list) else []
+    place = next((name for name in ("uri", "path") if name in names), None)
+    if place is None or _repeated(names):
+        shown = ", ".join(names)[:200] or "nothing"
+        problem = _repeated(names) or f"has no column uri or path in its first line; it has {shown}"
         yield refused(file, "wrong-columns", f"{file.name} {problem}")
         return
-    for piece in pieces(_csv_rows(rows), ROWS // 4):
-        good = [(number, row) for number, row in piece if isinstance(row, list) and len(row) == len(header)]
-        columns = list(zip(*(row for _, row in good), strict=True)) or [()] * len(header)
-        table = pa.table(
-            {name: pa.array([v or None for v in c], pa.string()) for name, c in zip(header, columns, strict=True)}
-        )
+    for piece in pieces(rows, _LINES):
+        good = [(number, row) for number, row in piece if len(row) == len(names)]
         if good:
-            yield _uri_rows(reader, root, file, [f"line {number}" for number, _ in good], *_uri_columns(table, place))
+            columns = zip(names, zip(*(row for _, row in good), strict=True), strict=True)
+            table = pa.table({name: pa.array([value or None for value in c], pa.string()) for name, c in columns})
+            yield Lines([f"line {number}" for number, _ in good], *_uri_columns(table, place))
         for number, row in piece:
-            if isinstance(row, list) and len(row) == len(header):
-                continue
-            what = f"has {len(row)} fields, the header {len(header)}" if isinstance(row, list) else f"is not CSV: {row}"
-            yield refused(file, "bad-row", f"line {number} of {file.name} {what}", f"{file.name}#{number}")
+            if len(row) != len(names):
+                what = f"has {len(row)} fields, the first {len(names)}" if row else "can not be read as CSV"
+                yield refused(file, "bad-row", f"line {number} of {file.name} {what}", f"{file.name}#line {number}")
 
 
-def _csv_rows(rows: Any) -> Iterator[tuple[int, list[str] | csv.Error]]:
+def _csv_rows(rows: Any) -> Iterator[tuple[int, list[str]]]:
+    """Yield number and fields of each row that is not blank; no fields where it can not be read."""
     while True:
         try:
             row = next(rows)
         except StopIteration:
             return
-        except csv.Error as error:
-            yield rows.line_num, error
+        except csv.Error:
+            yield rows.line_num, []
             continue
         if row:
             yield rows.line_num, row
 
 
-def _text_inputs(root: Folder, file: File) -> Iterator[pa.Table]:
-    reader = InputReader(root.uri)
-    lines = ((number, line.rstrip("\r\n")) for number, line in enumerate(_lines(root, file), 1))
-    for piece in pieces(((number, line) for number, line in lines if line.strip()), ROWS // 4):
+def _text_lines(root: Folder, file: File) -> Iterator[Lines]:
+    lines = ((number, line.rstrip("\r\n")) for number, line in enumerate(_decoded(root, file), 1))
+    for piece in pieces(((number, line) for number, line in lines if line.strip()), _LINES):
         numbers, values = [f"line {number}" for number, _ in piece], [line for _, line in piece]
-        yield _uri_rows(reader, root, file, numbers, values, pa.nulls(len(piece), pa.string()), {})
+        yield Lines(numbers, values, pa.nulls(len(piece), pa.string()), {})
 
 
-def _lines(root: Folder, file: File) -> Iterator[str]:
+def _decoded(root: Folder, file: File) -> Iterator[str]:
     with root.open_input(file.name) as stream:
         decoded = io.TextIOWrapper(io.BufferedReader(stream), "utf-8-sig", errors="backslashreplace", newline="")
         while line := decoded.readline(_LINE):
             yield line
 
 
-def _uri_rows(
-    reader: InputReader,
-    root: Folder,
-    file: File,
-    numbers: Sequence[str],
-    values: Sequence[str | None],
-    labels: pa.Array,
-    metadata: dict[str, Any],
-) -> pa.Table:
-    """Return the rows of a list: ``numbers`` say where each of ``values`` stands."""
-    places = [_place(reader, root, file, value) for value in values]
+def _uri_rows(reader: InputReader, root: Folder, file: File, lines: Lines) -> pa.Table:
+    places = [place_of(reader, root, file, value) for value in lines.values]
     with ThreadPoolExecutor(_THREADS) as pool:  # on an object store, what costs time is waiting
-        stats = list(
-            pool.map(lambda place: _stat(reader, place.file) if not place.reason else (0, 0), places, chunksize=64)
-        )
+        stats = list(pool.map(lambda place: _stat(reader, place), places))
     paths = [
         f"{file.name}#{number}" if place.is_nameless else value or ""
-        for number, value, place in zip(numbers, values, places, strict=True)
+        for number, value, place in zip(lines.numbers, lines.values, places, strict=True)
     ]
     details = [
         place.detail and f"{number} of {file.name}: {place.detail}"
-        for number, place in zip(numbers, places, strict=True)
+        for number, place in zip(lines.numbers, places, strict=True)
     ]
     ours = {
-        "label": labels,
+        "label": lines.labels,
         "file": [place.file or file.name for place in places],
         "size": [size for size, _ in stats],
         "mtime_ns": [mtime for _, mtime in stats],
         "reason": [place.reason for place in places],
         "detail": details,
     }
-    return inputs_table(file, paths, metadata | ours)
+    return inputs_table(file, paths, lines.metadata | ours)
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """What a line of a list leads to, or why it does not; ``is_nameless``: its text can not be shown as its path."""
 
     file: str
@@ -227,34 +237,37 @@ class _Place(NamedTuple):
     is_nameless: bool = False
 
 
-def _place(reader: InputReader, root: Folder, file: File, value: str | None) -> _Place:
+def place_of(reader: InputReader, root: Folder, file: File, value: str | None) -> Place:
+    """Return what a line of a list leads to."""
     if not value:
-        return _Place("", "no-path", "it names nothing", is_nameless=True)
+        return Place("", "no-path", "it names nothing", is_nameless=True)
     if "\0" in value:
-        return _Place("", "bad-name", "it has a null character in its name", is_nameless=True)
+        return Place("", "bad-name", "it has a null character in its name", is_nameless=True)
     scheme = split_uri(value)[0] if "://" in value else None
     if scheme and scheme not in SCHEMES:
         advice = "download the images first (img2dataset, for one) and index what that writes"
-        return _Place("", "not-fetched", f"{scheme}:// is not read, only {', '.join(SCHEMES)}; {advice}")
+        return Place("", "not-fetched", f"{scheme}:// is not read, only {', '.join(SCHEMES)}; {advice}")
     if (value.startswith("/") or scheme == "file") and root.local_path is None:
-        return _Place("", "bad-name", "it names a file of one machine, and the list lies in an object store")
+        return Place("", "bad-name", "it names a file of one machine, and the list lies in an object store")
     if scheme:
         try:
             reader.place(value)
         except (ValueError, OSError) as error:
-            return _Place("", "bad-name", str(error), is_nameless=True)
+            return Place("", "bad-name", str(error), is_nameless=True)
     if scheme or value.startswith("/"):
-        return _Place(value)
+        return Place(value)
     name = posixpath.normpath(posixpath.join(posixpath.dirname(file.name), value))
     if name.startswith("..") and (name == ".." or name[2] == "/"):
-        return _Place("", "bad-name", f"{value} leads out of the list's folder; give an absolute path or a URI")
-    return _Place(name)
+        return Place("", "bad-name", f"{value} leads out of the list's folder; give an absolute path or a URI")
+    return Place(name)
 
 
-def _stat(reader: InputReader, name: str) -> tuple[int, int]:
+def _stat(reader: InputReader, place: Place) -> tuple[int, int]:
     """Return size and time of change; zeros for what can not be found, so that its reading says why."""
+    if place.reason:
+        return 0, 0
     try:
-        filesystem, path = reader.place(name)
+        filesystem, path = reader.place(place.file)
         info = filesystem.get_file_info(path)
     except (OSError, ValueError):
         return 0, 0

@@ -17,8 +17,10 @@ from retrieval.inputs import INPUTS, is_safe
 from retrieval.metadata import clean
 
 IMAGE_SUFFIXES = frozenset(
-    ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff")
-    + ("heic", "heif", "avif", "jxl", "jp2", "svg", "psd", "ico", "ppm", "pgm", "tga")
+    [
+        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"),
+        *("heic", "heif", "avif", "jxl", "jp2", "svg", "psd", "ico", "ppm", "pgm", "tga"),
+    ]
 )
 """Of names that promise an image, readable or not."""
 _COMPRESSED = ("gz", "tgz", "bz2", "tbz2", "xz", "txz", "zst", "zip")
@@ -138,18 +140,25 @@ def _remote_files(root: Folder) -> Iterator[File]:
     todo = [""]
     while todo:
         inside = todo.pop()
-        infos = root.filesystem.get_file_info(fs.FileSelector(f"{root.path}/{inside}".rstrip("/")))
+        try:
+            infos = root.filesystem.get_file_info(fs.FileSelector(f"{root.path}/{inside}".rstrip("/")))
+        except FileNotFoundError as error:
+            if not inside:
+                raise
+            yield File(inside.rstrip("/"), 0, 0, "unreadable", f"the folder {inside} went while it was listed: {error}")
+            continue
         below = []
-        for info in sorted(infos, key=lambda info: info.base_name):
-            name = inside + info.base_name
-            if info.base_name.startswith("."):
+        for info in sorted(infos, key=lambda info: info.path):
+            name = info.path[len(root.path) + 1 :]
+            size, mtime = info.size or 0, info.mtime_ns or 0
+            if info.base_name.startswith(".") and name:
                 continue
-            if info.type == fs.FileType.Directory:
+            # A key may have an empty part, which Arrow says as the folder itself.
+            if not is_safe(name) or len(name) <= len(inside):
+                shown = f"{inside}/"
+                yield File(shown, size, mtime, "bad-name", f"there are keys of two slashes ({shown}…); rename them")
+            elif info.type == fs.FileType.Directory:
                 below.append(f"{name}/")
             elif info.type == fs.FileType.File:
-                size, mtime = info.size or 0, info.mtime_ns or 0
-                if is_safe(name):
-                    yield File(name, size, mtime)
-                else:
-                    yield File(name, size, mtime, "bad-name", f"the name {name!r} has empty parts; rename it")
+                yield File(name, size, mtime)
         todo += reversed(below)

@@ -21,6 +21,7 @@ from retrieval.source_files import IMAGE_SUFFIXES, File, inputs_table, pieces, r
 
 _SIDECAR, _HEADER = 2**20, 2**20
 _BESIDE = ("cls", "txt", "json")
+_COLUMNS = ("label", "offset", "length", "reason", "detail")
 
 
 class _Member(NamedTuple):
@@ -65,7 +66,7 @@ def tar_inputs(root: Folder, file: File) -> Iterator[pa.Table]:
         for i, row in enumerate(piece):
             for name, value in row["metadata"].items():
                 metadata.setdefault(name, [None] * len(piece))[i] = value
-        columns = {name: [row[name] for row in piece] for name in ("label", "offset", "length", "reason", "detail")}
+        columns = {name: [row[name] for row in piece] for name in _COLUMNS}
         arrays = {name: _column(values) for name, values in metadata.items()}
         yield inputs_table(file, [row["path"] for row in piece], arrays | columns)
     yield from broken
@@ -75,10 +76,8 @@ def _members(root: Folder, file: File, broken: list[pa.Table]) -> Iterator[_Memb
     """Yield the members of a tar; what is wrong with the tar itself is added to ``broken``."""
     count = 0
 
-    def note(what: str) -> None:
-        broken.append(
-            refused(file, "broken-file", f"{file.name} {what}, after {count:,} members; copy or make it again")
-        )
+    def note(what: str, reason: str = "broken-file") -> None:
+        broken.append(refused(file, reason, f"{file.name} {what}, after {count:,} members; copy or make it again"))
 
     with root.open_input(file.name) as stream:
         size = stream.size()
@@ -87,20 +86,20 @@ def _members(root: Folder, file: File, broken: list[pa.Table]) -> Iterator[_Memb
             note("is compressed with gzip, whatever its name says: unpack it first")
             return
         try:
-            archive = tarfile.open(fileobj=source, mode="r:", encoding="utf-8", errors="backslashreplace")
-            while (info := archive.next()) is not None:
-                archive.members = []  # else it keeps them all
-                count += 1
-                if info.isdir():
-                    continue
-                member = _member(archive, info, size)
-                if member is not None:
-                    yield member
-            # An unreadable header ends a tar as the end does: there, two blocks of zeros must follow.
-            source.seek(archive.offset)
-            if source.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                note(f"is cut or damaged at byte {archive.offset:,}")
-        except tarfile.TarError as error:
+            with tarfile.open(fileobj=source, mode="r:", encoding="utf-8", errors="backslashreplace") as archive:
+                while (info := archive.next()) is not None:
+                    archive.members = []  # type: ignore[attr-defined]  # else it keeps them all
+                    count += 1
+                    member = None if info.isdir() else _member(archive, info, size)
+                    if member is not None:
+                        yield member
+                # An unreadable header ends a tar as the end does, but there zeros must follow.
+                source.seek(archive.offset)
+                if source.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    note(f"is cut or damaged at byte {archive.offset:,}")
+        except OSError as error:
+            note(f"can not be read on ({error})", "unreadable")
+        except (tarfile.TarError, ValueError, RuntimeError) as error:  # the last: headers in headers in headers
             note(f"is cut or damaged ({error})")
 
 
@@ -129,11 +128,11 @@ def _member(archive: tarfile.TarFile, info: tarfile.TarInfo, size: int) -> _Memb
 
 def _sample_rows(file: File, sample: Sequence[_Member]) -> Iterator[dict[str, Any]]:
     """Yield a row for each image of a sample, or one that says what is wrong with it."""
-    blank = {"label": None, "offset": None, "length": None, "reason": None, "detail": None, "metadata": {}}
-    for member in sample:
-        if member.reason and member.text is None and suffix(member.name) not in _BESIDE:
-            yield blank | {"path": f"{file.name}/{member.name}", "reason": member.reason, "detail": member.detail}
+    blank: dict[str, Any] = dict.fromkeys(_COLUMNS) | {"metadata": {}}
     images = [member for member in sample if not member.reason and suffix(member.name) in IMAGE_SUFFIXES]
+    for member in sample:
+        if member.reason and not (images and suffix(member.name) in _BESIDE):
+            yield blank | {"path": f"{file.name}/{member.name}", "reason": member.reason, "detail": member.detail}
     beside = {suffix(member.name): member for member in sample if suffix(member.name) in _BESIDE}
     label, metadata, problem = _described(beside)
     for member in images:
@@ -147,28 +146,30 @@ def _sample_rows(file: File, sample: Sequence[_Member]) -> Iterator[dict[str, An
 
 def _described(beside: dict[str, _Member]) -> tuple[str | None, dict[str, Any], dict[str, str]]:
     """Return label, metadata, and what is wrong, of what lies beside an image: .cls, .txt and .json."""
-    for member in beside.values():
-        if member.reason:
-            return None, {}, {"reason": "bad-metadata", "detail": member.detail or ""}
-    content: Any = {}
-    if "json" in beside:
-        try:
-            content = json.loads(beside["json"].text or "")
-        except (ValueError, RecursionError) as error:
-            return None, {}, {"reason": "bad-metadata", "detail": f"{beside['json'].name} is not JSON: {error}"}
-        if not isinstance(content, dict) or len(content) > MAX_METADATA:
-            what = f"an object of {len(content):,} names" if isinstance(content, dict) else f"{type(content).__name__}"
-            expected = f"an object of at most {MAX_METADATA} names is expected"
-            return (
-                None,
-                {},
-                {"reason": "bad-metadata", "detail": f"{beside['json'].name} holds {what}, where {expected}"},
-            )
+    try:
+        for member in beside.values():
+            if member.reason:
+                raise ValueError(member.detail)
+        content = _json_object(beside["json"]) if "json" in beside else {}
+    except ValueError as error:
+        return None, {}, {"reason": "bad-metadata", "detail": str(error)}
     label = beside["cls"].text if "cls" in beside else content.get("label")
     metadata = {clean(name): value for name, value in content.items() if name and name not in RESERVED}
     if "txt" in beside:
-        metadata.setdefault("caption", beside["txt"].text)
-    return clean(str(label)).strip() or None if label is not None else None, metadata, {}
+        metadata.setdefault("caption", (beside["txt"].text or "").strip())
+    return (None if label is None else clean(str(label)).strip() or None), metadata, {}
+
+
+def _json_object(member: _Member) -> dict[str, Any]:
+    try:
+        content = json.loads(member.text or "")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{member.name} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{member.name} holds a {type(content).__name__}, where an object is expected")
+    if len(content) > MAX_METADATA:
+        raise ValueError(f"{member.name} has {len(content):,} names, the limit is {MAX_METADATA}")
+    return content
 
 
 def _column(values: list[Any]) -> pa.Array:

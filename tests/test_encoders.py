@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import pickle
@@ -20,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CONTEXT, IMAGE_SIZE, VISION_DIM, VLM_DIM, write_vision, write_vlm
 from torchvision import transforms
 
-from retrieval import encoders
+from retrieval import devices, encoders
 from retrieval.encoders import VLM, Preprocess, VisionEncoder
+from retrieval.images import decode, decode_reduced
 from retrieval.prompts import MAX_CHARACTERS
 
 SIZES = [(64, 64), (100, 70), (31, 200), (5, 3), (1, 1), (640, 480), (64, 1900)]
@@ -219,6 +221,74 @@ def test_extremely_long_images_stay_small(name: str, size: tuple[int, int]) -> N
     assert time.perf_counter() - started < 1
 
 
+REDUCIBLE = ["open_clip shortest", "open_clip squash", "timm center", "timm squash"]
+
+
+def test_the_side_that_an_image_is_resized_to() -> None:
+    sides = {name: Preprocess.of(transform).side for name, transform in LIBRARY_TRANSFORMS.items()}
+    assert sides == {
+        "open_clip shortest": 224,
+        "open_clip squash": 96,
+        "open_clip longest": None,
+        "timm center": 109,  # the crop of 96 is 0.875 of it
+        "timm squash": 96,
+        "timm border": None,
+    }
+    nearest = transforms.Resize(96, transforms.InterpolationMode.NEAREST)
+    bounded = transforms.Resize(96, max_size=200)
+    for resize in (nearest, bounded):
+        assert Preprocess((resize, transforms.CenterCrop(96)), (0.5,) * 3, (0.5,) * 3).side is None
+
+
+def smooth_jpeg(width: int, height: int, orientation: int = 1) -> bytes:
+    """Random soft blobs, at a quality that leaves nothing else to differ."""
+    small = np.random.default_rng(width).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    image = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    image.save(buffer, "JPEG", quality=98, subsampling=0, exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", REDUCIBLE)
+@pytest.mark.parametrize("size", [(2000, 1501), (1501, 2000), (1999, 1347), (1347, 1347)])
+def test_pixels_of_a_reduced_image_lie_where_those_of_the_whole_one_do(name: str, size: tuple[int, int]) -> None:
+    preprocess = Preprocess.of(LIBRARY_TRANSFORMS[name])
+    data = smooth_jpeg(*size)
+    reduced = decode_reduced(data, preprocess.side)
+    assert not reduced.is_whole
+    found, expected = preprocess.pixels(reduced), preprocess.pixels(decode(data))
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= 4
+
+
+@pytest.mark.parametrize("name", ["timm center", "timm squash"])
+@pytest.mark.parametrize("size", [(24_003, 700), (700, 24_003)])
+def test_the_middle_of_a_long_reduced_image_is_that_of_the_whole_one(name: str, size: tuple[int, int]) -> None:
+    test_pixels_of_a_reduced_image_lie_where_those_of_the_whole_one_do(name, size)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_reduced_photos_of_every_orientation_are_embedded_alike(vision: VisionEncoder, orientation: int) -> None:
+    data, preprocess = smooth_jpeg(1003, 801, orientation), vision.preprocess
+    views = [decode(data), decode_reduced(data, preprocess.side)]
+    rows = vision.encode_images(np.stack([preprocess.pixels(view) for view in views]))
+    assert same_direction(rows[:1], rows[1:]) > 0.9999
+
+
+def test_an_image_that_was_not_reduced_keeps_its_pixels_to_the_bit(vlm: VLM) -> None:
+    data = smooth_jpeg(150, 100)
+    reduced = decode_reduced(data, vlm.preprocess.side)
+    assert reduced.is_whole
+    np.testing.assert_array_equal(vlm.preprocess.pixels(reduced), vlm.preprocess.pixels(decode(data)))
+
+
+def test_a_reduced_image_is_refused_where_the_whole_one_is_needed() -> None:
+    preprocess = Preprocess.of(LIBRARY_TRANSFORMS["timm border"])
+    with pytest.raises(ValueError, match="needs it whole; decode it with side None"):
+        preprocess.pixels(decode_reduced(smooth_jpeg(1000, 800), 20))
+
+
 def test_other_modes_and_transforms_are_refused(vlm: VLM) -> None:
     with pytest.raises(ValueError, match="mode L"):
         vlm.preprocess.pixels(Image.new("L", (64, 64)))
@@ -407,6 +477,43 @@ def test_wrong_devices_and_dtypes_are_named(vlm_folder: Path) -> None:
         VLM.load(uri, device="cuda:99")
     with pytest.raises(ValueError, match="dtype 'int8'"):
         VLM.load(uri, dtype="int8")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, torch.float32),
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ({}, torch.float32),
+    ],
+)
+def test_auto_is_bfloat16_where_the_cpu_multiplies_it(
+    capabilities: dict[str, bool], expected: torch.dtype, vision_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert devices.pick_dtype("auto", torch.device("cpu")) == expected
+    encoder = VisionEncoder.load(f"local-dir:{vision_folder}", device="cpu")
+    assert encoder.dtype == expected
+
+
+def test_auto_is_bfloat16_on_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    for native in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        assert devices.pick_dtype("auto", gpu) == (torch.bfloat16 if native else torch.float32)
+    assert devices.pick_dtype("auto", torch.device("mps")) == torch.float32
+
+
+def test_bfloat16_is_close_to_float32_in_a_transformer() -> None:
+    pixels_BHWC = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    rows = [
+        VisionEncoder.load("random:vit_tiny_patch16_224?img_size=64", device="cpu", dtype=dtype).encode_images(
+            pixels_BHWC
+        )
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert same_direction(*rows) > 0.999
 
 
 def test_openai_weights_get_the_activation_they_were_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,7 +271,7 @@ def test_an_image_that_an_encoder_makes_no_vector_of_costs_one_row(
 
 def test_existing_gallery_is_not_overwritten(collection: Any, profile: Profile) -> None:
     before = Gallery.open(collection.gallery.uri).manifest
-    with pytest.raises(ValueError, match="already holds a gallery; give another target, or delete it first"):
+    with pytest.raises(ValueError, match="already holds a gallery; give another target, or --overwrite it"):
         build_gallery(str(collection.folder / "images"), collection.gallery.uri, profile)
     assert Gallery.open(collection.gallery.uri).manifest == before
 

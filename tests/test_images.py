@@ -10,9 +10,17 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin
 
-from retrieval.images import ALLOWED_FORMATS, MAX_PIXELS, ImageRejected, decode, thumbnail
+from retrieval.images import (
+    ALLOWED_FORMATS,
+    MAX_PIXELS,
+    SIDES_TO_SPARE,
+    ImageRejected,
+    decode,
+    decode_reduced,
+    thumbnail,
+)
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -320,6 +328,116 @@ def test_a_rejection_survives_the_way_between_processes() -> None:
     error = pickle.loads(pickle.dumps(ImageRejected("empty", "the file is empty")))
     assert (error.reason, str(error)) == ("empty", "the file is empty")
     assert isinstance(error, ValueError)
+
+
+# Decoding at a fraction of the size
+
+
+def photo(width: int, height: int, orientation: int = 1, **options: object) -> bytes:
+    """A JPEG of `picture` whose EXIF block says how to turn it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(picture(width, height), "JPEG", quality=95, exif=exif, **options)
+
+
+def seen_through_box(reduced: Image.Image, box: tuple[float, float, float, float]) -> np.ndarray:
+    return np.asarray(reduced.resize((20, 20), Image.Resampling.BILINEAR, box), dtype=int)
+
+
+@pytest.mark.parametrize(("width", "height", "side", "shrinks"), [
+    (480, 320, 16, 8), (480, 320, 17, 4), (480, 320, 64, 2), (480, 320, 65, 1), (320, 480, 64, 2), (2000, 16, 3, 2),
+    (480, 320, 1000, 1), (1, 1, 1, 1), (487, 323, 10, 8), (321, 481, 40, 2),
+])  # fmt: skip
+def test_a_jpeg_is_reduced_as_far_as_its_short_side_allows(width: int, height: int, side: int, shrinks: int) -> None:
+    image, whole_width, whole_height, box = decode_reduced(photo(width, height), side)
+    assert (whole_width, whole_height) == (width, height)
+    assert image.size == (-(-width // shrinks), -(-height // shrinks))
+    assert box == (0, 0, width / shrinks, height / shrinks)
+    assert image.mode == "RGB"
+    assert image.info == {}
+    assert shrinks == 1 or min(image.size) >= SIDES_TO_SPARE * side
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_image_is_upright_and_its_box_is_where_the_picture_lies(orientation: int) -> None:
+    data = photo(407, 310, orientation)
+    whole = decode(data)
+    reduced = decode_reduced(data, 10)
+    assert (reduced.width, reduced.height) == whole.size
+    assert not reduced.is_whole
+    right, bottom = reduced.box[2] - reduced.box[0], reduced.box[3] - reduced.box[1]
+    assert (right, bottom) == (whole.width / 8, whole.height / 8)
+    expected = seen_through_box(whole, (0, 0, *whole.size))
+    assert np.abs(seen_through_box(reduced.image, reduced.box) - expected).max() <= 3
+
+
+@pytest.mark.parametrize("format", [format for format in ALLOWED_FORMATS if format != "JPEG"])
+def test_other_formats_are_never_reduced(format: str) -> None:
+    data = encoded(picture(400, 300), format)
+    reduced = decode_reduced(data, 4)
+    assert reduced.is_whole
+    assert reduced.box == (0, 0, 400, 300)
+    assert reduced.image.tobytes() == decode(data).tobytes()
+
+
+def test_without_a_side_nothing_is_reduced() -> None:
+    data = photo(400, 300, 6)
+    reduced = decode_reduced(data, None)
+    assert (reduced.width, reduced.height) == reduced.image.size == (300, 400)
+    assert reduced.image.tobytes() == decode(data).tobytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_other_colours_of_jpeg_are_reduced_too(mode: str) -> None:
+    data = encoded(picture(400, 300).convert(mode), "JPEG", quality=95)
+    reduced = decode_reduced(data, 12)
+    assert reduced.image.size == (50, 38)
+    expected = seen_through_box(decode(data), (0, 0, 400, 300))
+    assert np.abs(seen_through_box(reduced.image, reduced.box) - expected).max() <= 3
+
+
+def test_progressive_jpegs_and_those_of_several_pictures_are_reduced() -> None:
+    several = encoded(picture(400, 300), "MPO", save_all=True, append_images=[Image.new("RGB", (400, 300), RED)])
+    for data in (photo(400, 300, progressive=True), several):
+        image = decode_reduced(data, 12).image
+        assert image.size == (50, 38)
+        assert np.abs(np.asarray(image, dtype=int)[0, 0] - (0, 0, 40)).max() < 12  # of the first picture
+
+
+def test_the_bound_on_pixels_is_on_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = photo(400, 300)
+    assert decode_reduced(data, 4, max_pixels=120_000).image.size == (50, 38)
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", lambda *_: pytest.fail("decoding was begun"))
+    with pytest.raises(ImageRejected, match="400 × 300"):
+        decode_reduced(data, 4, max_pixels=119_999)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+def test_a_truncated_jpeg_is_refused_reduced_as_well(share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), "JPEG")
+    for side in (8, None):
+        with pytest.raises(ImageRejected) as caught:
+            decode_reduced(data[: int(len(data) * share)], side)
+        assert caught.value.reason == "truncated"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_no_broken_jpeg_raises_anything_but_a_rejection_when_reduced(options: dict) -> None:
+    data = photo(150, 100, 6, **options)
+    rng = np.random.default_rng(0)
+    broken = [data[:length] for length in range(1, len(data), max(1, len(data) // 60))]
+    for _ in range(400):
+        place, value = int(rng.integers(len(data))), int(rng.integers(256))
+        broken.append(data[:place] + bytes([value]) + data[place + 1 :])
+    for one in broken:
+        with contextlib.suppress(ImageRejected):
+            reduced = decode_reduced(one, 4)
+            assert reduced.image.mode == "RGB"
+            left, top, right, bottom = reduced.box
+            assert 0 <= left < right <= reduced.image.width
+            assert 0 <= top < bottom <= reduced.image.height
 
 
 # Thumbnails

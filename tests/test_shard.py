@@ -12,8 +12,9 @@ import pytest
 
 from retrieval.fusion import fused_query, score, unit
 from retrieval.hits import merge_topk
+from retrieval.index_kinds import fitted_factory
 from retrieval.metrics import neighbour_recall
-from retrieval.shard import SearchParams, Shard, fitted_factory
+from retrieval.shard import SearchParams, Shard
 from retrieval.shard_files import LAMBDA_GRID, verify
 
 D1, D2 = 8, 12
