@@ -103,7 +103,7 @@ def gallery_pictures(sources: Mapping[str, str], rows: Iterable[Mapping]) -> dic
     wanted: defaultdict[str, set[str]] = defaultdict(set)
     for row in rows:
         wanted[row["batch"]].add(row["path"])
-    pictures = {}
+    pictures: dict[tuple[str, str], Image.Image] = {}
     for batch, paths in wanted.items():
         data = Pictures(sources[batch], links_out=True).read(paths)
         pictures |= {(batch, path): _picture(data.get(path)) for path in paths}

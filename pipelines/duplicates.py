@@ -62,7 +62,7 @@ def _alive(index: Index, number: int) -> np.ndarray:
 def _pairs_of_shard(index: Index, number: int, cosine: float, counter: ActorHandle) -> pa.Table:
     shards = index.shards()
     asking = shards[number]
-    alive = np.flatnonzero(np.isin(asking.rows["id"].to_numpy(zero_copy_only=False), _alive(index, number)))
+    alive = np.flatnonzero(asking.alive)
     found = [PAIRS.empty_table()]
     for start in range(0, len(alive), _BLOCK):
         found += _pairs(asking, alive[start : start + _BLOCK], shards, cosine)

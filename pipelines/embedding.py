@@ -34,7 +34,7 @@ from cluster.session import actor_pool
 from retrieval.artifacts import REJECTED_SCHEMA, Gallery, ModelRecord, fixed_size_list
 from retrieval.encoders import ImageEncoder, Preprocess
 from retrieval.folder import Folder
-from retrieval.images import ImageRejected, decode
+from retrieval.images import ImageRejected, decode_reduced
 from retrieval.inputs import InputReader
 
 BLOCKS, ROWS_PER_BLOCK = 1024, (64, 16_384)
@@ -159,6 +159,9 @@ class Decoder:
         self.preprocess = {"vlm_pixels": vlm}
         if vision.geometry != vlm.geometry:
             self.preprocess["vision_pixels"] = vision
+        sides = [preprocess.side for preprocess in self.preprocess.values()]
+        # What the largest of them resizes to; none may be reduced if one of them has no such size.
+        self.side = None if None in sides else max(side for side in sides if side)
 
     def __call__(self, inputs: pa.Table) -> pa.Table:
         begun = time.perf_counter()
@@ -175,7 +178,7 @@ class Decoder:
                 try:
                     if isinstance(content, Exception):
                         raise content
-                    image = decode(content)
+                    image = decode_reduced(content, self.side)
                     views = {name: preprocess.pixels(image) for name, preprocess in self.preprocess.items()}
                     row |= {"id": image_id(content, path), "width": image.width, "height": image.height}
                 except ImageRejected as rejection:

@@ -185,9 +185,11 @@ def _embedded_batch(
     done = len(written(batch))
     if done:
         say(f"going on with batch {batch.name}: {done:,} of {job.inputs:,} inputs are done")
-    with progress("embedding images", job.inputs - done) as counter:
-        embed(batch, job.inputs, source_uri, profile, encoders, schema, counter)
-        spent = ray.get(counter.seconds.remote())
+    spent: dict[str, float] = {}
+    if done < job.inputs:
+        with progress("embedding images", job.inputs - done) as counter:
+            embed(batch, job.inputs, source_uri, profile, encoders, schema, counter)
+            spent = ray.get(counter.seconds.remote())
     parts, rejected = _contents(folder, batch)
     rows = sum(part.rows for part in parts)
     if not rows:

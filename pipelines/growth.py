@@ -11,6 +11,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -81,7 +82,8 @@ class Replaced(NamedTuple):
 _NAMES = ("id", "path", "label", "batch")
 
 
-class Removed(NamedTuple):
+@dataclass(frozen=True)
+class Removed:
     """The version without the rows, how many they were, and the names that no row has."""
 
     index: Index

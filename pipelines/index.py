@@ -259,11 +259,12 @@ def _build_shard(
         files = build_shard(
             folder, lambda: _tables(gallery, slices), vlm_dim=vlm_dim, factory=factory, trained=template
         )
-        rows = read_record(folder)["rows"]
+        built = read_record(folder)
         if local is None:
             for file in files:
                 (version / name).upload(file, folder / file)
-    record = ShardRecord(version=version.name, name=name, rows=rows, factory=factory, files=files)
+    rows = built["rows"]
+    record = ShardRecord(version=version.name, name=name, rows=rows, factory=built["factory"], files=files)
     version.write_json(_marker(name), record.model_dump())
     seconds = time.perf_counter() - begun
     counter.add.remote(sum(piece.stop - piece.start for piece in slices), build=seconds)
@@ -349,8 +350,9 @@ def measure_recall(index: Index, settings: IndexSettings, counter: ActorHandle) 
 
 def _sample_queries(index: Index) -> np.ndarray:
     # Rows lie in the order of their ids, which are hashes, so any run of them is a fair sample.
-    shard = index.shard(len(index.manifest.shards) - 1)
-    return np.concatenate(sample_queries(shard.vectors[-RECALL_QUERIES:], shard.vlm_dim, np.random.default_rng(1)))
+    shard = index.shard(max(range(len(index.manifest.shards)), key=lambda i: index.manifest.shards[i].rows))
+    rows = np.flatnonzero(shard.alive)[-RECALL_QUERIES:]
+    return np.concatenate(sample_queries(shard.vectors[rows], shard.vlm_dim, np.random.default_rng(1)))
 
 
 def _found_and_exact(

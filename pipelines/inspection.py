@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,8 @@ SAME = 0.999
 """Least cosine of a vector and the one that is made of the same image again."""
 
 
-class VersionState(NamedTuple):
+@dataclass(frozen=True)
+class VersionState:
     """One version of an index, published, refused or unfinished."""
 
     name: str

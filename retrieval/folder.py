@@ -78,7 +78,7 @@ class Folder:
         return Path(self.path) if isinstance(self.filesystem, fs.LocalFileSystem) else None
 
     def exists(self, name: str = "") -> bool:
-        with _advice(self):
+        with advice(self):
             return self.filesystem.get_file_info(self._at(name)).type != fs.FileType.NotFound
 
     def modified(self, name: str) -> float:
@@ -110,11 +110,11 @@ class Folder:
         move would be a copy, of at most 5 GB on S3.
         """
         target = self._at(name)
-        with _advice(self):
+        with advice(self):
             self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
         partial = f"{target}.{uuid.uuid4().hex[:8]}.partial" if self.local_path else target
         try:
-            with _advice(self), self.filesystem.open_output_stream(partial) as stream:
+            with advice(self), self.filesystem.open_output_stream(partial) as stream:
                 yield stream
         except BaseException:
             with suppress(OSError):
@@ -161,7 +161,7 @@ class Folder:
             pq.write_table(table, stream)
 
     def create(self) -> None:
-        with _advice(self):
+        with advice(self):
             self.filesystem.create_dir(self.path, recursive=True)
 
     def delete(self, name: str = "") -> None:
@@ -185,8 +185,8 @@ class Folder:
 
 
 @contextmanager
-def _advice(folder: Folder) -> Iterator[None]:
-    """What an object store says of keys and buckets, as an error that says what to do."""
+def advice(folder: Folder) -> Iterator[None]:
+    """Raise what an object store says of keys and buckets as an error that says what to do."""
     try:
         yield
     except OSError as error:

@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FLAT_UP_TO: Final = 50_000
+# The types that come with FAISS lack many of its classes, arguments and attributes.
+_FAISS: Any = faiss
 # FAISS's own minimum; with fewer it warns that centroids are badly placed, and refuses below one.
 _ROWS_PER_CENTROID: Final = 39
 # Ten rounds over 64 rows a list, not FAISS's 25 over 256: a tenth of the time, and the efforts that are measured
@@ -71,7 +73,7 @@ def new_index(factory: str, dim: int) -> faiss.Index:
         reason = re.sub(r"^.* at \S+:\d+: ", "", str(error))
         raise ValueError(f"index factory {factory!r} does not suit {dim} dimensions: {reason}") from error
     kind = inner(index)
-    if isinstance(kind, faiss.IndexRefine | faiss.IndexIDMap):
+    if isinstance(kind, _FAISS.IndexRefine | faiss.IndexIDMap):
         raise ValueError(
             f"index factory {factory!r}: leave out RFlat, Refine and IDMap; a shard rescores and keeps ids by itself"
         )
@@ -137,15 +139,15 @@ def memory_of(factory: str, rows: int, dim: int) -> int:
     if kind is not index:
         # A rotation has a square matrix, a projection one of fewer rows; OPQ and PCA have none before training.
         total += 4 * dim * (kind.d + 1)
-    if isinstance(kind, faiss.IndexHNSW):
+    if isinstance(kind, _FAISS.IndexHNSW):
         storage = faiss.downcast_index(kind.storage)
         links = kind.hnsw.nb_neighbors(0)
         # Level l is reached by one row in (links / 2)^l, which has links / 2 links there.
         per_row = storage.sa_code_size() + 4 * links + 4 * (links / 2) / (links / 2 - 1) + 12
-    elif isinstance(kind, faiss.IndexIVF):
+    elif isinstance(kind, _FAISS.IndexIVF):
         per_row = kind.code_size + 8
         total += kind.nlist * (4 * kind.d + _LIST_BYTES)
-        if isinstance(kind, faiss.IndexIVFRaBitQFastScan | faiss.IndexIVFPQFastScan):
+        if isinstance(kind, _FAISS.IndexIVFRaBitQFastScan | faiss.IndexIVFPQFastScan):
             # Their lists are filled up to whole blocks of rows.
             total += kind.nlist * kind.code_size * kind.bbs // 2
     else:
@@ -173,18 +175,18 @@ def train(sample_ND: NDArray[np.float16] | NDArray[np.float32], factory: str, *,
     if index.is_trained:
         return index
     kind = inner(index)
-    if isinstance(kind, faiss.IndexIVF):
+    if isinstance(kind, _FAISS.IndexIVF):
         _set_rounds(kind.cp, seed)
         if faiss.get_num_gpus():
             # FAISS then clusters on the GPUs, which is nearly all of the training time of an inverted file.
             kind.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(kind.d))
-    if isinstance(kind, faiss.IndexPQ | faiss.IndexIVFPQ | faiss.IndexPQFastScan | faiss.IndexIVFPQFastScan):
+    if isinstance(kind, _FAISS.IndexPQ | faiss.IndexIVFPQ | faiss.IndexPQFastScan | faiss.IndexIVFPQFastScan):
         _set_rounds(kind.pq.cp, seed)
-    if isinstance(kind, faiss.IndexPQ):
+    if isinstance(kind, _FAISS.IndexPQ):
         # Most of PQ's training time, for a filter that is not used here.
         kind.do_polysemous_training = False
     index.train(np.ascontiguousarray(sample_ND, dtype=np.float32))
-    if isinstance(kind, faiss.IndexIVF):
+    if isinstance(kind, _FAISS.IndexIVF):
         kind.clustering_index = None
     return index
 
@@ -215,13 +217,13 @@ def search_parameters(
     if not has_effort(index) and selector is None:
         return None
     if is_ivf(index):
-        params = faiss.SearchParametersIVF(nprobe=effort, sel=selector)
+        params = _FAISS.SearchParametersIVF(nprobe=effort, sel=selector)
     elif has_effort(index):
-        params = faiss.SearchParametersHNSW(efSearch=max(effort, depth), sel=selector)
+        params = _FAISS.SearchParametersHNSW(efSearch=max(effort, depth), sel=selector)
     else:
-        params = faiss.SearchParameters(sel=selector)
+        params = _FAISS.SearchParameters(sel=selector)
     if isinstance(index, faiss.IndexPreTransform):
-        return faiss.SearchParametersPreTransform(index_params=params)
+        return _FAISS.SearchParametersPreTransform(index_params=params)
     return params
 
 

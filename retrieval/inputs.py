@@ -250,7 +250,8 @@ def _together(first: _Row, last: _Row, next_: _Row) -> bool:
     if first.offset is None or last.offset is None or next_.offset is None:
         return False
     gap = next_.offset - last.offset - (last.length or 0)
-    return 0 <= gap <= _GAP and next_.offset + (next_.length or 0) - first.offset <= _REQUEST
+    end = next_.offset + (next_.length or 0)
+    return 0 <= gap <= _GAP and end - first.offset <= min(_REQUEST, MAX_BYTES)
 
 
 def _ranges(file: pa.NativeFile, run: Sequence[_Row]) -> list[Content]:

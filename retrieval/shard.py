@@ -110,7 +110,8 @@ class Shard:
         self._count = int(np.count_nonzero(self.alive))
         self._selector = None
         if self._count < len(vectors_ND) and has_selector(index):
-            self._selector = faiss.IDSelectorBitmap(np.packbits(self.alive, bitorder="little"))
+            bitmap: Any = np.packbits(self.alive, bitorder="little")
+            self._selector = faiss.IDSelectorBitmap(bitmap)  # type: ignore[call-arg]
 
     def __len__(self) -> int:
         """Rows that can be found; `rows` and `vectors` have the removed ones as well."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from retrieval.folder import Folder
+from retrieval.folder import Folder, advice
 from retrieval.inputs import INPUTS, is_safe
 from retrieval.metadata import clean
 
@@ -141,7 +141,8 @@ def _remote_files(root: Folder) -> Iterator[File]:
     while todo:
         inside = todo.pop()
         try:
-            infos = root.filesystem.get_file_info(fs.FileSelector(f"{root.path}/{inside}".rstrip("/")))
+            with advice(root):
+                infos = root.filesystem.get_file_info(fs.FileSelector(f"{root.path}/{inside}".rstrip("/")))
         except FileNotFoundError as error:
             if not inside:
                 raise

@@ -69,7 +69,9 @@ def tar_inputs(root: Folder, file: File) -> Iterator[pa.Table]:
         columns = {name: [row[name] for row in piece] for name in _COLUMNS}
         arrays = {name: _column(values) for name, values in metadata.items()}
         yield inputs_table(file, [row["path"] for row in piece], arrays | columns)
-    yield from broken
+    # Not `yield from`: Ray sends values into a generator, which the iterator of a list does not take.
+    for table in broken:  # noqa: UP028
+        yield table
 
 
 def _members(root: Folder, file: File, broken: list[pa.Table]) -> Iterator[_Member]:

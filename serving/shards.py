@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from ray import serve
 
 from retrieval.artifacts import Index
@@ -90,7 +91,7 @@ def _search(shards: Sequence[Shard], query_D: np.ndarray, k: int) -> list[Part]:
 
 def _path(shards: Sequence[Shard], id: str) -> tuple[str, str] | None:
     for shard in shards:
-        place = shard.row_of(id)
-        if place is not None:
+        place = pc.index(shard.rows["id"], id).as_py()
+        if place >= 0 and shard.alive[place]:
             return shard.rows["path"][place].as_py(), shard.rows["batch"][place].as_py()
     return None

@@ -1,4 +1,4 @@
-"""Whatever lies in a source costs its own row, with a reason: real files of every bad kind, listed, read and decoded."""
+"""Whatever lies in a source costs its own row, with a reason: files of every bad kind, listed, read and decoded."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from retrieval import pictures as pictures_module
 from retrieval.folder import Folder
 from retrieval.images import MAX_BYTES
 from retrieval.pictures import Pictures
@@ -172,7 +175,122 @@ def test_several_threads_read_at_once(tmp_path: Path, folder: Path) -> None:
     assert found == dict(zip(names[::10], images(*names[::10]), strict=True))
 
 
+def test_one_damaged_parquet_file_takes_no_other_pictures_away(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no, it is not")
+    (tmp_path / "deep").mkdir()
+    pq.write_table(pa.table({"path": ["b"], "image": images("b")}), tmp_path / "deep/b.parquet")
+    assert Pictures(str(tmp_path)).read(["a", "b"]) == {"b": b"image of b"}
+
+
+# Tars
+
+
+def write_tar(file: Path, members: dict[str, bytes]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_tars_give_their_images_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "tars"
+    write_tar(folder / "x.tar", {"./a/1.jpg": b"one", "a/1.json": b"{}", "a/2.jpg": b"two", "../out.jpg": b"out"})
+    write_tar(folder / "deep/y.tar", {"1.jpg": b"another"})
+    write_tar(tmp_path / "secret.tar", {"1.jpg": b"secret"})
+    (folder / "link.tar").symlink_to(tmp_path / "secret.tar")
+    (folder / "plain.txt").write_text("not an input")
+    pictures = Pictures(str(folder))
+    expected = {"x.tar/a/1.jpg": b"one", "x.tar/a/2.jpg": b"two", "deep/y.tar/1.jpg": b"another"}
+    assert pictures.read(expected) == expected
+    for path in (
+        *("x.tar", "x.tar/", "x.tar/a/1.json", "x.tar/../out.jpg", "x.tar/../../secret.tar/1.jpg", "plain.txt", ""),
+        *("../secret.tar/1.jpg", f"{tmp_path}/secret.tar/1.jpg", "link.tar/1.jpg", "gone.tar/1.jpg", "x.tar/a/3.jpg"),
+    ):
+        assert pictures.bytes_of(path) is None
+    assert Pictures(str(folder), links_out=True).bytes_of("link.tar/1.jpg") == b"secret"
+    single = Pictures(str(folder / "x.tar"))
+    assert single.bytes_of("x.tar/a/2.jpg") == b"two"
+    assert single.bytes_of("deep/y.tar/1.jpg") is None
+
+
+def test_a_tar_is_listed_once_and_again_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tar(tmp_path / "tars/x.tar", {"1.jpg": b"one", "2.jpg": b"two"})
+    listed: list[str] = []
+    real = pictures_module.tar_inputs
+    monkeypatch.setattr(
+        pictures_module, "tar_inputs", lambda root, file: (listed.append(file.name), real(root, file))[1]
+    )
+    pictures = Pictures(str(tmp_path / "tars"))
+    assert not listed
+    assert pictures.bytes_of("x.tar/2.jpg") == b"two"
+    assert pictures.bytes_of("x.tar/1.jpg") == b"one"
+    assert listed == ["x.tar"]
+    write_tar(tmp_path / "tars/x.tar", {"2.jpg": b"changed"})
+    os.utime(tmp_path / "tars/x.tar", ns=(1, 1))
+    assert pictures.read(["x.tar/1.jpg", "x.tar/2.jpg"]) == {"x.tar/2.jpg": b"changed"}
+    assert listed == ["x.tar"] * 2
+
+
+# Lists
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "parquet"])
+def test_only_what_stands_in_a_list_is_read(tmp_path: Path, kind: str) -> None:
+    for name in ("lists/a.jpg", "lists/unlisted.jpg", "lists/ü b.jpg", "elsewhere/c.jpg", "secret.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "lists/link.jpg").symlink_to(tmp_path / "secret.jpg")
+    uri = f"file://{tmp_path}/elsewhere/c.jpg"
+    names = [
+        "a.jpg",
+        "ü b.jpg",
+        f"{tmp_path}/elsewhere/c.jpg",
+        uri,
+        "gone.jpg",
+        "../secret.jpg",
+        "link.jpg",
+        "http://x/y",
+    ]
+    source = tmp_path / "lists" / f"list.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"uri": names, "note": names}), source, row_group_size=3)
+    else:
+        source.write_text("\n".join([*(["path"] if kind == "csv" else []), *names]), encoding="utf-8")
+    pictures = Pictures(str(source))
+    assert pictures.read(names) == {
+        "a.jpg": b"lists/a.jpg",
+        "ü b.jpg": "lists/ü b.jpg".encode(),
+        names[2]: b"elsewhere/c.jpg",
+        uri: b"elsewhere/c.jpg",
+    }
+    for path in ("unlisted.jpg", "./a.jpg", f"file://{tmp_path}/secret.jpg", f"{tmp_path}/secret.jpg", "", source.name):
+        assert pictures.bytes_of(path) is None
+    assert Pictures(str(source), links_out=True).bytes_of("link.jpg") == b"secret.jpg"
+
+
 # S3
+
+
+def test_tars_and_lists_on_s3(bucket: str) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        info = tarfile.TarInfo("1.jpg")
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"one"))
+    tars, lists = Folder(f"s3://bucket/tars?{bucket}"), Folder(f"s3://bucket/lists?{bucket}")
+    tars.write_bytes("x.tar", buffer.getvalue())
+    assert Pictures(tars.uri).read(["x.tar/1.jpg", "y.tar/1.jpg"]) == {"x.tar/1.jpg": b"one"}
+    lists.write_bytes("x.txt", b"s3://bucket/lists/a.jpg\nb.jpg\n")
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        lists.write_bytes(name, name.encode())
+    pictures = Pictures((lists / "x.txt").uri)
+    assert pictures.read(["s3://bucket/lists/a.jpg", "b.jpg"]) == {
+        "s3://bucket/lists/a.jpg": b"a.jpg",
+        "b.jpg": b"b.jpg",
+    }
+    assert pictures.read(["s3://bucket/lists/c.jpg", "c.jpg", "a.jpg"]) == {}
 
 
 def test_pictures_on_s3(bucket: str) -> None:

@@ -171,7 +171,9 @@ RED, GREEN = (200, 0, 0), (0, 200, 0)
 
 
 def colours_of(source: Path, *paths: str) -> dict[str, Any]:
-    return {path: image.getpixel((5, 5)) for path, image in gallery_pictures(str(source), paths).items()}
+    rows = [{"batch": "000001", "path": path} for path in paths]
+    pictures = gallery_pictures({"000001": str(source)}, rows)
+    return {path: image.getpixel((5, 5)) for (_, path), image in pictures.items()}
 
 
 def test_pictures_come_from_a_folder_and_one_that_is_gone_is_grey(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ SHARDS = 3
 def versions(collection: Collection, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     """Publish the next version of an index, of SHARDS shards; its ids begin with the given word."""
     folder = tmp_path_factory.mktemp("versions")
-    [table] = collection.gallery.tables(["id", "path", "label", "width", "height"])
+    [table] = collection.gallery.tables(["id", "path", "label", "width", "height", "batch"])
 
     def publish(word: str) -> Any:
         ids = pa.array([f"{word}-{id}" for id in table["id"].to_pylist()])

@@ -56,7 +56,7 @@ def with_shards(tmp_path_factory: pytest.TempPathFactory, collection: Collection
 
     def index(shards: int) -> Index:
         folder = tmp_path_factory.mktemp("index")
-        [table] = collection.gallery.tables(["id", "path", "label", "width", "height"])
+        [table] = collection.gallery.tables(["id", "path", "label", "width", "height", "batch"])
         return write_index(folder, collection.gallery, table, collection.vlm_ND1, collection.vision_ND2, shards=shards)
 
     return index

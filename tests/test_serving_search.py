@@ -106,9 +106,9 @@ class Ranker:
             raise self.error
         count = 0 if vision is None else len(vision)
         self.asked.append((weight, count, version))
-        row = Row("a b/c", "a/0.png", "a", float(count), 0.0, 0.0)
+        row = Row("a b/c", "a/0.png", "images", "a", {"width": 64}, float(count), 0.0, 0.0)
         used = version or self.current
-        return Ranking([row], weight, used, used, "gallery", self.answered, 5, [1 / count] * count if count else [])
+        return Ranking([row], weight, used, used, self.answered, 5, [1 / count] * count if count else [])
 
 
 class World:

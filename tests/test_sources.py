@@ -365,11 +365,11 @@ def test_what_lists_may_not_name_costs_its_line(tmp_path: Path) -> None:
     assert "https:// is not read" in details["https://host/x.jpg"]
     assert "img2dataset" in details["https://host/x.jpg"]
     assert "key:word" not in json.dumps(rows)
+    (tmp_path / "h.txt").write_text("http://host/a.jpg\nhttp://host/b.jpg\n")
     with pytest.raises(ValueError, match=r"nothing in .*h\.txt can be embedded: line 1 of h\.txt: http:// is not read"):
-        (tmp_path / "h.txt").write_text("http://host/a.jpg\nhttp://host/b.jpg\n")
         listed(tmp_path / "h.txt", tmp_path / "list")
+    (tmp_path / "h.csv").write_text("label,url\nx,y\n")
     with pytest.raises(ValueError, match=r"has no column uri or path in its first line; it has label, url"):
-        (tmp_path / "h.csv").write_text("label,url\nx,y\n")
         listed(tmp_path / "h.csv", tmp_path / "list")
 
 
@@ -427,6 +427,9 @@ def test_with_ray_lists_are_the_same(tmp_path: Path, ray_session: None) -> None:
         paths = [f"{i}-{j}" for j in range(20)] + ["everywhere"]
         write(tmp_path / f"all/{i}.parquet", image=[b"x"] * 21, path=paths, value=[value] * 21, row_group_size=4)
     (tmp_path / "all/broken.parquet").write_bytes(b"PAR1, but no more")
+    write_tar(tmp_path / "tars/a.tar", {"1.jpg": b"x"})
+    (tmp_path / "tars/broken.tar").write_bytes(b"")
+    assert [row["reason"] for row in listed(tmp_path / "tars", tmp_path / "of-tars")[1]] == [None, "broken-file"]
     with_ray, rows = listed(tmp_path / "all", tmp_path / "with")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ray.is_initialized", lambda: False)
