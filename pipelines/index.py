@@ -267,7 +267,8 @@ def _build_shard(
     record = ShardRecord(version=version.name, name=name, rows=rows, factory=built["factory"], files=files)
     version.write_json(_marker(name), record.model_dump())
     seconds = time.perf_counter() - begun
-    counter.add.remote(sum(piece.stop - piece.start for piece in slices), build=seconds)
+    # Waited for, so that the last shard is counted when the job says how many there were.
+    ray.get(counter.add.remote(sum(piece.stop - piece.start for piece in slices), build=seconds))
     Counter("mindseye_index_shard_rows", "Rows of shards that were built.", tag_keys=("version",)).inc(
         rows, {"version": version.name}
     )

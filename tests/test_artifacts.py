@@ -373,7 +373,7 @@ def test_shards_hold_the_rows_of_the_gallery(collection: Collection) -> None:
     assert [len(shard) for shard in shards] == [record.rows for record in opened.manifest.shards]
     rows = [row for shard in shards for row in shard.rows.to_pylist()]
     assert sorted(row["id"] for row in rows) == collection.ids
-    assert set(rows[0]) == {"id", "path", "label", "width", "height"}
+    assert set(rows[0]) == {"id", "path", "label", "width", "height", "batch"}
     joint = np.concatenate([collection.vlm_ND1, collection.vision_ND2], axis=1)
     place = {name: i for i, name in enumerate(collection.ids)}
     for shard in shards:
@@ -412,19 +412,20 @@ def test_folder_and_gallery_on_s3(bucket: str) -> None:
     folder.write_table("parts/000000.parquet", gallery_table(0, 5))
     with pytest.raises(ValueError, match="The folder exists"):
         Gallery.open(uri)
-    manifest = gallery_manifest(rows=5)
-    Gallery.publish(folder, manifest)
+    folder.delete("parts")
+    given = gallery_table(0, 5).drop_columns("batch")
+    manifest = Gallery.of_tables(uri, [given], source="/images", models=MODELS).manifest
 
     opened = Gallery.open(uri)
     assert opened.manifest == manifest
     assert opened.uri == uri
     assert pa.concat_tables(opened.tables()).equals(gallery_table(0, 5))
     assert folder.files() == [MANIFEST]
-    assert folder.files("parts") == ["parts/000000.parquet"]
+    assert folder.files("batches/000001/parts") == opened.parts()
     assert (Folder(f"s3://bucket?{bucket}") / "deep").folders() == ["gallery"]
     assert Folder((Folder(f"s3://bucket/deep?{bucket}") / "gallery").uri).exists(MANIFEST)
-    folder.delete("parts")
-    assert opened.parts() == []
+    folder.delete("batches")
+    assert folder.folders() == []
 
 
 def test_an_index_is_searched_on_s3_as_on_disk(bucket: str, collection: Collection) -> None:
