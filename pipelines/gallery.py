@@ -31,6 +31,7 @@ from retrieval.artifacts import (
     ModelRecord,
     PartRecord,
     Role,
+    check_made_by,
     gallery_schema,
 )
 from retrieval.folder import Folder
@@ -144,14 +145,8 @@ def grown_gallery(
         ValueError: the profile has other models than the gallery was made with, or nothing is new.
     """
     encoders = look_at_encoders(profile)
-    for role, ours in (("vlm", encoders.vlm), ("vision", encoders.vision)):
-        theirs = gallery.manifest.models[role]  # type: ignore[index]
-        if ours.fingerprint != theirs.fingerprint:
-            raise ValueError(
-                f"the gallery {gallery.uri} was made by the {role} model {theirs.uri} ({theirs.fingerprint}), the"
-                f" profile has {ours.uri} ({ours.fingerprint}): vectors of different models can not be compared. Use"
-                " the profile it was made with"
-            )
+    check_made_by(gallery, "vlm", encoders.vlm.uri, encoders.vlm.fingerprint)
+    check_made_by(gallery, "vision", encoders.vision.uri, encoders.vision.fingerprint)
     manifest = gallery.manifest
     source = Folder(source_uri).uri
     known = [batch.name for batch in manifest.batches if batch.source == source]

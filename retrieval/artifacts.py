@@ -229,6 +229,27 @@ def check_same_models(a: Artifact[Any], b: Artifact[Any], roles: Sequence[Role])
             )
 
 
+def check_made_by(artifact: Artifact[Any], role: Role, uri: str, fingerprint: str) -> None:
+    """Refuse an artifact that another model made than the one at hand.
+
+    Args:
+        uri: of the model at hand, for the message.
+        fingerprint: of the model at hand.
+
+    Raises:
+        ValueError: naming both.
+    """
+    record = artifact.manifest.models.get(role)
+    if record is None:
+        raise ValueError(f"the {artifact.kind} {artifact.uri} does not say which {role} model made it")
+    if record.fingerprint != fingerprint:
+        raise ValueError(
+            f"the {artifact.kind} {artifact.uri} was made by the {role} model {record.uri} ({record.fingerprint}),"
+            f" the profile has {uri} ({fingerprint}): vectors of different models can not be compared."
+            " Use the profile it was made with"
+        )
+
+
 def check_disjoint(learned: Sequence[str], evaluated: set[str], where: str) -> None:
     """Refuse labels that an aggregator learned from and is measured on.
 

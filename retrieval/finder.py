@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from retrieval.artifacts import Index, TrainedAggregator
+from retrieval.artifacts import Index, TrainedAggregator, check_made_by
 from retrieval.fusion import check_weight, fused_query
 from retrieval.hits import Hits, checked_k, merge_topk
 from retrieval.query import QueryEncoder, pool
@@ -52,15 +52,8 @@ class Finder:
     """
 
     def __init__(self, encoder: QueryEncoder, index: Index, aggregator: TrainedAggregator | None = None) -> None:
-        for role, model in (("vlm", encoder.vlm), ("vision", encoder.vision)):
-            record = index.manifest.models.get(role)  # type: ignore[call-overload]
-            if record is None:
-                raise ValueError(f"the index {index.uri} does not say which {role} model made it")
-            if record.fingerprint != model.fingerprint:
-                raise ValueError(
-                    f"the index {index.uri} was made by the {role} model {record.uri} ({record.fingerprint}),"
-                    f" the profile has {model.uri} ({model.fingerprint}); search with the profile it was made with"
-                )
+        check_made_by(index, "vlm", encoder.vlm.uri, encoder.vlm.fingerprint)
+        check_made_by(index, "vision", encoder.vision.uri, encoder.vision.fingerprint)
         if aggregator:
             aggregator.check_fits(index)
             check_generator(aggregator, encoder.generator)

@@ -19,7 +19,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.profile import Profile
-from retrieval.artifacts import Index, Role, TrainedAggregator, check_same_models
+from retrieval.artifacts import Index, Role, TrainedAggregator, check_made_by, check_same_models
 from retrieval.fusion import fused_query
 from retrieval.hits import merge_topk
 from serving import metrics
@@ -64,7 +64,8 @@ class Ranker:
             trained.check_fits(self._current)
             self._network, self._weight = trained.network(), trained.manifest.weight
         for role, encoder in encoders.items():
-            await _check_model(self._current, role, encoder)
+            model: Model = await call(f"the {role} model", encoder.model, seconds=START_SECONDS)
+            check_made_by(self._current, role, model.record.uri, model.record.fingerprint)
         await self._ask_shards("open", self._current.uri, seconds=START_SECONDS)
         self._switching = asyncio.Lock()
         self._watch = asyncio.create_task(self._follow_for_ever())
@@ -214,18 +215,6 @@ class Ranker:
             elif isinstance(reply, BaseException):
                 raise reply
         return replies
-
-
-async def _check_model(index: Index, role: Role, encoder: DeploymentHandle) -> None:
-    record = index.manifest.models.get(role)
-    model: Model = await call(f"the {role} model", encoder.model, seconds=START_SECONDS)
-    if record is None:
-        raise ValueError(f"the index {index.uri} does not say which {role} model made it")
-    if record.fingerprint != model.record.fingerprint:
-        raise ValueError(
-            f"the index {index.uri} was made by the {role} model {record.uri} ({record.fingerprint}),"
-            f" the profile has {model.record.uri} ({model.record.fingerprint}); serve it with its own profile"
-        )
 
 
 def _merged(parts: Sequence[Part], k: int, sources: Mapping[str, str]) -> list[Row]:

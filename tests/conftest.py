@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -17,6 +18,11 @@ os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
 # As in cluster.session: workers that have imported torch are kept for the next job.
 os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "30000"  # noqa: SIM112, so Ray spells it
+# Workers of Ray are given these as they start. No test may reach a real store.
+os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "x"
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+os.environ.pop("AWS_SESSION_TOKEN", None)
+os.environ.pop("AWS_PROFILE", None)
 # Models come from folders here; a test that would ask a hub fails at once instead of waiting for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # What serving.launch sets by default, which Serve's local testing mode can not do with.
@@ -28,6 +34,7 @@ from typing import Any
 
 import pytest
 import yaml
+from command_line import Run, Said
 
 DATA = Path(os.environ.get("MINDSEYE_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
@@ -108,6 +115,24 @@ def collection(tmp_path_factory: pytest.TempPathFactory, query_encoder: Any) -> 
     return write_collection(tmp_path_factory.mktemp("collection"), query_encoder.vlm, query_encoder.vision)
 
 
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run ``mindseye`` with arguments; a traceback would fail the test."""
+
+    def main(*arguments: object) -> Said:
+        import mindseye
+
+        monkeypatch.setattr(sys, "argv", ["mindseye", *map(str, arguments)])
+        code: Any = 0
+        try:
+            mindseye.main()
+        except SystemExit as end:
+            code = end.code or 0
+        return Said(code, *capsys.readouterr())
+
+    return main
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """The one Ray of the test run: local, of two CPUs. Tests that use it are marked ``ray``."""
@@ -135,21 +160,12 @@ def bucket() -> Any:
     from retrieval.folder import Folder
 
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "x",
-            "AWS_SECRET_ACCESS_KEY": "x",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
-            patch.setenv(name, value)
-        patch.delenv("AWS_SESSION_TOKEN", raising=False)
-        patch.delenv("AWS_PROFILE", raising=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-        Folder(f"s3://bucket?{options}&allow_bucket_creation=true").create()
-        yield options
-        server.stop()
+    server.start()
+    host, port = server.get_host_and_port()
+    options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    Folder(f"s3://bucket?{options}&allow_bucket_creation=true").create()
+    yield options
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -7,49 +7,23 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import Run, Said, one_line_error
 from PIL import Image
 from synthetic import D1, D2, directions, write_gallery, write_queries
 from tiny_artifacts import Collection
 
-import mindseye
 from cluster import doctor
 from retrieval.aggregator import Aggregator
 
 COMMANDS = ("demo", "index", "queries", "evaluate", "train", "import-aggregator", "search", "doctor")
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Said]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run ``mindseye`` with arguments; a traceback would fail the test."""
-
-    def main(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["mindseye", *map(str, arguments)])
-        code: Any = 0
-        try:
-            mindseye.main()
-        except SystemExit as end:
-            code = end.code or 0
-        return Said(code, *capsys.readouterr())
-
-    return main
 
 
 @pytest.fixture
@@ -66,15 +40,6 @@ def saved(tmp_path: Path, settings: Any) -> Path:
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(settings))
     return file
-
-
-def one_line_error(said: Said, *parts: str) -> None:
-    """Nothing but one message that holds ``parts``, on standard error, and exit code 2."""
-    assert said.code == 2
-    assert said.err.startswith("mindseye: ")
-    assert "Traceback" not in said.err + said.out
-    for part in parts:
-        assert part in said.err
 
 
 # Help
