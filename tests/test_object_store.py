@@ -74,6 +74,7 @@ def test_the_whole_path(
 
     async def ask() -> tuple[Any, Any]:
         search = service.search()
+        await search.warm_up()
         served = await search.answer(SearchRequest(query="thing 1", k=20, images=2), "an id")
         return served, await search.path(served.results[0].id)
 
