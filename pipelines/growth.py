@@ -98,10 +98,15 @@ def add(source: str, gallery: Gallery, index: Index, profile: Profile, *, say: S
     row's place.
 
     Raises:
-        ValueError: the gallery is not the index's, other models, nothing new, or recall below the floor.
+        ValueError: the index was not built from this gallery, other models, nothing new, or recall below the floor.
     """
-    if index.manifest.gallery != gallery.uri:
-        raise ValueError(f"the index {index.uri} was built from {index.manifest.gallery}, not from {gallery.uri}")
+    # Not by its URI, since both may have been moved. The index is one batch ahead if a run was killed between the two.
+    in_index, in_gallery = index.manifest.sources.items(), gallery.manifest.sources.items()
+    if not in_index >= in_gallery and not in_index <= in_gallery:
+        raise ValueError(
+            f"the index {index.uri} was not built from the gallery {gallery.uri} as it is now;"
+            " build it first: mindseye index SOURCE TARGET"
+        )
     grown, batch, changed = grown_gallery(gallery, source, profile, say=say)
     new = [part for part in grown.parts if part.name.startswith(f"{Gallery.batch(batch.name)}/")]
     ids = [gallery.folder.read_table(part.name, ["id"])["id"].combine_chunks() for part in new]

@@ -130,7 +130,7 @@ def test_searching_with_other_models_than_the_index_was_made_with(
 
     settings["models"]["vision"] = f"local-dir:{write_vision(tmp_path / 'other', seed=1)}"
     said = run("search", "star", collection.folder, "--profile", saved(tmp_path, settings))
-    one_line_error(said, "vision model", "sha256:", str(tmp_path / "other"), "search with the profile")
+    one_line_error(said, "vision model", "sha256:", str(tmp_path / "other"), "Use the profile")
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, profile: Profile, ray_sessio
 
 @pytest.fixture
 def place(built: Place, tmp_path: Path) -> Place:
-    """A copy of its own of what was built; the gallery's manifest names the first one as its source."""
+    """A copy of its own of what was built, as if somebody had moved it."""
     shutil.copytree(built.target, tmp_path / "target")
     return Place(built.images, tmp_path / "target")
 
@@ -78,13 +78,6 @@ def place(built: Place, tmp_path: Path) -> Place:
 def draw(file: Path, number: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     render(categories()[number % 40], number).save(file)
-
-
-def moved(place: Place) -> Index:
-    """The index of a copied target, which says that it is of the gallery beside it."""
-    index = place.index
-    index.manifest.gallery = place.gallery.uri
-    return index
 
 
 def test_added_images_are_found_and_known_ones_not_embedded_again(
@@ -96,7 +89,7 @@ def test_added_images_are_found_and_known_ones_not_embedded_again(
         draw(images / f"class 9/{i}.png", i)
     before = place.paths()
     # From another folder nothing is known: all of it is embedded, and rows of the same path and bytes are replaced.
-    first = add(str(images), place.gallery, moved(place), profile, say=quiet)
+    first = add(str(images), place.gallery, place.index, profile, say=quiet)
     assert (first.version, first.manifest.rows, first.manifest.removed) == ("000002", 30, 24)
     assert place.paths() == place.in_gallery() == sorted({*before, *(f"class 9/{i}.png" for i in range(24, 30))})
     # From the same folder, only what is new or has changed.
@@ -117,6 +110,13 @@ def test_added_images_are_found_and_known_ones_not_embedded_again(
     assert [finding.trouble for finding in check_target(place.gallery, second, profile, sample=50)] == [None] * 7
 
 
+def test_an_index_of_another_gallery_is_not_added_to(place: Place, profile: Profile, tmp_path: Path) -> None:
+    draw(tmp_path / "more/a.png", 50)
+    other = build_gallery(str(tmp_path / "more"), place.gallery.uri, profile, overwrite=True)
+    with pytest.raises(ValueError, match=r"was not built from the gallery .* as it is now; build it first"):
+        add(str(tmp_path / "more"), other, place.index, profile, say=quiet)
+
+
 def test_an_add_that_was_killed_after_it_had_published_the_version_ends_when_run_again(
     place: Place, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,11 +128,9 @@ def test_an_add_that_was_killed_after_it_had_published_the_version_ends_when_run
     with monkeypatch.context() as patch:
         patch.setattr("pipelines.growth.take_in", killed)
         with pytest.raises(KeyboardInterrupt):
-            add(str(tmp_path / "more"), place.gallery, moved(place), profile, say=quiet)
+            add(str(tmp_path / "more"), place.gallery, place.index, profile, say=quiet)
     assert (place.index.version, place.gallery.manifest.rows) == ("000002", 24)
-    index = place.index
-    index.manifest.gallery = place.gallery.uri
-    again = add(str(tmp_path / "more"), place.gallery, index, profile, say=quiet)
+    again = add(str(tmp_path / "more"), place.gallery, place.index, profile, say=quiet)
     assert again.version == "000002"
     assert place.gallery.manifest.rows == again.manifest.rows == 25
     assert place.paths() == place.in_gallery()
@@ -295,7 +293,7 @@ def test_state_of_a_target_is_read_from_what_is_there(
     with monkeypatch.context() as patch:
         patch.setattr(gallery_module, "_contents", killed)
         with pytest.raises(KeyboardInterrupt):
-            add(str(tmp_path / "more"), place.gallery, moved(place), profile, say=quiet)
+            add(str(tmp_path / "more"), place.gallery, place.index, profile, say=quiet)
     [job] = state(Folder(place.target)).jobs
     assert (job.what, job.done, job.total, job.unit) == (f"batch 000002 of {tmp_path / 'more'}", 2, 2, "inputs")
     assert rejected(Folder(place.target)).to_pylist() == [
