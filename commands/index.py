@@ -97,6 +97,7 @@ def add(
     target: str,
     *,
     profile: Profile = "tiny",
+    overwrite: bool = False,
     take_over: TakeOver = False,
     address: Cluster = None,
 ) -> None:
@@ -110,6 +111,8 @@ def add(
         As for mindseye index: the same source, grown, or another one.
     target
         What mindseye index has made.
+    overwrite
+        Begin anew, whatever an unfinished addition was begun with.
     """
     from pipelines import growth
     from pipelines.gallery import summary_of
@@ -118,7 +121,7 @@ def add(
 
     settings, place = _profile(profile), Folder(target)
     with _job(place, f"mindseye index add {source}", take_over, address):
-        version = growth.add(source, *_opened(place), settings, say=out.print)
+        version = growth.add(source, *_opened(place), settings, overwrite=overwrite, say=out.print)
     gallery = Gallery.open(place / "gallery")
     _say_summary(summary_of(gallery, gallery.manifest.batches[-1]))
     _say_version(version)
@@ -166,20 +169,32 @@ def remove(
 
 
 @app.command
-def compact(target: str, *, profile: Profile = "tiny", take_over: TakeOver = False, address: Cluster = None) -> None:
+def compact(
+    target: str,
+    *,
+    profile: Profile = "tiny",
+    factory: str | None = None,
+    overwrite: bool = False,
+    take_over: TakeOver = False,
+    address: Cluster = None,
+) -> None:
     """Build a version anew from the gallery's vectors: whole shards, without what was removed.
 
     Parameters
     ----------
     target
         What mindseye index has made.
+    factory
+        FAISS factory string, or auto; by default the profile's, whatever the version before has.
+    overwrite
+        Begin anew, whatever an unfinished version was begun with.
     """
     from pipelines import growth
     from retrieval.folder import Folder
 
     settings, place = _profile(profile), Folder(target)
     with _job(place, "mindseye index compact", take_over, address):
-        version = growth.compact(*_opened(place), settings, say=out.print)
+        version = growth.compact(*_opened(place), settings, factory=factory, overwrite=overwrite, say=out.print)
     _say_version(version)
     say_made(version.uri)
     say_next(f"mindseye index prune {target}")

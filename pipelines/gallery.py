@@ -131,11 +131,19 @@ def take_in(folder: Folder, manifest: GalleryManifest) -> Gallery:
 
 
 def grown_gallery(
-    gallery: Gallery, source_uri: str, profile: Profile, *, say: Callable[[str], None] = lambda line: None
+    gallery: Gallery,
+    source_uri: str,
+    profile: Profile,
+    *,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[GalleryManifest, BatchRecord, list[str]]:
     """Embed what a source has and the gallery has not, as a new batch.
 
     Inputs of the same source whose path, size and time of change are known from an earlier batch are left out.
+
+    Args:
+        overwrite: begin anew, whatever an unfinished batch was begun with.
 
     Returns:
         The manifest that the gallery would have with it (for ``take_in``), the new batch, and the paths of
@@ -150,7 +158,9 @@ def grown_gallery(
     manifest = gallery.manifest
     source = Folder(source_uri).uri
     known = [batch.name for batch in manifest.batches if batch.source == source]
-    record, parts, changed = _embedded_batch(gallery.folder, source_uri, profile, encoders, known, say=say)
+    record, parts, changed = _embedded_batch(
+        gallery.folder, source_uri, profile, encoders, known, overwrite=overwrite, say=say
+    )
     grown = manifest.model_copy(
         update={
             "rows": manifest.rows + record.rows,
@@ -168,7 +178,7 @@ def _embedded_batch(
     encoders: Encoders,
     known: Sequence[str],
     *,
-    overwrite: bool = False,
+    overwrite: bool,
     say: Callable[[str], None],
 ) -> tuple[BatchRecord, list[PartRecord], list[str]]:
     begun = time.monotonic()

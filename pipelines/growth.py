@@ -91,11 +91,14 @@ class Removed:
     unknown: list[str]
 
 
-def add(source: str, gallery: Gallery, index: Index, profile: Profile, *, say: Say) -> Index:
+def add(source: str, gallery: Gallery, index: Index, profile: Profile, *, overwrite: bool = False, say: Say) -> Index:
     """Embed what a source has and the gallery has not, and publish a version of the index with it.
 
     An input that has the id of a row, or whose file has changed since it was embedded from the same source, takes that
     row's place.
+
+    Args:
+        overwrite: begin anew, whatever an unfinished batch or version was begun with.
 
     Raises:
         ValueError: the index was not built from this gallery, other models, nothing new, or recall below the floor.
@@ -107,7 +110,7 @@ def add(source: str, gallery: Gallery, index: Index, profile: Profile, *, say: S
             f"the index {index.uri} was not built from the gallery {gallery.uri} as it is now;"
             " build it first: mindseye index SOURCE TARGET"
         )
-    grown, batch, changed = grown_gallery(gallery, source, profile, say=say)
+    grown, batch, changed = grown_gallery(gallery, source, profile, overwrite=overwrite, say=say)
     new = [part for part in grown.parts if part.name.startswith(f"{Gallery.batch(batch.name)}/")]
     ids = [gallery.folder.read_table(part.name, ["id"])["id"].combine_chunks() for part in new]
     same = [name for name, of in gallery.manifest.sources.items() if of == batch.source]
@@ -118,7 +121,7 @@ def add(source: str, gallery: Gallery, index: Index, profile: Profile, *, say: S
         with_new = Gallery(gallery.folder, grown)
         factory = index.manifest.factory
         shards = math.ceil(batch.rows / settings.rows_per_shard)
-        version = open_version(index.root, plan_of(with_new, new, shards, factory), overwrite=False)
+        version = open_version(index.root, plan_of(with_new, new, shards, factory), overwrite)
         trained = _trained_before(index) or train_quantisers(version, with_new, new, factory, settings)
         records = build_shards(version, with_new, cut(new, shards), factory, trained, settings, say=say)
         gone = _found(index, replaced)
@@ -175,10 +178,22 @@ def remove(selection: Selection, gallery: Gallery, index: Index, settings: Index
     return Removed(made, found.num_rows, unknown)
 
 
-def compact(gallery: Gallery, index: Index, profile: Profile, *, say: Say) -> Index:
-    """Build a version anew from the gallery: whole shards, freshly trained, without what was removed."""
-    kind = index.manifest.factory if profile.index.factory == "auto" and not index.manifest.removed else None
-    return build_index(gallery, index.root.uri, profile, factory=kind, say=say)
+def compact(
+    gallery: Gallery,
+    index: Index,
+    profile: Profile,
+    *,
+    factory: str | None = None,
+    overwrite: bool = False,
+    say: Say,
+) -> Index:
+    """Build a version anew from the gallery: whole shards, freshly trained, without what was removed.
+
+    Args:
+        factory: FAISS factory string, or ``auto``; by default the profile's, whatever the version before has.
+        overwrite: begin anew, whatever an unfinished version was begun with.
+    """
+    return build_index(gallery, index.root.uri, profile, factory=factory, overwrite=overwrite, say=say)
 
 
 def prune(gallery: Gallery, root: Folder, keep: int) -> list[str]:
