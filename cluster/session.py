@@ -16,6 +16,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -150,7 +151,9 @@ def progress(what: str, total: int | None) -> Iterator[ActorHandle]:
     On a terminal this is a bar with the rate and the time left; elsewhere one line at the start, one a minute and one
     at the end.
     """
-    counter = Counter.remote()  # type: ignore[attr-defined]
+    # On the driver's own node: the loss of any other must not cost the job its count.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    counter = Counter.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),

@@ -11,12 +11,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
 import pyarrow.parquet as pq
 import ray
 from pydantic import BaseModel, ConfigDict
+from ray.exceptions import RayError
 
 from cluster.models import load_vision, load_vlm, record_of
 from cluster.profile import Profile
@@ -194,7 +196,8 @@ def _embedded_batch(
     if done < job.inputs:
         with progress("embedding images", job.inputs - done) as counter:
             embed(batch, job.inputs, source_uri, profile, encoders, schema, counter)
-            spent = ray.get(counter.seconds.remote())
+            with suppress(RayError):  # a summary is not worth a job
+                spent = ray.get(counter.seconds.remote())
     parts, rejected = _contents(folder, batch)
     rows = sum(part.rows for part in parts)
     if not rows:

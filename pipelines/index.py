@@ -15,7 +15,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ import pyarrow as pa
 import ray
 from pydantic import BaseModel, ConfigDict
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from ray.util.metrics import Counter
 
 from cluster.profile import IndexSettings, Profile
@@ -267,8 +268,8 @@ def _build_shard(
     record = ShardRecord(version=version.name, name=name, rows=rows, factory=built["factory"], files=files)
     version.write_json(_marker(name), record.model_dump())
     seconds = time.perf_counter() - begun
-    # Waited for, so that the last shard is counted when the job says how many there were.
-    ray.get(counter.add.remote(sum(piece.stop - piece.start for piece in slices), build=seconds))
+    with suppress(RayError):  # waited for, so that the last shard is counted when the job says how many there were
+        ray.get(counter.add.remote(sum(piece.stop - piece.start for piece in slices), build=seconds))
     Counter("mindseye_index_shard_rows", "Rows of shards that were built.", tag_keys=("version",)).inc(
         rows, {"version": version.name}
     )

@@ -518,7 +518,7 @@ def test_an_answer_that_breaks_off_keeps_what_there_is(visit: Callable[..., Page
     expect(page.get_by_role("alert")).to_contain_text("All places are taken.")
     page.unroute("**/v1/search/stream")
     page.route("**/v1/search/stream", lambda route: route.abort())
-    page.keyboard.press("Enter")
+    page.get_by_role("searchbox").press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("The service cannot be reached")
 
 
