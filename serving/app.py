@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
 from cluster.models import load_aggregator
@@ -27,6 +27,11 @@ from serving.store import open_store
 
 LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)
 """One JSON object a line. Serve's own line for each request costs throughput, and the ingress has metrics."""
+
+ROUTER = RequestRouterConfig(initial_backoff_s=0.025, backoff_multiplier=1, max_backoff_s=0.025)
+"""How long a request that found every replica full waits for the next try. Serve lets two tasks a replica route what
+waits, in the order of arrival; their waits grow to half a second and are not taken back when a request of another task
+gets through, so that with its own settings a queue drains at four requests a second however fast the replica is."""
 
 
 class ServeArgs(BaseModel):
@@ -118,6 +123,7 @@ def _scaled(deployment: Any, replicas: Replicas, shard: int | None = None, **fur
         max_ongoing_requests=replicas.ongoing,
         max_queued_requests=replicas.queued,
         ray_actor_options=actor,
+        request_router_config=ROUTER,
         logging_config=LOGGING,
         health_check_period_s=5,
         graceful_shutdown_timeout_s=5,

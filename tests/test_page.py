@@ -9,6 +9,7 @@ import queue
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -138,10 +139,15 @@ def asked(page: Page, **request: Any) -> list[str]:
 
 def shows(page: Page, expected: list[str]) -> None:
     """Wait until the page shows these, in this order."""
-    page.wait_for_function(
-        "expected => [...document.querySelectorAll('#results img')].map(i => i.dataset.url).join(' ') === expected",
-        arg=" ".join(expected),
-    )
+    becomes(page, lambda: order(page) == expected)
+
+
+def becomes(page: Page, condition: Callable[[], bool]) -> None:
+    """Ask again and again; ``page.wait_for_function`` does so by an eval that the page's own policy refuses."""
+    end = time.monotonic() + SOON / 1000
+    while not condition():
+        assert time.monotonic() < end, "the page did not become so"
+        page.wait_for_timeout(50)
 
 
 def settled(page: Page) -> None:
@@ -578,10 +584,9 @@ def test_a_key_is_asked_for_once_and_sent_with_everything(visit: Callable[..., P
     settled(page)
     expect(page.get_by_role("dialog")).to_be_hidden()
     shows(page, asked(page))
-    page.wait_for_function(
-        "[...document.querySelectorAll('#results img')].every(image => image.src.startsWith('blob:'))"
-    )
-    page.wait_for_function("[...document.querySelectorAll('#imagined img')].every(image => image.naturalWidth > 0)")
+    expect(page.locator("#results img:not([src^='blob:'])")).to_have_count(0)
+    seen = "images => images.every(image => image.naturalWidth > 0)"
+    becomes(page, lambda: page.eval_on_selector_all("#imagined img", seen))
     keys.clear()
     page.reload()
     settled(page)
