@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from cluster.profile import Profile
 from retrieval.artifacts import ModelRecord, TrainedAggregator
 from retrieval.prompts import templates
-from retrieval.query import QueryEncoder
 
 if TYPE_CHECKING:
     from retrieval.encoders import VLM, VisionEncoder
     from retrieval.generator import Generator
+    from retrieval.query import QueryEncoder
 
 # The libraries behind the models take seconds to import, so each function imports what it loads by.
 
@@ -46,6 +46,8 @@ def load_generator(profile: Profile) -> Generator:
 
 def load_query_encoder(profile: Profile) -> QueryEncoder:
     """Load all three models, as queries need them."""
+    from retrieval.query import QueryEncoder
+
     return QueryEncoder(
         load_vlm(profile),
         load_vision(profile),

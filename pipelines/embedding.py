@@ -14,7 +14,7 @@ import hashlib
 import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,10 +32,13 @@ from cluster.models import load_vision, load_vlm
 from cluster.profile import Profile
 from cluster.session import actor_pool
 from retrieval.artifacts import REJECTED_SCHEMA, Gallery, ModelRecord, fixed_size_list
-from retrieval.encoders import ImageEncoder, Preprocess
 from retrieval.folder import Folder
 from retrieval.images import ImageRejected, decode_reduced
 from retrieval.inputs import InputReader
+
+if TYPE_CHECKING:  # takes seconds, which the many tasks that never see a model should not
+    from retrieval.encoders import ImageEncoder
+    from retrieval.preprocess import Preprocess
 
 BLOCKS, ROWS_PER_BLOCK = 1024, (64, 16_384)
 _OF_LIST = ("file", "offset", "length", "row_group", "row", "size", "mtime_ns")

@@ -258,7 +258,12 @@ def _build_shard(
         local = (version / name).local_path
         folder = local or Path(scratch) / name
         files = build_shard(
-            folder, lambda: _tables(gallery, slices), vlm_dim=vlm_dim, factory=factory, trained=template
+            folder,
+            _tables(gallery, slices, without=("vlm", "vision")),
+            _tables(gallery, slices, columns=("id", "vlm", "vision")),
+            vlm_dim=vlm_dim,
+            factory=factory,
+            trained=template,
         )
         built = read_record(folder)
         if local is None:
@@ -275,10 +280,10 @@ def _build_shard(
     )
 
 
-def _tables(gallery: Folder, slices: Sequence[Slice]) -> Iterator[pa.Table]:
+def _tables(gallery: Folder, slices: Sequence[Slice], **which: Sequence[str]) -> Iterator[pa.Table]:
     for part, start, stop in slices:
         at = 0
-        for table in gallery.tables(part, rows=4096):
+        for table in gallery.tables(part, rows=4096, **which):
             yield table.slice(max(start - at, 0), max(min(stop - at, table.num_rows) - max(start - at, 0), 0))
             at += table.num_rows
             if at >= stop:

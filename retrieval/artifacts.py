@@ -16,15 +16,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, get_args
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from retrieval.aggregator import Aggregator
 from retrieval.folder import Folder
 from retrieval.shard import Shard
+
+if TYPE_CHECKING:  # brings in torch, which takes seconds, and most processes open artifacts without networks
+    from retrieval.aggregator import Aggregator
 
 MANIFEST = "manifest.json"
 Role = Literal["vlm", "vision", "generator"]
@@ -512,5 +514,7 @@ class TrainedAggregator(Artifact[AggregatorManifest]):
 
     def network(self) -> Aggregator:
         """Load the network, in evaluation mode."""
+        from retrieval.aggregator import Aggregator
+
         config = self.manifest.model_dump(include={"dim", "heads", "layers", "dropout"})
         return Aggregator.from_bytes(self.folder.read_bytes(self.WEIGHTS), config).eval()

@@ -146,10 +146,17 @@ class Folder:
         with self.open_input(name) as file:
             return pq.ParquetFile(file).read(columns=list(columns) if columns else None)
 
-    def tables(self, name: str, columns: Sequence[str] | None = None, *, rows: int = 65_536) -> Iterator[pa.Table]:
-        """Yield a Parquet file as tables of at most ``rows`` rows."""
+    def tables(
+        self, name: str, columns: Sequence[str] | None = None, *, without: Sequence[str] = (), rows: int = 65_536
+    ) -> Iterator[pa.Table]:
+        """Yield a Parquet file as tables of at most ``rows`` rows; all columns but those ``without``, if none are
+        given.
+        """
         with self.open_input(name) as file:
-            for batch in pq.ParquetFile(file).iter_batches(rows, columns=columns):
+            parquet = pq.ParquetFile(file)
+            if columns is None:
+                columns = [column for column in parquet.schema_arrow.names if column not in without]
+            for batch in parquet.iter_batches(rows, columns=columns):
                 yield pa.Table.from_batches([batch])
 
     def read_schema(self, name: str) -> pa.Schema:

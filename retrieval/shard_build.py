@@ -6,7 +6,8 @@ blocks of some thousand rows. The exact vectors go straight to their places in a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,11 @@ from retrieval.shard_files import VECTORS, check_index_header, read_index
 
 __all__ = ["build_shard", "load_trained", "save_trained", "train", "training_rows"]
 
-Tables = Callable[[], Iterable[pa.Table]]
-
 
 def build_shard(
     folder: Path,
-    tables: Tables,
+    rows: Iterable[pa.Table],
+    vectors: Iterable[pa.Table],
     *,
     vlm_dim: int,
     factory: str,
@@ -36,11 +36,12 @@ def build_shard(
 ) -> dict[str, dict[str, Any]]:
     """Write a shard's files into `folder` and return their records, as `Shard.build` and `save` would.
 
-    The tables are gone through twice, and must come in the same order with the same rows both times. Of rows with the
-    same id the first is kept; how many were dropped is `duplicates` in shard.json.
+    Of rows with the same id the first is kept; how many were dropped is `duplicates` in shard.json.
 
     Args:
-        tables: begins anew with each call. Columns id, vlm and vision (float16 lists of D1 and D2), and any others.
+        rows: columns id and any others; vlm and vision are left out if they are there.
+        vectors: columns id, vlm and vision (float16 lists of D1 and D2): the same rows in the same order, in tables of
+            any sizes. Gone through when `rows` has been.
         vlm_dim: D1.
         factory: the kind of `trained`; without one, a FAISS factory string or `auto`, fitted to the rows.
         trained: file of `save_trained`, of which the shard becomes a filled copy: shards of one trained index can be
@@ -49,21 +50,23 @@ def build_shard(
 
     Raises:
         ValueError: a row without an id or without unit halves, halves of other dimensions, tables that differ between
-            the two passes, or a trained index of another kind.
+            the two, or a trained index of another kind.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows, places, dim = _row_table(tables, vlm_dim)
-    factory = factory if trained else fitted_factory(factory, rows.num_rows, dim)
+    table, places = _row_table(rows)
+    first, vectors = _peeked(vectors)
+    dim = sum(_dims(first))
+    factory = factory if trained else fitted_factory(factory, table.num_rows, dim)
     index = load_trained(trained, factory, dim) if trained else None  # refuses before anything is written
-    vectors = np.lib.format.open_memmap(folder / VECTORS, mode="w+", dtype=np.float16, shape=(rows.num_rows, dim))
-    _place_vectors(tables, vectors, rows["id"].combine_chunks(), places, vlm_dim)
-    vectors.flush()
+    placed = np.lib.format.open_memmap(folder / VECTORS, mode="w+", dtype=np.float16, shape=(table.num_rows, dim))
+    _place_vectors(vectors, placed, table["id"].combine_chunks(), places, vlm_dim)
+    placed.flush()
     if index is None:
-        index = train(training_sample(vectors, factory, seed), factory, seed=seed)
-    fill(index, vectors)
-    shard = Shard(index, vectors, rows, vlm_dim=vlm_dim, factory=factory)
+        index = train(training_sample(placed, factory, seed), factory, seed=seed)
+    fill(index, placed)
+    shard = Shard(index, placed, table, vlm_dim=vlm_dim, factory=factory)
     shard.measure_efforts(seed)
-    return shard.save_beside_vectors(folder, duplicates=len(places) - rows.num_rows)
+    return shard.save_beside_vectors(folder, duplicates=len(places) - table.num_rows)
 
 
 def save_trained(index: faiss.Index, path: Path) -> None:
@@ -88,16 +91,20 @@ def _traits(index: faiss.Index) -> str:
     return f"{lists}{index.sa_code_size()} bytes a code"
 
 
-def _row_table(tables: Tables, vlm_dim: int) -> tuple[pa.Table, NDArray[np.int64], int]:
-    """First pass: the row table in ascending id order; each row's place in it, -1 for repeated ids; D."""
-    parts: list[pa.Table] = []
-    dims = set()
-    for table in tables():
-        dims.add(tuple(table.schema.field(name).type.list_size for name in ("vlm", "vision")))
-        # A copy: a view would keep the whole table, its vectors included.
-        parts.append(table.drop_columns(["vlm", "vision"]).take(pa.array(np.arange(table.num_rows))))
-    if len(dims) != 1 or next(iter(dims))[0] != vlm_dim:
-        raise ValueError(f"a shard of vlm vectors of {vlm_dim} dimensions got rows of (vlm, vision) {sorted(dims)}")
+def _peeked(tables: Iterable[pa.Table]) -> tuple[pa.Table, Iterable[pa.Table]]:
+    """The first of the tables, and all of them."""
+    rest = iter(tables)
+    first = next(rest)
+    return first, chain([first], rest)
+
+
+def _dims(table: pa.Table) -> tuple[int, ...]:
+    return tuple(table.schema.field(name).type.list_size for name in ("vlm", "vision"))
+
+
+def _row_table(tables: Iterable[pa.Table]) -> tuple[pa.Table, NDArray[np.int64]]:
+    """The row table in ascending id order; each row's place in it, -1 for repeated ids."""
+    parts = [table.select([name for name in table.column_names if name not in ("vlm", "vision")]) for table in tables]
     unsorted = pa.concat_tables(parts, promote_options="default").combine_chunks()
     parts.clear()
     if missing := unsorted["id"].null_count:
@@ -108,27 +115,33 @@ def _row_table(tables: Tables, vlm_dim: int) -> tuple[pa.Table, NDArray[np.int64
     places = np.full(len(order), -1, dtype=np.int64)
     places[order[first]] = np.arange(np.count_nonzero(first))
     columns = ["id", *(name for name in unsorted.column_names if name != "id")]
-    return unsorted.select(columns).take(pa.array(order[first])), places, sum(next(iter(dims)))
+    return unsorted.select(columns).take(pa.array(order[first])), places
 
 
 def _place_vectors(
-    tables: Tables, vectors: NDArray[np.float16], ids: pa.Array, places: NDArray[np.int64], vlm_dim: int
+    tables: Iterable[pa.Table],
+    vectors: NDArray[np.float16],
+    ids: pa.Array,
+    places: NDArray[np.int64],
+    vlm_dim: int,
 ) -> None:
-    """Second pass: each row's vectors to its place."""
-    start = 0
-    for table in tables():
+    """Bring each row's vectors to its place."""
+    start, expected = 0, (vlm_dim, vectors.shape[1] - vlm_dim)
+    for table in tables:
+        if _dims(table) != expected:
+            raise ValueError(f"a shard of (vlm, vision) vectors of {expected} dimensions got rows of {_dims(table)}")
         of = places[start : start + table.num_rows]
         start += table.num_rows
         kept = np.flatnonzero(of >= 0)
         if len(of) < table.num_rows or not table["id"].take(pa.array(kept)).combine_chunks().equals(
             ids.take(pa.array(of[kept]))
         ):
-            raise ValueError("the rows that a shard is built from changed while they were read")
+            raise ValueError("the vectors that a shard is built from are not those of its rows, in their order")
         joint = np.concatenate([_matrix(table["vlm"]), _matrix(table["vision"])], axis=1)
         check_unit_halves(joint, vlm_dim, table["id"])
         vectors[of[kept]] = joint[kept]
     if start != len(places):
-        raise ValueError(f"a shard of {len(places)} rows found only {start} when it read them again")
+        raise ValueError(f"a shard of {len(places)} rows got only {start} vectors")
 
 
 def _matrix(column: pa.ChunkedArray) -> NDArray[np.float16]:

@@ -22,7 +22,8 @@ from serving import metrics
 from serving.messages import PROBE, EncodedText, Model, Tokens
 
 if TYPE_CHECKING:
-    from retrieval.encoders import ImageEncoder, Preprocess
+    from retrieval.encoders import ImageEncoder
+    from retrieval.preprocess import Preprocess
 
 UPLOAD_PIXELS = 50_000_000
 """Of a picture that someone sends: decoded it takes three bytes for each."""

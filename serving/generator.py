@@ -21,8 +21,8 @@ from serving.calls import call
 from serving.messages import BY_VALUE_BYTES, PROBE, Imagination, Model
 
 if TYPE_CHECKING:
-    from retrieval.encoders import Preprocess
     from retrieval.generator import Imagined
+    from retrieval.preprocess import Preprocess
 
 FRESH_SECONDS = 60
 """A health check trusts a success that is no older, and paints a picture otherwise."""

@@ -22,8 +22,9 @@ from tiny_models import CONTEXT, IMAGE_SIZE, VISION_DIM, VLM_DIM, write_vision, 
 from torchvision import transforms
 
 from retrieval import devices, encoders
-from retrieval.encoders import VLM, Preprocess, VisionEncoder
+from retrieval.encoders import VLM, VisionEncoder
 from retrieval.images import decode, decode_reduced
+from retrieval.preprocess import Preprocess
 from retrieval.prompts import MAX_CHARACTERS
 
 SIZES = [(64, 64), (100, 70), (31, 200), (5, 3), (1, 1), (640, 480), (64, 1900)]
