@@ -6,7 +6,8 @@ A gallery of synthetic embeddings (2 × 320 dimensions, classes known to both ha
 built by ``pipelines.index.build_index``. The peer is one process that reads the same parts, converts them to float32,
 and calls FAISS's own ``train`` and ``add`` for the same kind, with as many threads: once as FAISS has them (256 rows a
 list are clustered), once with our sample (64 rows a list). Start-up of the job is left out of its rate by building a
-gallery of 256 rows in the same stages first and taking the difference. Memory is the highest ``Anonymous`` of any process of the job (files that are mapped are not in it).
+gallery of 256 rows in the same stages first and taking the difference. Memory is the highest ``Anonymous`` of any
+process of the job (files that are mapped are not in it).
 
 The first stage: at λ = 0, the joint index with as many probes as it needs for recall@10 of 0.97, against a second,
 text-only index of the same kind with as many as that needs.

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 from ray.actor import ActorHandle
 from ray.data.block import BlockAccessor
@@ -319,7 +318,6 @@ class GallerySink(BlockBasedFileDatasink):
             (Gallery.REJECTED, rows.filter(pc.invert(usable)).select(REJECTED_SCHEMA.names)),
         ):
             if table.num_rows:
-                with self.folder.writing(name.removesuffix(".parquet") + ending) as stream:
-                    pq.write_table(table, stream)
+                self.folder.write_table(name.removesuffix(".parquet") + ending, table)
         if self.counter is not None:
             self.counter.add.remote(write=time.perf_counter() - begun)

@@ -27,8 +27,8 @@ FLAT_UP_TO: Final = 50_000
 _FAISS: Any = faiss
 # FAISS's own minimum; with fewer it warns that centroids are badly placed, and refuses below one.
 _ROWS_PER_CENTROID: Final = 39
-# Over 64 rows a list, not FAISS's 256: up to a quarter of the time, and the efforts that are measured afterwards make up
-# for lists that are placed a little worse. Ten rounds are FAISS's own for lists; for product codes it takes 25.
+# Over 64 rows a list, not FAISS's 256: down to a quarter of the time, and the efforts that are measured afterwards make
+# up for lists that are placed a little worse. Ten rounds are FAISS's own for lists; for product codes it takes 25.
 _TRAINING_ROWS_PER_CENTROID: Final = 64
 _TRAINING_ROUNDS: Final = 10
 # FAISS allocates lists and codebooks as soon as an index is made.
