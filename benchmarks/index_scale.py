@@ -66,11 +66,15 @@ def around(centres_CD: np.ndarray, classes: np.ndarray, rng: np.random.Generator
     return unit(centres_CD[classes] + SPREAD * noise)
 
 
-def write_gallery(folder: Path, rows: int) -> tuple[Gallery, np.ndarray, np.ndarray]:
-    """Publish a gallery of so many rows; return it with QUERIES text and visual queries, float32 (Q, DIM)."""
-    rng = np.random.default_rng(0)
-    count = max(rows // ROWS_PER_CLASS, 1)
-    text, visual = (unit(rng.standard_normal((count, DIM))) for _ in range(2))
+def write_gallery(
+    folder: Path, rows: int, *, classes: int | None = None, seed: int = 0
+) -> tuple[Gallery, np.ndarray, np.ndarray]:
+    """Publish a gallery of so many rows, of the same classes whatever the seed; return it with QUERIES text and visual
+    queries, float32 (Q, DIM).
+    """
+    count = classes or max(rows // ROWS_PER_CLASS, 1)
+    centres, rng = np.random.default_rng(0), np.random.default_rng([1, seed])
+    text, visual = (unit(centres.standard_normal((count, DIM))) for _ in range(2))
 
     def parts() -> Iterator[pa.Table]:
         for start in range(0, rows, ROWS_PER_PART):

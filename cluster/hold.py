@@ -80,8 +80,6 @@ def hold(target: Folder, job: str, *, take_over: bool = False) -> Iterator[None]
             renewal.join()
         with suppress(OSError):
             target.delete(file)
-            if not target.files(HOLDS):
-                target.delete(HOLDS)
 
 
 def holds(target: Folder, now: float | None = None) -> list[Hold]:

@@ -192,4 +192,4 @@ def progress(what: str, total: int | None) -> Iterator[ActorHandle]:
 
 def _line(what: str, done: int, total: int | None, seconds: float) -> str:
     line = f"{what}: {done:,}{f' of {total:,}' if total else ''} in {seconds:.0f} s, {done / seconds:,.1f}/s"
-    return f"{line}, {(total - done) * seconds / done:,.0f} s left" if total and done else line
+    return f"{line}, {(total - done) * seconds / done:,.0f} s left" if total and 0 < done < total else line

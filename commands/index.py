@@ -61,10 +61,13 @@ def index(
     overwrite
         Begin anew. What is published stays until the new gallery and the new version are complete.
     """
+    from pipelines.duplicates import check_cosine
     from pipelines.gallery import build_gallery, gallery_of, summary_of
     from pipelines.index import build_index
     from retrieval.folder import Folder
 
+    if dedup is not None:
+        check_cosine(dedup)  # not only when everything is embedded
     settings, place = _profile(profile), Folder(target)
     budget = _bytes(memory_per_shard) if memory_per_shard else None
     with _job(place, f"mindseye index {source}", take_over, address):

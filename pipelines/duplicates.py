@@ -34,6 +34,18 @@ def exact_duplicates(index: Index) -> pa.Table:
     return pa.table({"id": ids[again], "of": of[again], "cosine": np.ones(again.sum(), np.float32)}, schema=PAIRS)
 
 
+def check_cosine(cosine: float) -> None:
+    """Refuse what is no cosine of duplicates.
+
+    Raises:
+        ValueError: it is not above 0 and at most 1.
+    """
+    if not 0 < cosine <= 1:
+        raise ValueError(
+            f"the cosine from which images count as duplicates must be above 0 and at most 1, not {cosine}"
+        )
+
+
 def near_duplicates(index: Index, cosine: float, settings: IndexSettings) -> pa.Table:
     """Return the rows that lie within a cosine of others, each with the row of smallest id in its group: ``id``,
     ``of``, ``cosine`` (the closest one found).
@@ -41,10 +53,7 @@ def near_duplicates(index: Index, cosine: float, settings: IndexSettings) -> pa.
     Raises:
         ValueError: ``cosine`` is not above 0 and at most 1.
     """
-    if not 0 < cosine <= 1:
-        raise ValueError(
-            f"the cosine from which images count as duplicates must be above 0 and at most 1, not {cosine}"
-        )
+    check_cosine(cosine)
     with progress("looking for near duplicates", index.manifest.rows) as counter:
         look = _pairs_of_shard.options(num_cpus=settings.cpus)
         tasks = [look.remote(index, number, cosine, counter) for number in range(len(index.manifest.shards))]

@@ -24,7 +24,7 @@ from cluster.models import load_vision, load_vlm, record_of
 from cluster.profile import Profile
 from cluster.session import progress
 from pipelines.embedding import Encoders, embed, written
-from pipelines.sources import difference, list_inputs
+from pipelines.sources import Known, difference, list_inputs
 from retrieval.artifacts import (
     MANIFEST,
     BatchRecord,
@@ -35,6 +35,7 @@ from retrieval.artifacts import (
     Role,
     check_made_by,
     gallery_schema,
+    now,
 )
 from retrieval.folder import Folder
 
@@ -142,7 +143,8 @@ def grown_gallery(
 ) -> tuple[GalleryManifest, BatchRecord, list[str]]:
     """Embed what a source has and the gallery has not, as a new batch.
 
-    Inputs of the same source whose path, size and time of change are known from an earlier batch are left out.
+    Inputs of the same source whose path, size and time of change are known from an earlier batch are left out, but for
+    those that could not be read then.
 
     Args:
         overwrite: begin anew, whatever an unfinished batch was begun with.
@@ -165,12 +167,15 @@ def grown_gallery(
     )
     grown = manifest.model_copy(
         update={
+            "created": now(),
             "rows": manifest.rows + record.rows,
             "batches": [*manifest.batches, record],
             "parts": [*manifest.parts, *parts],
         }
     )
-    return grown, record, changed
+    # The old row of a file that can not be read now stays: it may be as good as it was.
+    unreadable = set(_unreadable(gallery.folder / Gallery.batch(record.name)))
+    return grown, record, [path for path in changed if path not in unreadable]
 
 
 def _embedded_batch(
@@ -186,6 +191,9 @@ def _embedded_batch(
     begun = time.monotonic()
     batch = _open_batch(folder, overwrite)
     job, unchanged = _begin(folder, batch, source_uri, encoders, known)
+    for older in unfinished_batches(folder):
+        if older.name < batch.name:  # only now that the number of the new one is taken
+            older.delete()
     listed = batch.read_schema(batch.files("inputs", ".parquet")[0])
     metadata = [listed.field(name) for name in job.metadata]
     schema = gallery_schema(encoders.vlm.dim or 0, encoders.vision.dim or 0, metadata)
@@ -202,7 +210,9 @@ def _embedded_batch(
     rows = sum(part.rows for part in parts)
     if not rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
-        raise ValueError(f"none of the images of {source_uri} could be used ({reasons}); see {batch.uri}/parts")
+        examples = "; ".join(_details(batch, 3))
+        batch.delete()  # there is nothing to go on with, and the next run may find other files
+        raise ValueError(f"none of the {job.inputs:,} new images of {source_uri} could be used ({reasons}): {examples}")
     if rows + rejected.total() != job.inputs:
         raise RuntimeError(
             f"{rows + rejected.total()} inputs of {job.inputs} in {source_uri} arrived in {batch.uri};"
@@ -231,9 +241,20 @@ def summary_of(gallery: Gallery, batch: BatchRecord) -> Summary:
 
 
 def unfinished_batches(folder: Folder) -> list[Folder]:
-    """Return the batches at a gallery that its manifest does not have, oldest first."""
-    taken_in = set(Gallery.open(folder).manifest.sources) if folder.exists(MANIFEST) else set()
-    return [folder / Gallery.batch(name) for name in _batch_names(folder) if name not in taken_in]
+    """Return the batches at a gallery that it has not taken in yet, oldest first."""
+    newest = max(_taken_in(folder), default="")
+    return [folder / Gallery.batch(name) for name in _batch_names(folder) if name > newest]
+
+
+def overwritten_batches(folder: Folder) -> list[Folder]:
+    """Return the batches at a gallery that are none of it, and never will be, oldest first."""
+    taken_in = _taken_in(folder)
+    newest = max(taken_in, default="")
+    return [folder / Gallery.batch(name) for name in _batch_names(folder) if name < newest and name not in taken_in]
+
+
+def _taken_in(folder: Folder) -> set[str]:
+    return set(Gallery.open(folder).manifest.sources) if folder.exists(MANIFEST) else set()
 
 
 def _batch_names(folder: Folder) -> list[str]:
@@ -241,12 +262,10 @@ def _batch_names(folder: Folder) -> list[str]:
 
 
 def _open_batch(folder: Folder, overwrite: bool) -> Folder:
-    """The batch to go on with, or a new one."""
+    """The batch to go on with, or a new one. No number is given out twice: an index may have what is overwritten."""
     unfinished = unfinished_batches(folder)
     if unfinished and not overwrite:
         return unfinished[-1]
-    for batch in unfinished:
-        batch.delete()
     names = _batch_names(folder)
     return folder / Gallery.batch(f"{(int(names[-1]) if names else 0) + 1:06d}")
 
@@ -261,8 +280,8 @@ def _begin(folder: Folder, batch: Folder, source_uri: str, encoders: Encoders, k
     place = batch / ("inputs.again" if begun else "inputs")
     for leftover in (place, batch / "inputs.again"):
         leftover.delete()
-    lists = [folder / Gallery.batch(name, "inputs") for name in known]
-    listing = list_inputs(source_uri, place, known=lists)
+    earlier = [folder / Gallery.batch(name) for name in known]
+    listing = list_inputs(source_uri, place, known=[Known(one / "inputs", _unreadable(one)) for one in earlier])
     if not listing.count:
         batch.delete("" if not begun else "inputs.again")
         raise ValueError(f"there is nothing new in {source_uri}: all of its {listing.skipped:,} inputs are known")
@@ -314,6 +333,24 @@ def _contents(folder: Folder, batch: Folder) -> tuple[list[PartRecord], Counter[
     for name in batch.files("parts", Gallery.REJECTED):
         rejected.update(batch.read_table(name, ["reason"])["reason"].to_pylist())
     return parts, rejected
+
+
+def _unreadable(batch: Folder) -> list[str]:
+    return [
+        path
+        for name in batch.files("parts", Gallery.REJECTED)
+        for path, reason in zip(*batch.read_table(name, ["path", "reason"]).to_pydict().values(), strict=True)
+        if reason == "unreadable"
+    ]
+
+
+def _details(batch: Folder, count: int) -> list[str]:
+    """What is said of the first rejected inputs."""
+    said: list[str] = []
+    for name in batch.files("parts", Gallery.REJECTED):
+        for row in batch.read_table(name).slice(0, count - len(said)).to_pylist():
+            said.append(f"{row['path']}: {row['detail']}")
+    return said
 
 
 def _duplicates(folder: Folder, parts: Sequence[PartRecord]) -> int:

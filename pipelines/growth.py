@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 import ray
 
 from cluster.profile import IndexSettings, Profile
-from pipelines.gallery import grown_gallery, take_in, unfinished_batches
+from pipelines.gallery import grown_gallery, overwritten_batches, take_in
 from pipelines.index import (
+    PLAN,
     REFUSED,
     TRAINED,
     build_index,
@@ -35,11 +36,13 @@ from pipelines.index import (
 from retrieval.artifacts import (
     MANIFEST,
     REMOVED_SCHEMA,
+    BatchRecord,
     Gallery,
     GalleryManifest,
     Index,
     PartRecord,
     new_version,
+    now,
     published_versions,
     version_names,
 )
@@ -68,15 +71,18 @@ class Selection(NamedTuple):
 class Replaced(NamedTuple):
     """Rows whose place new ones take: those of the same ids, and those of files of one source that have changed."""
 
-    ids: pa.Array
+    ids: pa.ChunkedArray
     paths: Sequence[str]
     batches: Sequence[str]
+    lost: Sequence[str]
+    """Batches that the index has and the gallery never took in: an addition was killed between, and begun anew."""
 
     def mask(self, rows: pa.Table) -> pa.ChunkedArray:
         """Return which rows are meant, bool (N,); the table has the columns id, path and batch."""
         changed = pc.is_in(rows["path"], pa.array(self.paths, pa.string()))
         of_source = pc.is_in(rows["batch"], pa.array(self.batches, pa.string()))
-        return pc.or_(pc.is_in(rows["id"], self.ids), pc.and_(changed, of_source))
+        of_lost = pc.is_in(rows["batch"], pa.array(self.lost, pa.string()))
+        return pc.or_(pc.or_(pc.is_in(rows["id"], self.ids), pc.and_(changed, of_source)), of_lost)
 
 
 _NAMES = ("id", "path", "label", "batch")
@@ -110,11 +116,34 @@ def add(source: str, gallery: Gallery, index: Index, profile: Profile, *, overwr
             f"the index {index.uri} was not built from the gallery {gallery.uri} as it is now;"
             " build it first: mindseye index SOURCE TARGET"
         )
-    grown, batch, changed = grown_gallery(gallery, source, profile, overwrite=overwrite, say=say)
+    grown = grown_gallery(gallery, source, profile, overwrite=overwrite, say=say)
+    return index_batch(*grown, gallery, index, profile, overwrite=overwrite, say=say)
+
+
+def index_batch(
+    grown: GalleryManifest,
+    batch: BatchRecord,
+    changed: Sequence[str],
+    gallery: Gallery,
+    index: Index,
+    profile: Profile,
+    *,
+    overwrite: bool = False,
+    say: Say,
+) -> Index:
+    """Publish a version of the index with a batch that was embedded, then take the batch into the gallery.
+
+    Args:
+        grown, batch, changed: what ``grown_gallery`` returned.
+
+    Raises:
+        ValueError: an unfinished version of another plan, or recall below the floor.
+    """
     new = [part for part in grown.parts if part.name.startswith(f"{Gallery.batch(batch.name)}/")]
     ids = [gallery.folder.read_table(part.name, ["id"])["id"].combine_chunks() for part in new]
     same = [name for name, of in gallery.manifest.sources.items() if of == batch.source]
-    replaced = Replaced(pa.concat_arrays(ids), changed, same)
+    lost = sorted(index.manifest.sources.keys() - grown.sources.keys())
+    replaced = Replaced(pa.chunked_array(ids), changed, same, lost)
     if batch.name not in index.manifest.sources:  # else a run was killed just after it had published the version
         settings = profile.index
         begun = time.monotonic()
@@ -162,7 +191,12 @@ def remove(selection: Selection, gallery: Gallery, index: Index, settings: Index
     removed = pa.concat_tables([index.removed(), found.select(REMOVED_SCHEMA.names)])
     version.write_table(Index.REMOVED, removed)
     manifest = index.manifest.model_copy(
-        update={"rows": index.manifest.rows - found.num_rows, "removed": removed.num_rows, "recall": {}}
+        update={
+            "created": now(),
+            "rows": index.manifest.rows - found.num_rows,
+            "removed": removed.num_rows,
+            "recall": {},
+        }
     )
     # Whoever wants rows removed wants that more than recall.
     made = publish(Index(version, manifest), settings.model_copy(update={"recall_floor": 0.0}), begun)
@@ -208,14 +242,16 @@ def prune(gallery: Gallery, root: Folder, keep: int) -> list[str]:
     if keep < 1:
         raise ValueError(f"at least one version must be kept, not {keep}")
     published = published_versions(root)
+    newest = published[-1] if published else ""
     kept = [Index.open(root / name) for name in published[-keep:]]
     needed = {(record.version, record.name) for index in kept for record in index.manifest.shards}
     deleted = []
     for name in version_names(root):
         version = root / name
         unfinished = not version.exists(MANIFEST) and not version.exists(REFUSED)
-        if name in published[-keep:] or (unfinished and name > published[-1]):
+        if name in published[-keep:] or (unfinished and name > newest):
             continue
+        version.delete(PLAN)  # first: without a manifest, a plan is that of a build to go on with
         version.delete(MANIFEST)
         for shard in version.folders():
             if (name, shard) not in needed:
@@ -236,11 +272,9 @@ def worst(index: Index) -> float:
 def _pruned_gallery(gallery: Gallery) -> list[str]:
     folder, used = gallery.folder, set(gallery.parts())
     deleted = []
-    newest = max(gallery.manifest.sources)
-    for batch in unfinished_batches(folder):
-        if batch.name < newest:  # one that was overwritten; a newer one can be gone on with
-            batch.delete()
-            deleted.append(f"{folder.name}/{Gallery.batch(batch.name)}")
+    for batch in overwritten_batches(folder):
+        batch.delete()
+        deleted.append(f"{folder.name}/{Gallery.batch(batch.name)}")
     for name in gallery.manifest.sources:
         (folder / Gallery.batch(name)).delete("checkpoint")
         for file in folder.files(Gallery.batch(name, "parts"), Gallery.EMBEDDED):

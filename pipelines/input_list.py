@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -38,20 +39,28 @@ class Listing:
     """Paths that a known list has with another size or time of change; they are listed again."""
 
 
+class Known(NamedTuple):
+    """The list of an earlier run."""
+
+    inputs: Folder
+    again: Collection[str] = ()
+    """Paths that are to be read again even if they have not changed: what could not be read then may be now."""
+
+
 def difference(old: Folder, new: Folder) -> str | None:
     """Return what differs between two lists, as a clause, or None if they have the same inputs.
 
     For example: "3 inputs are new (a.jpg, b.jpg, …), 1 is gone (c.jpg), 2 have changed (d.jpg, e.jpg)". Takes 16 bytes
     of memory for each row of a list.
     """
-    before = Seen([old])
+    before = Seen([Known(old)])
     news, gone, changed = _Examples(), _Examples(), _Examples()
     for paths, keys in _identities(new):
         is_unchanged, is_known = before.look_up(paths, keys)
         news.add(paths, ~is_known)
         changed.add(paths, is_known & ~is_unchanged)
     del before
-    after = Seen([new])
+    after = Seen([Known(new)])
     for paths, keys in _identities(old):
         gone.add(paths, ~after.look_up(paths, keys)[1])
     clauses: list[str] = []
@@ -81,19 +90,28 @@ class _Examples:
 
 
 class Seen:
-    """The inputs of some lists, as two sorted arrays of 64-bit hashes: of paths, and of paths with size and time."""
+    """The inputs of some lists, as two sorted arrays of 64-bit hashes: of paths, and of paths with size and time.
 
-    def __init__(self, lists: Sequence[Folder]) -> None:
-        rows = sum(_rows(folder, name) for folder in lists for name in folder.files(suffix=".parquet"))
-        self._paths, self._keys = np.empty(rows, np.uint64), np.empty(rows, np.uint64)
+    Args:
+        lists: the oldest first. Of a path that several have, the newest says what its size and time are.
+    """
+
+    def __init__(self, lists: Sequence[Known]) -> None:
+        rows = sum(_rows(known.inputs, name) for known in lists for name in known.inputs.files(suffix=".parquet"))
+        every, its_keys, valid = np.empty(rows, np.uint64), np.empty(rows, np.uint64), np.ones(rows, bool)
         end = 0
-        for folder in lists:
-            for paths, keys in _identities(folder):
-                self._paths[end : end + len(paths)] = hashes_of(paths)
-                self._keys[end : end + len(paths)] = hashes_of(keys)
+        for known in lists:
+            again = np.sort(hashes_of(list(known.again)))
+            for paths, keys in _identities(known.inputs):
+                part = slice(end, end + len(paths))
+                every[part], its_keys[part] = hashes_of(paths), hashes_of(keys)
+                valid[part] = ~_contains(again, every[part])
                 end += len(paths)
-        self._paths.sort()
-        self._keys.sort()
+        order = np.argsort(every, kind="stable")
+        self._paths = every[order]
+        is_newest = np.append(self._paths[1:] != self._paths[:-1], [True] * bool(rows))
+        newest = order[is_newest]
+        self._keys = np.sort(its_keys[newest[valid[newest]]])
 
     def __len__(self) -> int:
         return len(self._paths)

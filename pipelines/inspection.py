@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +39,7 @@ SAME = 0.999
 
 @dataclass(frozen=True)
 class VersionState:
-    """One version of an index, published, refused or unfinished."""
+    """One version of an index: published, refused, unfinished, or pruned but for what others use of it."""
 
     name: str
     state: str
@@ -78,7 +79,9 @@ def versions(root: Folder) -> list[VersionState]:
         if version.exists(MANIFEST):
             found.append(VersionState(name, "published", Index.open(version)))
         else:
-            found.append(VersionState(name, "refused" if version.exists(REFUSED) else "unfinished", None))
+            # One that was pruned keeps what others use of it, and has no plan.
+            state = "refused" if version.exists(REFUSED) else "unfinished" if version.exists(PLAN) else "pruned"
+            found.append(VersionState(name, state, None))
     return found
 
 
@@ -142,7 +145,11 @@ def _version_state(version: Folder) -> JobState:
 
 
 def _newest(folder: Folder, name: str) -> float | None:
-    return max((folder.modified(file) for file in folder.files(name)), default=None)
+    times = []
+    for file in folder.files(name):
+        with suppress(FileNotFoundError):  # a running job has renamed it meanwhile
+            times.append(folder.modified(file))
+    return max(times, default=None)
 
 
 @ray.remote(max_retries=3)

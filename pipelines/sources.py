@@ -14,18 +14,18 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 import ray
 
-from pipelines.input_list import Listing, ListWriter, Seen, difference
+from pipelines.input_list import Known, Listing, ListWriter, Seen, difference
 from retrieval.folder import Folder
 from retrieval.inputs import base_of
 from retrieval.source_contents import inputs_of
 from retrieval.source_files import IMAGE_SUFFIXES, File, files_in, inputs_table, kind_of, pieces, suffix
 
-__all__ = ["Listing", "difference", "list_inputs"]
+__all__ = ["Known", "Listing", "difference", "list_inputs"]
 
 _TABLES_AHEAD = 4
 
 
-def list_inputs(source: str, into: Folder, *, known: Sequence[Folder] = ()) -> Listing:
+def list_inputs(source: str, into: Folder, *, known: Sequence[Known] = ()) -> Listing:
     """Write the list of a source's inputs to ``into``, as files of at most 65,536 rows: ``000000.parquet`` and so on.
 
     What is at ``into`` is deleted first. A folder is walked folder by folder, in the order of names, so the entries of

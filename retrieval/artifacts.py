@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retrieval.folder import Folder
@@ -33,6 +34,11 @@ Role = Literal["vlm", "vision", "generator"]
 
 
 M = TypeVar("M", bound="Manifest")
+
+
+def now() -> str:
+    """Return the time as manifests have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class ModelRecord(BaseModel):
@@ -53,7 +59,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     artifact: str
     format: int = 1
-    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    created: str = Field(default_factory=lambda: now())
     mindseye: str = Field(default_factory=lambda: version("mindseye"))
     models: dict[Role, ModelRecord] = Field(default_factory=dict)
 
@@ -339,14 +345,18 @@ class Gallery(Artifact[GalleryManifest]):
             yield from self.folder.tables(part, columns, rows=rows)
 
     def rejected(self) -> pa.Table:
-        """Return the rejected inputs: ``path``, ``reason`` (a short fixed word) and ``detail`` (a sentence)."""
-        files = [
-            file
-            for batch in self.manifest.batches
-            for file in self.folder.files(self.batch(batch.name, "parts"), self.REJECTED)
-        ]
-        empty = REJECTED_SCHEMA.empty_table()
-        return pa.concat_tables([empty, *(self.folder.read_table(name) for name in files)])
+        """Return the rejected inputs: ``path``, ``reason`` (a short fixed word) and ``detail`` (a sentence). Of those
+        that a later batch of the same source met again, what it made of them counts.
+        """
+        of_source: dict[str, pa.Table] = {}
+        for batch in self.manifest.batches:
+            found = of_source.get(batch.source, REJECTED_SCHEMA.empty_table())
+            for name in self.folder.files(self.batch(batch.name, "inputs"), ".parquet") if found.num_rows else ():
+                again = self.folder.read_table(name, ["path"])["path"]
+                found = found.filter(pc.invert(pc.is_in(found["path"], again)))
+            files = self.folder.files(self.batch(batch.name, "parts"), self.REJECTED)
+            of_source[batch.source] = pa.concat_tables([found, *(self.folder.read_table(name) for name in files)])
+        return pa.concat_tables([REJECTED_SCHEMA.empty_table(), *of_source.values()])
 
 
 REJECTED_SCHEMA = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string())])

@@ -82,8 +82,15 @@ class Folder:
             return self.filesystem.get_file_info(self._at(name)).type != fs.FileType.NotFound
 
     def modified(self, name: str) -> float:
-        """Return when a file was last written, seconds since the epoch by the clock of its filesystem."""
-        return self.filesystem.get_file_info(self._at(name)).mtime_ns / 1e9
+        """Return when a file was last written, seconds since the epoch by the clock of its filesystem.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        info = self.filesystem.get_file_info(self._at(name))
+        if info.mtime_ns is None:
+            raise FileNotFoundError(f"{self.uri}/{name} is not there")
+        return info.mtime_ns / 1e9
 
     def files(self, name: str = "", suffix: str = "") -> list[str]:
         """Return the files in a sub-folder (not below it), sorted; none if it does not exist."""

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.sources import difference, list_inputs
+from pipelines.sources import Known, difference, list_inputs
 from retrieval.folder import Folder
 from retrieval.images import ImageRejected, decode
 from retrieval.inputs import InputReader
@@ -127,7 +127,7 @@ def test_a_file_that_changes_after_a_run_is_seen_by_the_next(tmp_path: Path) -> 
     before, after = Folder(tmp_path / "before"), Folder(tmp_path / "after")
     list_inputs(str(tmp_path / "photos"), before)
     (tmp_path / "photos/a.jpg").write_bytes(picture(format="JPEG", quality=20))
-    listing = list_inputs(str(tmp_path / "photos"), after, known=[before])
+    listing = list_inputs(str(tmp_path / "photos"), after, known=[Known(before)])
     assert listing.changed == ("a.jpg",)
     assert difference(before, after) == "1 input has changed (a.jpg)"
 

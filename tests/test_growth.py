@@ -16,11 +16,11 @@ from demo.grammar import categories
 from demo.world import render
 from pipelines import gallery as gallery_module
 from pipelines.duplicates import exact_duplicates, near_duplicates
-from pipelines.gallery import build_gallery, summary_of
-from pipelines.growth import Selection, add, compact, prune, remove, worst
+from pipelines.gallery import build_gallery, overwritten_batches, summary_of, unfinished_batches
+from pipelines.growth import Selection, add, compact, index_batch, prune, remove, worst
 from pipelines.index import build_index
 from pipelines.inspection import check_target, rejected, state, versions
-from retrieval.artifacts import Gallery, Index
+from retrieval.artifacts import BatchRecord, Gallery, GalleryManifest, Index
 from retrieval.folder import Folder
 from retrieval.fusion import fused_query, unit
 from retrieval.hits import merge_topk
@@ -96,15 +96,25 @@ def test_added_images_are_found_and_known_ones_not_embedded_again(
     draw(images / "class 9/30.png", 30)
     draw(images / "class 0/00.png", 31)
     (images / "class 9/bad.png").write_bytes(b"")
+    (images / "class 9/gone.png").symlink_to("nowhere")
     second = add(str(images), place.gallery, first, profile, say=quiet)
     summary = summary_of(place.gallery, place.gallery.manifest.batches[-1])
-    assert (summary.read, summary.embedded, summary.unchanged, summary.rejected) == (3, 2, 29, {"empty": 1})
+    assert (summary.read, summary.embedded, summary.unchanged, summary.rejected) == (
+        4,
+        2,
+        29,
+        {"empty": 1, "unreadable": 1},
+    )
     assert second.manifest.rows == place.gallery.manifest.rows == 31
     assert place.paths() == place.in_gallery()
     assert place.paths().count("class 0/00.png") == 1
     # The version before is as it was.
     old = Index.open(place.target / "index/000001")
     assert sum(len(shard) for shard in old.shards()) == 24
+    # What could not be read is tried again; what it leaves behind does not hold up the next run.
+    with pytest.raises(ValueError, match=r"none of the 1 new images .* \(1 unreadable\): class 9/gone\.png: "):
+        add(str(images), place.gallery, second, profile, say=quiet)
+    (images / "class 9/gone.png").unlink()
     with pytest.raises(ValueError, match=r"there is nothing new in .*: all of its 3[12] inputs are known"):
         add(str(images), place.gallery, second, profile, say=quiet)
     assert [finding.trouble for finding in check_target(place.gallery, second, profile, sample=50)] == [None] * 7
@@ -178,9 +188,86 @@ def test_compact_and_prune_leave_nothing_of_what_was_removed(place: Place, profi
     assert prune(place.gallery, Folder(place.target / "index"), 1) == []
 
 
-def test_five_rounds_of_a_fifth_removed_and_a_fifth_added(
+def with_batch(gallery: Gallery, new: Gallery, number: int | None = None) -> tuple[GalleryManifest, BatchRecord]:
+    """Copy the parts of one gallery into another, as a batch that it has not taken in."""
+    manifest = gallery.manifest
+    name = f"{number or len(manifest.batches) + 1:06d}"
+    parts = []
+    for part in new.manifest.parts:
+        file = f"{Gallery.batch(name, 'parts')}/{part.name.rsplit('/', 1)[-1]}"
+        table = new.folder.read_table(part.name)
+        of_batch = pa.array([name] * table.num_rows, pa.string())
+        gallery.folder.write_table(file, table.set_column(table.column_names.index("batch"), "batch", of_batch))
+        parts.append(part.model_copy(update={"name": file}))
+    record = new.manifest.batches[0].model_copy(update={"name": name})
+    changes = {
+        "rows": manifest.rows + record.rows,
+        "batches": [*manifest.batches, record],
+        "parts": [*manifest.parts, *parts],
+    }
+    return manifest.model_copy(update=changes), record
+
+
+def some(folder: Path, word: str, rows: int) -> Gallery:
+    rng = np.random.default_rng(len(word))
+    vectors = (directions(rows, dim, rng) for dim in (D1, D2))
+    return write_gallery(folder, *vectors, ids=[f"{word}-{i:03d}" for i in range(rows)], parts=1)
+
+
+def test_a_pruned_version_is_no_build_to_go_on_with(profile: Profile, tmp_path: Path, ray_session: None) -> None:
+    place = Place(tmp_path, tmp_path / "target")
+    some(place.target / "gallery", "first", 30)
+    build_index(place.gallery, str(place.target / "index"), profile, shards=2)
+    for number in (2, 3):
+        grown = with_batch(place.gallery, some(tmp_path / str(number), f"of {number}", 10))
+        index_batch(*grown, [], place.gallery, place.index, profile, say=quiet)
+        prune(place.gallery, Folder(place.target / "index"), 1)
+        states = {each.name: each.state for each in versions(Folder(place.target / "index"))}
+        assert states["000001"] == "pruned"
+        assert [name for name, state in states.items() if state == "published"] == [place.index.version]
+        assert state(Folder(place.target)).jobs == []
+        assert place.paths() == place.in_gallery()
+    compact(place.gallery, place.index, profile, say=quiet)
+    prune(place.gallery, Folder(place.target / "index"), 1)
+    assert [each.state for each in versions(Folder(place.target / "index"))] == ["published"]
+    assert place.paths() == place.in_gallery()
+    assert len(place.paths()) == 50
+
+
+def test_a_batch_that_only_the_index_has_makes_room_for_the_one_begun_anew(
     profile: Profile, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    place = Place(tmp_path, tmp_path / "target")
+    some(place.target / "gallery", "first", 30)
+    build_index(place.gallery, str(place.target / "index"), profile, shards=1)
+    grown = with_batch(place.gallery, some(tmp_path / "lost", "lost", 10))
+    with monkeypatch.context() as killed:
+        killed.setattr("pipelines.growth.take_in", raised)
+        with pytest.raises(KeyboardInterrupt):
+            index_batch(*grown, [], place.gallery, place.index, profile, say=quiet)
+    assert place.index.manifest.rows == 40
+    grown = with_batch(place.gallery, some(tmp_path / "anew", "anew", 12), 3)
+    index_batch(*grown, [], place.gallery, place.index, profile, say=quiet)
+    assert place.paths() == place.in_gallery()
+    assert sorted(place.gallery.manifest.sources) == sorted(place.index.manifest.sources) == ["000001", "000003"]
+    assert len(place.paths()) == 42
+
+
+def raised(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_was_overwritten_is_not_gone_on_with(tmp_path: Path) -> None:
+    gallery = some(tmp_path / "gallery", "first", 5)
+    [batch] = gallery.manifest.batches
+    newer = batch.model_copy(update={"name": "000002"})
+    Gallery.publish(gallery.folder, gallery.manifest.model_copy(update={"batches": [newer]}))
+    gallery.folder.write_bytes("batches/000003/job.json", b"{}")
+    assert [each.name for each in overwritten_batches(gallery.folder)] == ["000001"]
+    assert [each.name for each in unfinished_batches(gallery.folder)] == ["000003"]
+
+
+def test_five_rounds_of_a_fifth_removed_and_a_fifth_added(profile: Profile, tmp_path: Path, ray_session: None) -> None:
     """Of vectors, so that there are enough for an index that does not look at everything."""
     rng = np.random.default_rng(0)
     rows, fifth = 3000, 600
@@ -194,37 +281,18 @@ def test_five_rounds_of_a_fifth_removed_and_a_fifth_added(
         ids = [f"{number:02d}-{i:06d}" for i in rng.permutation(count)]
         return write_gallery(tmp_path / f"made {number}", *vectors(count), ids=ids)
 
-    # What is embedded comes from these galleries.
-    made = iter([batch_of(number, fifth) for number in range(1, 6)])
-
-    def embedded(gallery: Gallery, *_: Any, **__: Any) -> tuple[Any, Any, list[str]]:
-        new, name = next(made), f"{len(gallery.manifest.batches) + 1:06d}"
-        parts = []
-        for part in new.manifest.parts:
-            file = f"{Gallery.batch(name, 'parts')}/{part.name.rsplit('/', 1)[-1]}"
-            gallery.folder.write_bytes(file, new.folder.read_bytes(part.name))
-            parts.append(part.model_copy(update={"name": file}))
-        record = new.manifest.batches[0].model_copy(update={"name": name})
-        manifest = gallery.manifest
-        changes = {
-            "rows": manifest.rows + fifth,
-            "batches": [*manifest.batches, record],
-            "parts": [*manifest.parts, *parts],
-        }
-        return manifest.model_copy(update=changes), record, []
-
-    monkeypatch.setattr("pipelines.growth.grown_gallery", embedded)
     place = Place(tmp_path, tmp_path / "target")
     write_gallery(place.target / "gallery", *vectors(rows), ids=[f"00-{i:06d}" for i in rng.permutation(rows)])
     build_index(place.gallery, str(place.target / "index"), profile, shards=2, factory="IVF16,SQ8")
     gone: set[str] = set()
-    for _ in range(5):
+    for number in range(1, 6):
         alive = [id for table in place.gallery.tables(["id"]) for id in table["id"].to_pylist()]
         chosen = rng.choice(sorted(alive), fifth, replace=False).tolist()
         removed = remove(Selection(ids=chosen), place.gallery, place.index, profile.index, say=quiet)
         assert removed.rows == fifth
         gone.update(chosen)
-        index = add("nowhere", place.gallery, place.index, profile, say=quiet)
+        grown = with_batch(place.gallery, batch_of(number, fifth))
+        index = index_batch(*grown, [], place.gallery, place.index, profile, say=quiet)
         assert index.manifest.rows == place.gallery.manifest.rows == rows
         assert worst(index) >= 0.95
         queries = np.concatenate(

@@ -85,7 +85,7 @@ def test_a_hold_is_renewed_while_it_lasts_and_not_when_another_took_over(
         file.unlink()
         module.threading.Event().wait(0.2)
         assert not file.exists()
-    assert not (tmp_path / HOLDS).exists()
+    assert list((tmp_path / HOLDS).iterdir()) == []
 
 
 def test_half_a_hold_is_no_hold(tmp_path: Path) -> None:

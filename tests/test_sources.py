@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import input_list
-from pipelines.sources import Listing, difference, list_inputs
+from pipelines.sources import Known, Listing, difference, list_inputs
 from retrieval.folder import Folder
 from retrieval.inputs import INPUTS, InputReader
 
 
 def listed(source: Path | str, into: Path, known: Sequence[Path] = ()) -> tuple[Listing, list[dict[str, Any]]]:
     """List a source into a folder; return what is said of the list and its rows, after what every list must have."""
-    listing = list_inputs(str(source), Folder(into), known=[Folder(folder) for folder in known])
+    listing = list_inputs(str(source), Folder(into), known=[Known(Folder(folder)) for folder in known])
     rows = rows_of(into)
     assert [row["input"] for row in rows] == list(range(listing.count))
     assert len({row["path"] for row in rows}) == len(rows)
@@ -392,6 +392,15 @@ def test_known_inputs_are_left_out_unless_they_have_changed(tmp_path: Path) -> N
     assert (second.count, second.skipped, second.changed) == (3, 2, ("1.jpg", "2.jpg"))
     third, rows = listed(photos, tmp_path / "3", known=[tmp_path / "1", tmp_path / "2"])
     assert (third.count, third.skipped, third.changed, rows) == (0, 5, (), [])
+    again = Known(Folder(tmp_path / "1"), ["0.jpg", "3.jpg"])
+    fourth = list_inputs(str(photos), Folder(tmp_path / "4"), known=[again])
+    assert [row["path"] for row in rows_of(tmp_path / "4")] == ["1.jpg", "2.jpg", "3.jpg", "new.jpg"]
+    assert fourth.changed == ("1.jpg", "2.jpg", "3.jpg")
+    # What a later list has made of a path counts: here, that it could not be read, though it is again as it once was.
+    list_inputs(str(photos), Folder(tmp_path / "5"), known=[Known(Folder(tmp_path / "2"))])
+    lists = [Known(Folder(tmp_path / "all")), Known(Folder(tmp_path / "2"), ["new.jpg"]), Known(Folder(tmp_path / "5"))]
+    list_inputs(str(photos), Folder(tmp_path / "6"), known=lists)
+    assert [row["path"] for row in rows_of(tmp_path / "6")] == ["new.jpg"]
     assert difference(Folder(tmp_path / "1"), Folder(tmp_path / "1")) is None
     listed(photos, tmp_path / "all")
     assert difference(Folder(tmp_path / "1"), Folder(tmp_path / "all")) == (
@@ -416,7 +425,7 @@ def test_what_is_known_takes_16_bytes_a_row(tmp_path: Path) -> None:
     for i in range(100):
         (photos / f"{i}.jpg").write_bytes(b"any")
     listed(photos, tmp_path / "list")
-    seen = input_list.Seen([Folder(tmp_path / "list")])
+    seen = input_list.Seen([Known(Folder(tmp_path / "list"))])
     assert sum(array.nbytes for array in vars(seen).values() if isinstance(array, np.ndarray)) == 16 * 100
 
 
