@@ -189,11 +189,18 @@ def _sampled(rows: pa.Table, share: float, counter: ActorHandle) -> pa.Table:
 
 @ray.remote(max_retries=3)
 def _train(version: Folder, blocks: list[ray.ObjectRef], factory: str, cpus: float) -> None:
-    tables = [table for table in ray.get(blocks) if table.num_rows]
-    rows = pa.concat_tables(tables).sort_by("id")
+    sample = _sorted_sample(ray.get(blocks))
     with _threads(cpus), tempfile.TemporaryDirectory(prefix="mindseye-train-") as scratch:
-        save_trained(train(joint(rows), factory), Path(scratch) / TRAINED)
+        save_trained(train(sample, factory), Path(scratch) / TRAINED)
         version.upload(TRAINED, Path(scratch) / TRAINED)
+
+
+def _sorted_sample(tables: Sequence[pa.Table]) -> np.ndarray:
+    """Joint rows by ascending id, float32 (N, D), which FAISS takes as they are: of what they are made of, nothing is
+    kept while it trains.
+    """
+    rows = pa.concat_tables([table for table in tables if table.num_rows]).sort_by("id")
+    return joint(rows).astype(np.float32)
 
 
 def joint(rows: pa.Table) -> np.ndarray:
