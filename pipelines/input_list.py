@@ -109,7 +109,7 @@ class Seen:
                 end += len(paths)
         order = np.argsort(every, kind="stable")
         self._paths = every[order]
-        is_newest = np.append(self._paths[1:] != self._paths[:-1], [True] * bool(rows))
+        is_newest = np.concatenate([self._paths[1:] != self._paths[:-1], np.ones(min(rows, 1), bool)])
         newest = order[is_newest]
         self._keys = np.sort(its_keys[newest[valid[newest]]])
 
