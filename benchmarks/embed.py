@@ -11,7 +11,8 @@ job always holds two. Rates leave start-up out: the job's is over the last N of 
 the peer's is its own figure, which begins with the first batch after its warm-up. Models in memory embed ready pixels,
 in one process with all threads or in one process a core, whichever is faster.
 
-The peer needs an environment of its own: python -m venv PEER; PEER/bin/pip install "setuptools<80" clip-retrieval.
+The peer needs an environment of its own: python -m venv PEER; PEER/bin/pip install "setuptools<80" "numpy<2"
+clip-retrieval.
 Where simplejpeg is installed, its decoder is measured too.
 """
 
