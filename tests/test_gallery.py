@@ -225,7 +225,7 @@ def test_overwriting_leaves_what_is_published_until_the_new_one_is(
         with pytest.raises(KeyboardInterrupt):
             build_gallery(str(source / "my photos"), first.uri, profile, overwrite=True)
     second = build_gallery(str(source / "my photos"), first.uri, profile, overwrite=True)
-    assert second.manifest.sources == {"000002": str(source / "my photos")}
+    assert second.manifest.sources == {"000003": str(source / "my photos")}  # 000002 was begun: its number is spent
     assert second.manifest.rows == 4
 
 
