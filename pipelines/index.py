@@ -45,13 +45,12 @@ from retrieval.folder import Folder
 from retrieval.hits import Hits, merge_topk
 from retrieval.index_kinds import choose_factory, train, training_rows
 from retrieval.metrics import neighbour_recall
-from retrieval.shard import sample_queries
+from retrieval.shard import RECALL_AT
 from retrieval.shard_build import build_shard, save_trained
 from retrieval.shard_files import LAMBDA_GRID, read_record
 
 PLAN, REFUSED, TRAINED = "plan.json", "refused.json", "trained.faiss"
 RECALL_QUERIES = 200
-RECALL_AT = (10, 100)
 
 
 class Plan(BaseModel):
@@ -366,7 +365,7 @@ def _sample_queries(index: Index) -> np.ndarray:
     # Rows lie in the order of their ids, which are hashes, so any run of them is a fair sample.
     shard = index.shard(max(range(len(index.manifest.shards)), key=lambda i: index.manifest.shards[i].rows))
     rows = np.flatnonzero(shard.alive)[-RECALL_QUERIES:]
-    return np.concatenate(sample_queries(shard.vectors[rows], shard.vlm_dim, np.random.default_rng(1)))
+    return np.concatenate(shard.sample_queries(rows, np.random.default_rng(1)))
 
 
 def _found_and_exact(

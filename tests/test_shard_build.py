@@ -220,7 +220,7 @@ def test_tables_that_do_not_make_a_shard_are_refused(tmp_path: Path) -> None:
 def test_memory_does_not_hold_the_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's memory and Arrow's, without FAISS's own: the compressed index."""
     monkeypatch.setattr(retrieval.shard, "_FLOAT32_BLOCK", 1024)
-    rows, dims = 24_000, 64
+    rows, dims = 96_000, 64
     pieces = [gallery_rows(2000, n, first=2000 * n, d1=dims, d2=dims) for n in range(rows // 2000)]
     save_trained(train(joint(pieces[0]), "IVF32,SQ8"), tmp_path / "trained.faiss")
     arrow = pa.total_allocated_bytes()
