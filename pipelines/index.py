@@ -225,16 +225,8 @@ def build_shards(
     rows = sum(piece.stop - piece.start for i in missing for piece in slices[i])
     cpus = _cpus(len(missing), settings)
     with progress("building shards", rows) as counter:
-        build = _build_shard.options(num_cpus=cpus)
-        vlm_dim, _ = dims(gallery)
-        ray.get(
-            [
-                build.remote(
-                    version, names[i], gallery.folder, list(slices[i]), vlm_dim, factory, trained, cpus, counter
-                )
-                for i in missing
-            ]
-        )
+        build, of = _build_shard.options(num_cpus=cpus), ray.put(gallery)
+        ray.get([build.remote(version, names[i], of, slices[i], factory, trained, cpus, counter) for i in missing])
     return [ShardRecord.model_validate(version.read_json(_marker(name))) for name in names]
 
 
@@ -246,15 +238,15 @@ def _marker(name: str) -> str:
 def _build_shard(
     version: Folder,
     name: str,
-    gallery: Folder,
-    slices: list[Slice],
-    vlm_dim: int,
+    gallery: Gallery,
+    slices: Sequence[Slice],
     factory: str,
     trained: Folder | None,
     cpus: float,
     counter: ActorHandle,
 ) -> None:
     begun = time.perf_counter()
+    expected = sum(piece.stop - piece.start for piece in slices)
     version.delete(name)
     with _threads(cpus), tempfile.TemporaryDirectory(prefix="mindseye-shard-") as scratch:
         template = None
@@ -265,11 +257,12 @@ def _build_shard(
         folder = local or Path(scratch) / name
         files = build_shard(
             folder,
-            _tables(gallery, slices, without=("vlm", "vision")),
-            _tables(gallery, slices, columns=("id", "vlm", "vision")),
-            vlm_dim=vlm_dim,
+            _tables(gallery.folder, slices, without=("vlm", "vision")),
+            _tables(gallery.folder, slices, columns=("id", "vlm", "vision")),
+            vlm_dim=dims(gallery)[0],
             factory=factory,
             trained=template,
+            share=expected / gallery.manifest.rows,
         )
         built = read_record(folder)
         if local is None:
@@ -280,7 +273,7 @@ def _build_shard(
     version.write_json(_marker(name), record.model_dump())
     seconds = time.perf_counter() - begun
     with suppress(RayError):  # waited for, so that the last shard is counted when the job says how many there were
-        ray.get(counter.add.remote(sum(piece.stop - piece.start for piece in slices), build=seconds))
+        ray.get(counter.add.remote(expected, build=seconds))
     Counter("mindseye_index_shard_rows", "Rows of shards that were built.", tag_keys=("version",)).inc(
         rows, {"version": version.name}
     )

@@ -422,30 +422,34 @@ class Shard:
             shards=np.zeros(rows_Qk.shape, dtype=np.int32),
         )
 
-    def measure_efforts(self, seed: int) -> None:
+    def measure_efforts(self, seed: int, share: float = 1.0) -> None:
         """Set `efforts`: for each λ the smallest power of two with which sampled queries reach RECALL_TARGET of the
         recall at each depth of RECALL_AT.
+
+        Args:
+            share: of the index's rows that this shard has, which is about its share of the best rows as well: it is
+                looked into as deep as that, and to the least of RECALL_AT.
         """
         if not len(self) or not has_effort(self._index):
             return
         lowest, highest = (8, inner(self._index).nlist) if is_ivf(self._index) else (32, 4096)
         rng = np.random.default_rng(seed)
         queries = self.sample_queries(rng.choice(np.flatnonzero(self.alive), _TUNING_QUERIES), rng)
-        truths = np.split(self.exact(np.concatenate(queries), max(RECALL_AT)).ids, len(LAMBDA_GRID))
+        depths = {max(min(RECALL_AT), math.ceil(depth * share)) for depth in RECALL_AT}
+        truths = np.split(self.exact(np.concatenate(queries), max(depths)).ids, len(LAMBDA_GRID))
+
+        def recall(query: NDArray[np.float32], truth: NDArray[np.object_], effort: int) -> float:
+            params = SearchParams(nprobe=effort, ef_search=effort)
+            found = {depth: self.search(query, depth, params=params).ids for depth in depths}
+            return min(neighbour_recall(ids, truth[:, :depth]) for depth, ids in found.items())
+
         efforts = []
         for query, truth in zip(queries, truths, strict=True):
             effort = lowest
-            while effort < highest and self._recall(query, truth, effort) < RECALL_TARGET:
+            while effort < highest and recall(query, truth, effort) < RECALL_TARGET:
                 effort *= 2
             efforts.append(min(effort, highest))
         self.efforts = np.asarray(efforts, dtype=np.int64)
-
-    def _recall(self, query: NDArray[np.float32], truth: NDArray[np.object_], effort: int) -> float:
-        """The lowest recall over RECALL_AT."""
-        params = SearchParams(nprobe=effort, ef_search=effort)
-        return min(
-            neighbour_recall(self.search(query, depth, params=params).ids, truth[:, :depth]) for depth in RECALL_AT
-        )
 
     def sample_queries(self, rows: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray[np.float32]]:
         """Queries to measure recall with, one from each of these rows: for each λ of LAMBDA_GRID float32 (Q, D).
@@ -457,8 +461,7 @@ class Shard:
         near = self.exact(self._vectors[rows].astype(np.float32), _NEIGHBOURS).rows
         means = self._vectors[near].astype(np.float32).mean(axis=1)
         text, visual = (
-            unit(unit(half) + unit(rng.standard_normal(half.shape)))
-            for half in np.split(means, [self.vlm_dim], axis=1)
+            unit(unit(half) + unit(rng.standard_normal(half.shape))) for half in np.split(means, [self.vlm_dim], axis=1)
         )
         return [fused_query(text, visual, weight) for weight in LAMBDA_GRID]
 

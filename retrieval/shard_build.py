@@ -33,6 +33,7 @@ def build_shard(
     factory: str,
     trained: Path | None,
     seed: int = 0,
+    share: float = 1.0,
 ) -> dict[str, dict[str, Any]]:
     """Write a shard's files into `folder` and return their records, as `Shard.build` and `save` would.
 
@@ -47,6 +48,7 @@ def build_shard(
         trained: file of `save_trained`, of which the shard becomes a filled copy: shards of one trained index can be
             merged. Without it the shard trains on its own rows.
         seed: of the training sample, the k-means and the tuning queries.
+        share: of the index's rows that the shard has; see `Shard.measure_efforts`.
 
     Raises:
         ValueError: a row without an id or without unit halves, halves of other dimensions, tables that differ between
@@ -65,7 +67,7 @@ def build_shard(
         index = train(training_sample(placed, factory, seed), factory, seed=seed)
     fill(index, placed)
     shard = Shard(index, placed, table, vlm_dim=vlm_dim, factory=factory)
-    shard.measure_efforts(seed)
+    shard.measure_efforts(seed, share)
     return shard.save_beside_vectors(folder, duplicates=len(places) - table.num_rows)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import faiss
 
-from retrieval.index_kinds import file_letters, table_bytes
+from retrieval.index_kinds import file_letters, inner, is_ivf, table_bytes
 
 INDEX, VECTORS, ROWS, RECORD = "index.faiss", "vectors.npy", "rows.parquet", "shard.json"
 LAMBDA_GRID: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -89,10 +89,15 @@ def read_index(path: Path, factory: str, flags: int = 0) -> faiss.Index:
         faiss.set_deserialization_vector_byte_limit(size + table_bytes(factory))
         faiss.set_deserialization_loop_limit(size)
         try:
-            return faiss.read_index(str(path), flags)
+            index = faiss.read_index(str(path), flags)
         finally:
             faiss.set_deserialization_vector_byte_limit(before[0])
             faiss.set_deserialization_loop_limit(before[1])
+    lists = faiss.downcast_InvertedLists(inner(index).invlists) if is_ivf(index) else None
+    if isinstance(lists, faiss.OnDiskInvertedLists):
+        # Else FAISS starts 32 threads for each search, to read what the kernel mostly has in memory already.
+        lists.prefetch_nthread = 0
+    return index
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import json
 import threading
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -423,3 +424,19 @@ def test_auto_index_of_sixty_thousand_rows_keeps_its_recall_at_every_weight() ->
         query = fused_query(text, visual, weight)
         found, exact = shard.search(query, 10), shard.exact(query, 10)
         assert neighbour_recall(found.ids, exact.ids) >= 0.95, (weight, shard.efforts)
+
+
+def test_small_share_of_an_index_is_not_searched_as_deep() -> None:
+    """Classes of 20 rows: the hundred best of this shard alone are mostly noise, the hundred best of the index not."""
+    vectors, *_ = clustered(6000, classes=300, spread=1.0, seed=0)
+    shard = Shard.build(names(6000), vectors, vlm_dim=160, factory="IVF150,SQ8")
+    whole = shard.efforts
+    shard.measure_efforts(0, share=0.1)
+    assert (shard.efforts <= whole).all()
+    assert shard.efforts.sum() < whole.sum() / 2
+
+
+def test_mapped_lists_are_not_read_ahead_by_threads(tmp_path: Path) -> None:
+    Shard.build(names(800), joint(800), vlm_dim=D1, factory="IVF20,SQ8").save(tmp_path)
+    index = Shard.load(tmp_path)._index
+    assert faiss.downcast_InvertedLists(index.invlists).prefetch_nthread == 0
