@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus import scraped
 
 from serving import metrics
 from serving.metrics import METRICS, SECONDS, Counter, Histogram, Level
@@ -155,7 +155,6 @@ def test_the_docs_list_every_metric_as_it_is() -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_prometheus_sees_them_under_these_names(ray_session: None) -> None:
-    import ray
     from ray import serve
 
     @serve.deployment(ray_actor_options={"num_cpus": 0})
@@ -177,13 +176,8 @@ def test_prometheus_sees_them_under_these_names(ray_session: None) -> None:
     serve.start(proxy_location="Disabled")
     try:
         serve.run(Measuring.bind(), name="measuring", route_prefix=None).remote().result(timeout_s=60)
-        url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
-        wanted, seen = {name for metric in METRICS for name in metric.exported}, ""
-        while missing := {name for name in wanted if f"\n{name}{{" not in seen}:
-            time.sleep(1)
-            with urllib.request.urlopen(url, timeout=10) as page:
-                seen = page.read().decode()
-        assert not missing
+        wanted = {name for metric in METRICS for name in metric.exported}
+        seen = scraped(lambda page: all(f"\n{name}{{" in page for name in wanted))
         assert re.search(r'ray_mindseye_answers_total\{.*application="measuring".*stage="text"', seen)
     finally:
         serve.shutdown()
