@@ -7,9 +7,9 @@ and against the same models fed from memory, in one run.
 The source has a column ``image`` with JPEG bytes. Large images are its photos enlarged to 2,000 pixels and encoded
 again. The VLM is open_clip's ViT-B/32 and the vision encoder timm's DINOv2 ViT-S/14 at 224 pixels, both with random
 weights: their speed is that of trained ones. "VLM alone" has a vision encoder of next to no work beside it, since the
-job always holds two. Rates leave start-up out: the job's is over N images (its time for N and a block a core, less its
-time for a block a core), the peer's is its own figure, which begins with the first batch after its warm-up. Models in
-memory embed ready pixels,
+job always holds two. Rates leave start-up out: the job's is that of the last N of its images, which begins when every
+actor has had its first batches; the peer's is its own figure, which begins with the first batch after its warm-up.
+Models in memory embed ready pixels,
 in one process with all threads or in one process a core, whichever is faster.
 
 The peer needs an environment of its own: python -m venv PEER; PEER/bin/pip install "setuptools<80" "numpy<2"
@@ -20,6 +20,7 @@ Where simplejpeg is installed, its decoder is measured too.
 from __future__ import annotations
 
 import argparse
+import collections
 import importlib.util
 import json
 import math
@@ -29,9 +30,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
@@ -39,12 +42,14 @@ import numpy as np
 import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torchvision.io import ImageReadMode, decode_jpeg
 
+import pipelines.gallery
 from cluster.models import load_vision, load_vlm
 from cluster.profile import Generator, IndexSettings, Models, Profile, Queries, Stage
 from cluster.session import session
@@ -60,7 +65,7 @@ ARCHITECTURE, SIDE = "ViT-B-32", 224
 VISION = f"random:vit_small_patch14_dinov2?img_size={SIDE}"
 LARGE = 2000
 FEW = 64 * CORES
-"""A block for each actor."""
+"""Images before the rate is taken: a block for each actor."""
 DEMO = Path(__file__).parents[1] / "demo" / "models"
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -223,24 +228,49 @@ def write_files(folder: Path, images: list[bytes]) -> None:
         (folder / f"{i:06d}.jpg").write_bytes(data)
 
 
-def run_job(source: Path, target: Path, settings: Profile) -> tuple[float, Gallery]:
-    """Run the whole gallery job, written result included; return its seconds and the gallery."""
-    start = time.perf_counter()
-    gallery = build_gallery(str(source), str(target), settings)
-    return time.perf_counter() - start, gallery
+@ray.remote(num_cpus=0)
+class Clock:
+    """Takes the place of a job's counter, and notes when how many rows were done."""
+
+    def __init__(self) -> None:
+        self._times: list[tuple[float, int]] = []
+        self._seconds: collections.Counter[str] = collections.Counter()
+
+    def add(self, count: int = 0, **seconds: float) -> None:
+        if count:
+            self._times.append((time.perf_counter(), count))
+        self._seconds.update(seconds)
+
+    def seconds(self) -> dict[str, float]:
+        return dict(self._seconds)
+
+    def rate(self) -> float:
+        """Return rows per second from when a block for each core was done."""
+        times, done = zip(*((at, count) for at, count in self._times), strict=True)
+        after = np.cumsum(done)
+        first = int(np.searchsorted(after, FEW))
+        return float(after[-1] - after[first]) / (times[-1] - times[first])
 
 
 def job_rate(folder: Path, name: str, settings: Profile) -> tuple[dict[str, Any], Gallery]:
-    """Return the rate over N images, and what else the job says; and the gallery of all."""
-    short, _ = run_job(folder / "few", folder / f"{name}-few", settings)
-    long, gallery = run_job(folder / "all", folder / f"{name}-all", settings)
-    rows = gallery.manifest.rows
-    summary = summary_of(gallery, gallery.manifest.batches[0])
-    rate = (rows - FEW) / (long - short)
+    """Run the whole gallery job, written result included; return its rate over the last N images, what else it says,
+    and the gallery.
+    """
+    clock = Clock.remote()  # type: ignore[attr-defined]
+
+    @contextmanager
+    def clocked(*_: Any) -> Iterator[Any]:
+        yield clock
+
+    start = time.perf_counter()
+    with patch.object(pipelines.gallery, "progress", clocked):
+        gallery = build_gallery(str(folder / "images"), str(folder / name), settings)
+    seconds = time.perf_counter() - start
+    rows, rate = gallery.manifest.rows, ray.get(clock.rate.remote())
     measured = {
         "rows_per_s": round(rate, 2),
-        "start_up_s": round(long - rows / rate, 1),
-        "worker_seconds": summary.spent,
+        "start_up_s": round(seconds - rows / rate, 1),
+        "worker_seconds": summary_of(gallery, gallery.manifest.batches[0]).spent,
     }
     return measured, gallery
 
@@ -277,13 +307,12 @@ def end_to_end(
     folder: Path, images: list[bytes], profiles: dict[str, Profile], peer: str | None, weights: Path
 ) -> dict[str, Any]:
     """Measure the job with the VLM alone and with both encoders, and the peer, on the same files."""
-    for name, some in (("few", images[:FEW]), ("all", images)):
-        write_files(folder / name, some)
+    write_files(folder / "images", images)
     result: dict[str, Any] = {}
     for name, settings in profiles.items():
         result[name], gallery = job_rate(folder, name.replace(" ", "-"), settings)
     if peer:
-        result["clip-retrieval"], theirs = peer_rate(peer, folder / "all", weights, folder / "peer")
+        result["clip-retrieval"], theirs = peer_rate(peer, folder / "images", weights, folder / "peer")
         table = pa.concat_tables(gallery.tables(["path", "vlm"])).to_pydict()
         ours = dict(zip(table["path"], table["vlm"], strict=True))
         result["cosine_with_clip_retrieval"] = cosines(
@@ -331,7 +360,7 @@ def main() -> None:
         show([memory])
         with session():
             write_files(folder / "warm-up", small[:BATCH])
-            run_job(folder / "warm-up", folder / "warm", profiles["vlm alone"])
+            build_gallery(str(folder / "warm-up"), str(folder / "warm"), profiles["vlm alone"])
             for size, images in (("300", small), (f"{LARGE}", large)):
                 measured = end_to_end(folder / size, images, profiles, arguments.peer, folder / "weights.pt")
                 result[f"end_to_end_{size}"] = measured | {"ratios": ratios(measured, memory)}

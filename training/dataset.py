@@ -28,6 +28,7 @@ from retrieval.artifacts import (
     text_vectors,
     vision_vectors,
 )
+from retrieval.folder import Folder
 
 Batch = dict[str, np.ndarray]
 
@@ -186,8 +187,8 @@ def sample_rows(gallery: Gallery, labels: set[str], per_label: int, seed: int) -
     """
     with progress("sampling the gallery", gallery.manifest.rows) as counter:
         arguments = {"labels": pa.array(sorted(labels), pa.string()), "per_label": per_label, "seed": seed}
-        sampled = _read(gallery, ["id", "label"]).map_batches(
-            _sample, fn_kwargs=arguments | {"counter": counter}, batch_size=65_536, batch_format="pyarrow"
+        sampled = _parts(gallery).map_batches(
+            _sample, fn_args=[gallery.folder], fn_kwargs=arguments | {"counter": counter}, batch_format="pyarrow"
         )
         chosen = _SAMPLE.empty_table()
         for block in sampled.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -196,9 +197,7 @@ def sample_rows(gallery: Gallery, labels: set[str], per_label: int, seed: int) -
             return gallery_schema(0, 0).empty_table().select(["label", "vlm", "vision"])
         # In a list, so that each task maps the ids instead of being sent a copy.
         ids = [ray.put(chosen["id"].combine_chunks())]
-        fetched = _read(gallery, ["id", "vlm", "vision"]).map_batches(
-            _fetch, fn_kwargs={"ids": ids}, batch_size=4096, batch_format="pyarrow"
-        )
+        fetched = _parts(gallery).map_batches(_fetch, fn_args=[gallery.folder, ids], batch_format="pyarrow")
         found = [block for block in fetched.iter_batches(batch_size=None, batch_format="pyarrow") if block.num_rows]
     rows = pa.concat_tables(found).sort_by("id")
     chosen = chosen.sort_by("id")
@@ -211,24 +210,37 @@ def sample_rows(gallery: Gallery, labels: set[str], per_label: int, seed: int) -
     return rows.select(["label", "vlm", "vision"]).combine_chunks()
 
 
+_ROWS_AT_ONCE = 4096
 _SAMPLE = pa.schema([("id", pa.string()), ("label", pa.string()), ("order", pa.string())])
 
 
-def _read(gallery: Gallery, columns: list[str]) -> ray.data.Dataset:
-    parts = [f"{gallery.folder.path}/{name}" for name in gallery.parts()]
-    return ray.data.read_parquet(parts, filesystem=gallery.folder.filesystem).select_columns(columns)
+def _parts(gallery: Gallery) -> ray.data.Dataset:
+    """Names of the gallery's parts, for tasks that read them some thousand rows at a time: Ray Data's own reading of
+    Parquet holds blocks of whole files.
+    """
+    return ray.data.from_items([{"part": name} for name in gallery.parts()])
 
 
-def _sample(rows: pa.Table, labels: pa.Array, per_label: int, seed: int, counter: Any) -> pa.Table:
-    counter.add.remote(rows.num_rows)
-    rows = rows.filter(pa.compute.is_in(rows["label"], labels))
+def _sample(
+    parts: pa.Table, folder: Folder, labels: pa.Array, per_label: int, seed: int, counter: Any
+) -> Iterator[pa.Table]:
     key = f"{seed}".encode()
-    order = [hashlib.blake2b(i.encode(), digest_size=8, key=key).hexdigest() for i in rows["id"].to_pylist()]
-    return _smallest(rows.append_column("order", pa.array(order, pa.string())), per_label)
+    for part in parts["part"].to_pylist():
+        kept = _SAMPLE.empty_table()
+        for rows in folder.tables(part, rows=_ROWS_AT_ONCE, columns=["id", "label"]):
+            counter.add.remote(rows.num_rows)
+            rows = rows.filter(pa.compute.is_in(rows["label"], labels))
+            order = [hashlib.blake2b(i.encode(), digest_size=8, key=key).hexdigest() for i in rows["id"].to_pylist()]
+            rows = rows.append_column("order", pa.array(order, pa.string())).cast(_SAMPLE)
+            kept = _smallest(pa.concat_tables([kept, rows]), per_label)
+        yield kept
 
 
-def _fetch(rows: pa.Table, ids: list[ray.ObjectRef]) -> pa.Table:
-    return rows.filter(pa.compute.is_in(rows["id"], ray.get(ids[0])))
+def _fetch(parts: pa.Table, folder: Folder, ids: list[ray.ObjectRef]) -> Iterator[pa.Table]:
+    wanted = ray.get(ids[0])
+    for part in parts["part"].to_pylist():
+        for rows in folder.tables(part, rows=_ROWS_AT_ONCE, columns=["id", "vlm", "vision"]):
+            yield rows.filter(pa.compute.is_in(rows["id"], wanted))
 
 
 def _smallest(rows: pa.Table, per_label: int) -> pa.Table:
