@@ -15,6 +15,7 @@ from rich.table import Table
 from commands.console import Cluster, Profile, listed, out, say_made, say_next
 
 if TYPE_CHECKING:
+    from cluster.profile import Profile as Settings
     from retrieval.artifacts import Gallery, Index
 
 # Commands import what they need themselves: torch and Ray take seconds, which --help need not wait for.
@@ -71,6 +72,7 @@ def index(
     settings, place = _profile(profile), Folder(target)
     budget = _bytes(memory_per_shard) if memory_per_shard else None
     with _job(place, f"mindseye index {source}", take_over, address):
+        _check_kind(factory or settings.index.factory, settings)
         where = (place / "gallery").uri
         if overwrite:
             gallery = build_gallery(source, where, settings, overwrite=True, say=out.print)
@@ -92,6 +94,16 @@ def index(
     _say_version(version)
     say_made(gallery.uri, version.uri)
     say_next(f'mindseye search "a category in words" {target}', f"mindseye queries VOCABULARY {target}/queries")
+
+
+def _check_kind(factory: str, settings: Settings) -> None:
+    """Raise a ValueError where FAISS refuses a kind for the models' dimensions, before everything is embedded."""
+    from pipelines.gallery import look_at_encoders
+    from retrieval.index_kinds import new_index
+
+    if factory != "auto":
+        encoders = look_at_encoders(settings)
+        new_index(factory, (encoders.vlm.dim or 0) + (encoders.vision.dim or 0))
 
 
 @app.command

@@ -6,7 +6,7 @@ blocks of some thousand rows. The exact vectors go straight to their places in a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ def build_shard(
     trained: Path | None,
     seed: int = 0,
     share: float = 1.0,
+    added: Callable[[int], object] = lambda count: None,
 ) -> dict[str, dict[str, Any]]:
     """Write a shard's files into `folder` and return their records, as `Shard.build` and `save` would.
 
@@ -49,6 +50,7 @@ def build_shard(
             merged. Without it the shard trains on its own rows.
         seed: of the training sample, the k-means and the tuning queries.
         share: of the index's rows that the shard has; see `Shard.measure_efforts`.
+        added: is told how many rows were added to the compressed index, block after block.
 
     Raises:
         ValueError: a row without an id or without unit halves, halves of other dimensions, tables that differ between
@@ -65,7 +67,7 @@ def build_shard(
     placed.flush()
     if index is None:
         index = train(training_sample(placed, factory, seed), factory, seed=seed)
-    fill(index, placed)
+    fill(index, placed, added)
     shard = Shard(index, placed, table, vlm_dim=vlm_dim, factory=factory)
     shard.measure_efforts(seed, share)
     return shard.save_beside_vectors(folder, duplicates=len(places) - table.num_rows)
