@@ -105,16 +105,23 @@ class Folder:
             return stream.read()
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all."""
-        with self.writing(name) as stream:
-            stream.write(data)
+        """Write a file whole or not at all; if that fails, what was there stays."""
+        if self.local_path:
+            with self.writing(name) as stream:
+                stream.write(data)
+            return
+        target = self._at(name)
+        with advice(self):
+            self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
+            with self.filesystem.open_output_stream(target) as stream:
+                stream.write(data)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[pa.NativeFile]:
         """Write a file piece by piece: it is there when the block ends, and is not if an error ends it.
 
-        On a disk it has a temporary name meanwhile. In an object store nothing is seen before it is complete, and a
-        move would be a copy, of at most 5 GB on S3.
+        On a disk it has a temporary name meanwhile. In an object store a move would be a copy, of at most 5 GB on S3,
+        so it has its own name, and should be a new one: an error deletes what is there.
         """
         target = self._at(name)
         with advice(self):

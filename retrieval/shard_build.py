@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from retrieval.index_kinds import fitted_factory, new_index, train, training_rows
+from retrieval.metadata import agreed
 from retrieval.shard import Shard, check_unit_halves, fill, id_order, repeated, training_sample
 from retrieval.shard_files import VECTORS, check_index_header, read_index
 
@@ -109,7 +110,7 @@ def _dims(table: pa.Table) -> tuple[int, ...]:
 def _row_table(tables: Iterable[pa.Table]) -> tuple[pa.Table, NDArray[np.int64]]:
     """The row table in ascending id order; each row's place in it, -1 for repeated ids."""
     parts = [table.select([name for name in table.column_names if name not in ("vlm", "vision")]) for table in tables]
-    unsorted = pa.concat_tables(parts, promote_options="default").combine_chunks()
+    unsorted = pa.concat_tables(agreed(parts), promote_options="default").combine_chunks()
     parts.clear()
     if missing := unsorted["id"].null_count:
         raise ValueError(f"{missing} of {unsorted.num_rows} ids are missing")
