@@ -174,9 +174,9 @@ def train_quantisers(
             .map_batches(_sampled, fn_kwargs=arguments, batch_size=4096, batch_format="pyarrow")
             .to_arrow_refs()
         )
-    with progress("training the index", None):
+    with progress("training the index", min(wanted, rows)) as counter:
         cpus = _cpus(1, settings)
-        ray.get(_train.options(num_cpus=cpus).remote(version, sample, factory, cpus))
+        ray.get(counter.add.remote(_train.options(num_cpus=cpus).remote(version, sample, factory, cpus)))
     return version
 
 
@@ -189,11 +189,13 @@ def _sampled(rows: pa.Table, share: float, counter: ActorHandle) -> pa.Table:
 
 
 @ray.remote(max_retries=3)
-def _train(version: Folder, blocks: list[ray.ObjectRef], factory: str, cpus: float) -> None:
+def _train(version: Folder, blocks: list[ray.ObjectRef], factory: str, cpus: float) -> int:
+    """Returns how many rows it was trained on."""
     sample = _sorted_sample(ray.get(blocks))
     with _threads(cpus), tempfile.TemporaryDirectory(prefix="mindseye-train-") as scratch:
         save_trained(train(sample, factory), Path(scratch) / TRAINED)
         version.upload(TRAINED, Path(scratch) / TRAINED)
+    return len(sample)
 
 
 def _sorted_sample(tables: Sequence[pa.Table]) -> np.ndarray:

@@ -310,9 +310,7 @@ def test_new_shards_of_the_old_kind_keep_to_the_memory_there_is(
     build_index(place.gallery, str(place.target / "index"), profile, shards=1)
     grown = with_batch(place.gallery, some(tmp_path / "more", "more", 100))
     narrow = profile.model_copy(update={"index": profile.index.model_copy(update={"memory_per_shard": 1000})})
-    with pytest.raises(
-        ValueError, match=r"100 new rows of the index's kind, Flat, .* mindseye index compact --factory"
-    ):
+    with pytest.raises(ValueError, match=r"100 new rows of the index's kind, Flat, .* index compact --factory"):
         index_batch(*grown, [], place.gallery, place.index, narrow, say=quiet)
 
 
