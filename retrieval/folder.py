@@ -212,7 +212,7 @@ def advice(folder: Folder) -> Iterator[None]:
     """Raise what an object store says of keys and buckets as an error that says what to do."""
     try:
         yield
-    except OSError as error:
+    except (OSError, pa.ArrowInvalid) as error:
         said = str(error)
         if any(word in said for word in ("ACCESS_DENIED", "UNRECOGNIZED_CLIENT", "INVALID_CLIENT", "SIGNATURE", "403")):
             raise PermissionError(
@@ -220,7 +220,10 @@ def advice(folder: Folder) -> Iterator[None]:
                 " AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the machine's role) and that they may list, read and write"
                 f" there. It said: {said}"
             ) from error
-        if "NO_SUCH_BUCKET" in said or ("Bucket" in said and "not found" in said):
+        # Google's client would create a bucket that is missing, and lacks a project to do so in.
+        if any(word in said for word in ("NO_SUCH_BUCKET", "missing project id")) or (
+            "Bucket" in said and "not found" in said
+        ):
             raise FileNotFoundError(
                 f"{folder.uri}: there is no such bucket, or not in this region; create it first, or correct the URI."
                 f" It said: {said}"
