@@ -91,8 +91,8 @@ def holds(target: Folder, now: float | None = None) -> list[Hold]:
     now = datetime.now(UTC).timestamp() if now is None else now
     found = []
     for file in target.files(HOLDS, ".json"):
-        # It may be gone, or half written, by the time that it is read.
-        with suppress(OSError, ValueError, TypeError):
+        # It may be gone, or half written, by the time that it is read. What else may go wrong must not pass for none.
+        with suppress(FileNotFoundError, ValueError, TypeError):
             found.append(Hold(file, **target.read_json(file), silent_s=max(now - target.modified(file), 0)))
     return found
 

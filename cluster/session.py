@@ -41,7 +41,7 @@ LINE_SECONDS = 60
 def session(address: str | None = None) -> Iterator[None]:
     """Connect to the Ray cluster at ``address`` (or ``RAY_ADDRESS``), or start a local one; leave it as it was found.
 
-    Inside a session that is already open, that one goes on. A ValueError of a worker is raised as itself.
+    Inside a session that is already open, that one goes on. A ValueError or OSError of a worker is raised as itself.
     """
     if ray.is_initialized():
         with _plain_errors():
@@ -87,7 +87,7 @@ def _plain_errors() -> Iterator[None]:
         cause: BaseException = error
         while isinstance(cause, RayTaskError):
             cause = cause.cause
-        if isinstance(cause, ValueError):
+        if isinstance(cause, ValueError | OSError):
             raise cause from error
         raise
 

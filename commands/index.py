@@ -15,6 +15,7 @@ from rich.table import Table
 from commands.console import Cluster, Profile, listed, out, say_made, say_next
 
 if TYPE_CHECKING:
+    from cluster.profile import Profile as Settings
     from retrieval.artifacts import Gallery, Index
 
 # Commands import what they need themselves: torch and Ray take seconds, which --help need not wait for.
@@ -59,11 +60,12 @@ def index(
     dedup
         Drop images whose vision vectors have this cosine or more to another's, such as 0.98; 1 drops equal files only.
     overwrite
-        Begin anew. What is published stays until the new gallery and the new version are complete.
+        Begin anew, or go on with what was begun so. What is published stays until the new gallery is complete.
     """
     from pipelines.duplicates import check_cosine
     from pipelines.gallery import build_gallery, gallery_of, summary_of
     from pipelines.index import build_index
+    from retrieval.artifacts import MANIFEST
     from retrieval.folder import Folder
 
     if dedup is not None:
@@ -71,7 +73,9 @@ def index(
     settings, place = _profile(profile), Folder(target)
     budget = _bytes(memory_per_shard) if memory_per_shard else None
     with _job(place, f"mindseye index {source}", take_over, address):
+        _check_kind(factory or settings.index.factory, settings)
         where = (place / "gallery").uri
+        known = not overwrite and (place / "gallery").exists(MANIFEST)
         if overwrite:
             gallery = build_gallery(source, where, settings, overwrite=True, say=out.print)
         else:
@@ -88,10 +92,23 @@ def index(
         )
         if dedup is not None:
             version = _drop_duplicates(gallery, version, dedup, settings)
-    _say_summary(summary_of(gallery, gallery.manifest.batches[-1]))
+    if known:
+        out.print(f"the gallery is what it was; mindseye index add {source} {target} takes in what is new")
+    else:
+        _say_summary(summary_of(gallery, gallery.manifest.batches[-1]))
     _say_version(version)
     say_made(gallery.uri, version.uri)
     say_next(f'mindseye search "a category in words" {target}', f"mindseye queries VOCABULARY {target}/queries")
+
+
+def _check_kind(factory: str, settings: Settings) -> None:
+    """Raise a ValueError where FAISS refuses a kind for the models' dimensions, before everything is embedded."""
+    from pipelines.gallery import look_at_encoders
+    from retrieval.index_kinds import new_index
+
+    if factory != "auto":
+        encoders = look_at_encoders(settings)
+        new_index(factory, (encoders.vlm.dim or 0) + (encoders.vision.dim or 0))
 
 
 @app.command
@@ -122,7 +139,7 @@ def add(
     from retrieval.artifacts import Gallery
     from retrieval.folder import Folder
 
-    settings, place = _profile(profile), Folder(target)
+    settings, place = _profile(profile), _known(Folder(target))
     with _job(place, f"mindseye index add {source}", take_over, address):
         version = growth.add(source, *_opened(place), settings, overwrite=overwrite, say=out.print)
     gallery = Gallery.open(place / "gallery")
@@ -157,7 +174,7 @@ def remove(
     from pipelines import growth
     from retrieval.folder import Folder
 
-    settings, place = _profile(profile), Folder(target)
+    settings, place = _profile(profile), _known(Folder(target))
     selection = growth.Selection(id or (), path or (), label or ())
     if not any(selection):
         raise ValueError("give at least one --id, --path or --label")
@@ -195,7 +212,7 @@ def compact(
     from pipelines import growth
     from retrieval.folder import Folder
 
-    settings, place = _profile(profile), Folder(target)
+    settings, place = _profile(profile), _known(Folder(target))
     with _job(place, "mindseye index compact", take_over, address):
         version = growth.compact(*_opened(place), settings, factory=factory, overwrite=overwrite, say=out.print)
     _say_version(version)
@@ -219,7 +236,7 @@ def prune(target: str, *, keep: int = 2, take_over: TakeOver = False) -> None:
     from retrieval.artifacts import Gallery
     from retrieval.folder import Folder
 
-    place = Folder(target)
+    place = _known(Folder(target))
     with hold(place, "mindseye index prune", take_over=take_over):
         deleted = growth.prune(Gallery.open(place / "gallery"), place / "index", keep)
     for name in deleted:
@@ -270,7 +287,7 @@ def list_versions(target: str) -> None:
     numbers = ("rows", "removed", "shards", "size", "worst recall")
     for heading in ("version", "state", "created", *numbers[:3], "kind", *numbers[3:], "models"):
         table.add_column(heading, justify="right" if heading in numbers else "left")
-    for each in versions(Folder(target) / "index"):
+    for each in versions(_known(Folder(target)) / "index"):
         if each.index is None:
             table.add_row(each.name, each.state)
             continue
@@ -322,7 +339,7 @@ def status(target: str) -> None:
     from pipelines.inspection import state
     from retrieval.folder import Folder
 
-    found = state(Folder(target))
+    found = state(_known(Folder(target)))
     for each in found.holds:
         out.print(f"{'a dead job was here' if each.stale else 'running'}: {each}", soft_wrap=True)
     if not found.holds:
@@ -357,7 +374,7 @@ def failed(target: str, *, reason: str | None = None, examples: int = 3) -> None
     from pipelines.inspection import rejected
     from retrieval.folder import Folder
 
-    table = rejected(Folder(target))
+    table = rejected(_known(Folder(target)))
     counts = table["reason"].value_counts().to_pylist()
     for count in sorted(counts, key=lambda each: -each["counts"]):
         if reason not in (None, count["values"]):
@@ -383,6 +400,13 @@ def _job(target, what: str, take_over: bool, address: str | None) -> Iterator[No
 
     with hold(target, what, take_over=take_over), session(address):
         yield
+
+
+def _known(target):
+    """The target, if anything of ours is there."""
+    if not target.folders():
+        raise ValueError(f"there is no gallery and no index at {target.uri}; mindseye index makes both")
+    return target
 
 
 def _opened(target) -> tuple[Gallery, Index]:

@@ -54,9 +54,10 @@ def near_duplicates(index: Index, cosine: float, settings: IndexSettings) -> pa.
         ValueError: ``cosine`` is not above 0 and at most 1.
     """
     check_cosine(cosine)
-    with progress("looking for near duplicates", index.manifest.rows) as counter:
+    shards = len(index.manifest.shards)
+    with progress("looking for near duplicates in each shard", index.manifest.rows * shards) as counter:
         look = _pairs_of_shard.options(num_cpus=settings.cpus)
-        tasks = [look.remote(index, number, cosine, counter) for number in range(len(index.manifest.shards))]
+        tasks = [look.remote(index, number, cosine, counter) for number in range(shards)]
         pairs = pa.concat_tables([PAIRS.empty_table(), *ray.get(tasks)])
     return _grouped(pairs)
 
@@ -69,28 +70,26 @@ def _alive(index: Index, number: int) -> np.ndarray:
 
 @ray.remote
 def _pairs_of_shard(index: Index, number: int, cosine: float, counter: ActorHandle) -> pa.Table:
-    shards = index.shards()
-    asking = shards[number]
+    asking = index.shard(number)
     alive = np.flatnonzero(asking.alive)
+    blocks = [alive[start : start + _BLOCK] for start in range(0, len(alive), _BLOCK)]
     found = [PAIRS.empty_table()]
-    for start in range(0, len(alive), _BLOCK):
-        found += _pairs(asking, alive[start : start + _BLOCK], shards, cosine)
-        counter.add.remote(len(alive[start : start + _BLOCK]))
+    for other in range(len(index.manifest.shards)):
+        shard = asking if other == number else index.shard(other)  # no more than two at once
+        for rows_B in blocks:
+            found.append(_pairs(asking, rows_B, shard, cosine))
+            counter.add.remote(len(rows_B))
     return pa.concat_tables(found)
 
 
-def _pairs(asking: Shard, rows_B: np.ndarray, shards: list[Shard], cosine: float) -> list[pa.Table]:
+def _pairs(asking: Shard, rows_B: np.ndarray, shard: Shard, cosine: float) -> pa.Table:
     query_BD = asking.vectors[rows_B].astype(np.float32)
     query_BD[:, : asking.vlm_dim] = 0
     ids = asking.rows["id"].to_numpy(zero_copy_only=False)[rows_B]
-    tables = []
-    for shard in shards:
-        hits = shard.search(query_BD, NEIGHBOURS)
-        near = (hits.scores >= cosine) & (hits.ids != ids[:, None])
-        which, _ = np.nonzero(near)
-        table = {"id": ids[which], "of": hits.ids[near], "cosine": hits.scores[near]}
-        tables.append(pa.table(table, schema=PAIRS))
-    return tables
+    hits = shard.search(query_BD, NEIGHBOURS)
+    near = (hits.scores >= cosine) & (hits.ids != ids[:, None])
+    which, _ = np.nonzero(near)
+    return pa.table({"id": ids[which], "of": hits.ids[near], "cosine": hits.scores[near]}, schema=PAIRS)
 
 
 def _grouped(pairs: pa.Table) -> pa.Table:

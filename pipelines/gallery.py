@@ -57,6 +57,8 @@ class Job(BaseModel):
     """The columns that the source has beside ours."""
     changed: list[str]
     """Paths that are embedded again, since their files have changed."""
+    overwrite: bool = False
+    """Whether it was begun anew, whatever there was."""
 
 
 class Summary(BaseModel):
@@ -66,7 +68,7 @@ class Summary(BaseModel):
     embedded: int
     rejected: dict[str, int]
     duplicates: int
-    """Rows whose bytes another row of the gallery has as well."""
+    """Rows whose bytes another row of the batch has as well."""
     already_there: int
     """Inputs that an earlier, killed run of the same job had dealt with."""
     unchanged: int
@@ -84,8 +86,12 @@ def gallery_of(
     Raises:
         ValueError: there is a gallery of something else at ``target``, or as ``build_gallery``.
     """
-    if not Folder(target).exists(MANIFEST):
+    folder = Folder(target)
+    if not folder.exists(MANIFEST):
         return build_gallery(source_uri, target, profile, say=say)
+    for batch in unfinished_batches(folder):
+        if is_overwriting(batch):
+            say(f"batch {batch.name} was begun with --overwrite and not finished: --overwrite goes on with it")
     gallery = Gallery.open(target)
     first = gallery.manifest.batches[0]
     made_of = {"source": first.source} | {role: model.uri for role, model in gallery.manifest.models.items()}
@@ -110,7 +116,8 @@ def build_gallery(
     """Embed every image of a source and publish the Gallery at ``target``; go on with a job that was killed.
 
     Args:
-        overwrite: begin anew, and replace a gallery that is there when the new one is complete.
+        overwrite: begin anew, and replace a gallery that is there when the new one is complete; or go on with a job
+            that was begun so.
         say: is told what is gone on with.
 
     Raises:
@@ -189,8 +196,7 @@ def _embedded_batch(
     say: Callable[[str], None],
 ) -> tuple[BatchRecord, list[PartRecord], list[str]]:
     begun = time.monotonic()
-    batch = _open_batch(folder, overwrite)
-    job, unchanged = _begin(folder, batch, source_uri, encoders, known)
+    batch, job, unchanged = _begin(folder, _open_batch(folder, overwrite), source_uri, encoders, known, overwrite)
     for older in unfinished_batches(folder):
         if older.name < batch.name:  # only now that the number of the new one is taken
             older.delete()
@@ -262,16 +268,29 @@ def _batch_names(folder: Folder) -> list[str]:
 
 
 def _open_batch(folder: Folder, overwrite: bool) -> Folder:
-    """The batch to go on with, or a new one. No number is given out twice: an index may have what is overwritten."""
+    """The batch to go on with, or a new one. What was not begun to overwrite is not gone on with to overwrite."""
     unfinished = unfinished_batches(folder)
-    if unfinished and not overwrite:
+    if unfinished and (not overwrite or is_overwriting(unfinished[-1])):
         return unfinished[-1]
+    return _new_batch(folder)
+
+
+def is_overwriting(batch: Folder) -> bool:
+    """Return whether an unfinished batch was begun with ``overwrite``."""
+    return batch.exists(JOB) and Job.model_validate(batch.read_json(JOB)).overwrite
+
+
+def _new_batch(folder: Folder) -> Folder:
+    """A new batch. No number is given out twice: an index may have what is overwritten."""
     names = _batch_names(folder)
     return folder / Gallery.batch(f"{(int(names[-1]) if names else 0) + 1:06d}")
 
 
-def _begin(folder: Folder, batch: Folder, source_uri: str, encoders: Encoders, known: Sequence[str]) -> tuple[Job, int]:
-    """Freeze the list of inputs; or compare with what was frozen. Returns the job, and how many inputs were left out.
+def _begin(
+    folder: Folder, batch: Folder, source_uri: str, encoders: Encoders, known: Sequence[str], overwrite: bool
+) -> tuple[Folder, Job, int]:
+    """Freeze the list of inputs; or compare with what was frozen. Returns the batch, which is a new one if that differs
+    and ``overwrite`` is on, its job, and how many inputs were left out.
 
     Raises:
         ValueError: naming what is not as it was.
@@ -293,15 +312,18 @@ def _begin(folder: Folder, batch: Folder, source_uri: str, encoders: Encoders, k
         digest=listing.digest,
         metadata=list(listing.metadata),
         changed=list(listing.changed),
+        overwrite=overwrite,
     )
     if not begun:
         batch.write_json(JOB, job.model_dump())
-        return job, listing.skipped
+        return batch, job, listing.skipped
     before = Job.model_validate(batch.read_json(JOB))
-    for what in ("source", "vlm", "vision", "digest"):
+    for what in ("source", "vlm", "vision", "overwrite", "digest"):
         was, now = getattr(before, what), getattr(job, what)
         if was == now:
             continue
+        if overwrite:
+            return _begin(folder, _new_batch(folder), source_uri, encoders, known, overwrite)
         if what == "digest":
             change = difference(batch / "inputs", place) or "the list of inputs is in another order"
         else:
@@ -311,7 +333,7 @@ def _begin(folder: Folder, batch: Folder, source_uri: str, encoders: Encoders, k
             " Run it with what it was begun with, or with --overwrite to begin anew"
         )
     place.delete()
-    return before, listing.skipped
+    return batch, before, listing.skipped
 
 
 def _rows(folder: Folder, files: Sequence[str]) -> list[int]:

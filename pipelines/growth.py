@@ -28,6 +28,7 @@ from pipelines.index import (
     build_index,
     build_shards,
     cut,
+    dims,
     open_version,
     plan_of,
     publish,
@@ -47,6 +48,7 @@ from retrieval.artifacts import (
     version_names,
 )
 from retrieval.folder import Folder
+from retrieval.index_kinds import memory_of
 from retrieval.shard_files import ROWS
 
 Say = Callable[[str], None]
@@ -110,8 +112,7 @@ def add(source: str, gallery: Gallery, index: Index, profile: Profile, *, overwr
         ValueError: the index was not built from this gallery, other models, nothing new, or recall below the floor.
     """
     # Not by its URI, since both may have been moved. The index is one batch ahead if a run was killed between the two.
-    in_index, in_gallery = index.manifest.sources.items(), gallery.manifest.sources.items()
-    if not in_index >= in_gallery and not in_index <= in_gallery:
+    if not index.manifest.sources.items() >= gallery.manifest.sources.items():
         raise ValueError(
             f"the index {index.uri} was not built from the gallery {gallery.uri} as it is now;"
             " build it first: mindseye index SOURCE TARGET"
@@ -150,6 +151,7 @@ def index_batch(
         with_new = Gallery(gallery.folder, grown)
         factory = index.manifest.factory
         shards = math.ceil(batch.rows / settings.rows_per_shard)
+        _check_memory(factory, math.ceil(batch.rows / shards), sum(dims(with_new)), settings)
         version = open_version(index.root, plan_of(with_new, new, shards, factory), overwrite)
         trained = _trained_before(index) or train_quantisers(version, with_new, new, factory, settings)
         records = build_shards(version, with_new, cut(new, shards), factory, trained, settings, say=say)
@@ -172,13 +174,30 @@ def index_batch(
     return index
 
 
+def _check_memory(factory: str, rows: int, dim: int, settings: IndexSettings) -> None:
+    """Refuse shards of the index's kind that are larger than the profile allows."""
+    needed = memory_of(factory, rows, dim)
+    if settings.memory_per_shard and needed > settings.memory_per_shard:
+        raise ValueError(
+            f"a shard of {rows:,} new rows of the index's kind, {factory}, takes {needed / 2**20:,.0f} MiB, and the"
+            f" profile's memory_per_shard is {settings.memory_per_shard / 2**20:,.0f} MiB: lower its rows_per_shard, or"
+            " give the index another kind first (mindseye index compact --factory)"
+        )
+
+
 def remove(selection: Selection, gallery: Gallery, index: Index, settings: IndexSettings, *, say: Say) -> Removed:
     """Publish a version of the index without some rows, and take them out of the gallery.
 
     Raises:
-        ValueError: no row is meant, or no row would be left.
+        ValueError: no row is meant, no row would be left, or an addition was killed that the gallery has not taken in.
     """
     begun = time.monotonic()
+    if killed := index.manifest.sources.keys() - gallery.manifest.sources.keys():
+        source = index.manifest.sources[min(killed)]
+        raise ValueError(
+            f"an addition of {source} was killed before the gallery took it in, and would bring back what is removed;"
+            f" run it again first: mindseye index add {source} TARGET"
+        )
     found = _found(index, selection)
     if not found.num_rows:
         wanted = [*selection.ids, *selection.paths, *selection.labels]
@@ -281,6 +300,8 @@ def _pruned_gallery(gallery: Gallery) -> list[str]:
             if file not in used:
                 folder.delete(file)
                 deleted.append(f"{folder.name}/{file}")
+        for file in folder.files(Gallery.batch(name, "parts"), ".partial"):  # of a worker that was killed
+            folder.delete(file)
     return deleted
 
 

@@ -31,7 +31,6 @@ from ray.util.metrics import Counter
 from cluster.profile import IndexSettings, Profile
 from cluster.session import progress
 from retrieval.artifacts import (
-    MANIFEST,
     Gallery,
     Index,
     IndexManifest,
@@ -39,6 +38,7 @@ from retrieval.artifacts import (
     ShardRecord,
     matrix,
     new_version,
+    published_versions,
     version_names,
 )
 from retrieval.folder import Folder
@@ -165,16 +165,18 @@ def train_quantisers(
     if version.exists(TRAINED):
         return version
     rows = sum(part.rows for part in parts)
-    with progress("training the index on a sample", min(wanted, rows)) as counter:
+    with progress("sampling rows to train the index on", min(wanted, rows)) as counter:
         files = [f"{gallery.folder.path}/{part.name}" for part in parts]
         arguments = {"share": wanted / rows, "counter": counter}
         sample = (
             ray.data.read_parquet(files, filesystem=gallery.folder.filesystem)
             .select_columns(["id", "vlm", "vision"])
             .map_batches(_sampled, fn_kwargs=arguments, batch_size=4096, batch_format="pyarrow")
+            .to_arrow_refs()
         )
+    with progress("training the index", min(wanted, rows)) as counter:
         cpus = _cpus(1, settings)
-        ray.get(_train.options(num_cpus=cpus).remote(version, sample.to_arrow_refs(), factory, cpus))
+        ray.get(counter.add.remote(_train.options(num_cpus=cpus).remote(version, sample, factory, cpus)))
     return version
 
 
@@ -187,11 +189,13 @@ def _sampled(rows: pa.Table, share: float, counter: ActorHandle) -> pa.Table:
 
 
 @ray.remote(max_retries=3)
-def _train(version: Folder, blocks: list[ray.ObjectRef], factory: str, cpus: float) -> None:
+def _train(version: Folder, blocks: list[ray.ObjectRef], factory: str, cpus: float) -> int:
+    """Returns how many rows it was trained on."""
     sample = _sorted_sample(ray.get(blocks))
     with _threads(cpus), tempfile.TemporaryDirectory(prefix="mindseye-train-") as scratch:
         save_trained(train(sample, factory), Path(scratch) / TRAINED)
         version.upload(TRAINED, Path(scratch) / TRAINED)
+    return len(sample)
 
 
 def _sorted_sample(tables: Sequence[pa.Table]) -> np.ndarray:
@@ -245,7 +249,6 @@ def _build_shard(
     cpus: float,
     counter: ActorHandle,
 ) -> None:
-    begun = time.perf_counter()
     expected = sum(piece.stop - piece.start for piece in slices)
     version.delete(name)
     with _threads(cpus), tempfile.TemporaryDirectory(prefix="mindseye-shard-") as scratch:
@@ -263,6 +266,7 @@ def _build_shard(
             factory=factory,
             trained=template,
             share=expected / gallery.manifest.rows,
+            added=counter.add.remote,
         )
         built = read_record(folder)
         if local is None:
@@ -271,9 +275,8 @@ def _build_shard(
     rows = built["rows"]
     record = ShardRecord(version=version.name, name=name, rows=rows, factory=built["factory"], files=files)
     version.write_json(_marker(name), record.model_dump())
-    seconds = time.perf_counter() - begun
     with suppress(RayError):  # waited for, so that the last shard is counted when the job says how many there were
-        ray.get(counter.add.remote(expected, build=seconds))
+        ray.get(counter.add.remote(expected - rows))  # of the same id as others
     Counter("mindseye_index_shard_rows", "Rows of shards that were built.", tag_keys=("version",)).inc(
         rows, {"version": version.name}
     )
@@ -329,7 +332,8 @@ def publish(index: Index, settings: IndexSettings, begun: float) -> Index:
         raise ValueError(
             f"version {index.version} of {index.root.uri} is not published: it finds too little ({', '.join(below)};"
             f" the profile's recall_floor is {settings.recall_floor}). Give a kind of index that keeps more of each"
-            f" vector than {index.manifest.factory} (--factory, or more --memory-per-shard), or lower the floor"
+            f" vector than {index.manifest.factory} (mindseye index or compact with --factory, or a larger"
+            " memory_per_shard), or lower the floor"
         )
     index.folder.write_json("summary.json", {"seconds": round(time.monotonic() - begun, 1)})
     return Index.publish(index.folder, index.manifest)
@@ -343,10 +347,16 @@ def measure_recall(index: Index, settings: IndexSettings, counter: ActorHandle) 
     cpus = _cpus(count, settings)
     queries = ray.remote(_sample_queries).options(num_cpus=settings.cpus).remote(index)
     look = ray.remote(_found_and_exact).options(num_cpus=cpus)
-    answers = ray.get([look.remote(index, i, queries, cpus, counter) for i in range(count)])
+    waiting = [look.remote(index, i, queries, cpus, counter) for i in range(count)]
+    best: tuple[Hits, Hits] | None = None
+    while waiting:  # merged as they come: those of all shards together would be 20 MB for each
+        [done], waiting = ray.wait(waiting)
+        answer = ray.get(done)
+        best = _merged(best, answer) if best else answer
+    assert best
     recall = {}
     for depth in RECALL_AT:
-        found, exact = (merge_topk([answer[which] for answer in answers], depth).ids for which in (0, 1))
+        found, exact = (hits.ids[:, :depth] for hits in best)
         halves = zip(np.split(found, len(LAMBDA_GRID)), np.split(exact, len(LAMBDA_GRID)), strict=True)
         recall[str(depth)] = {
             str(weight): round(neighbour_recall(*half), 4) for weight, half in zip(LAMBDA_GRID, halves, strict=True)
@@ -354,9 +364,17 @@ def measure_recall(index: Index, settings: IndexSettings, counter: ActorHandle) 
     return recall
 
 
+def _merged(one: tuple[Hits, Hits], other: tuple[Hits, Hits]) -> tuple[Hits, Hits]:
+    found, exact = (merge_topk(hits, max(RECALL_AT)) for hits in zip(one, other, strict=True))
+    return found, exact
+
+
 def _sample_queries(index: Index) -> np.ndarray:
+    shards = index.manifest.shards
+    alive = np.array([record.rows for record in shards])
+    alive -= np.bincount(index.removed()["shard"].to_numpy(), minlength=len(shards))
+    shard = index.shard(int(np.argmax(alive)))
     # Rows lie in the order of their ids, which are hashes, so any run of them is a fair sample.
-    shard = index.shard(max(range(len(index.manifest.shards)), key=lambda i: index.manifest.shards[i].rows))
     rows = np.flatnonzero(shard.alive)[-RECALL_QUERIES:]
     return np.concatenate(shard.sample_queries(rows, np.random.default_rng(1)))
 
@@ -386,9 +404,11 @@ def open_version(root: Folder, plan: Plan, overwrite: bool) -> Folder:
     Raises:
         ValueError: one was begun with another plan.
     """
+    newest = max(published_versions(root), default="")
     for name in version_names(root):
         version = root / name
-        if version.exists(MANIFEST) or version.exists(REFUSED) or not version.exists(PLAN):
+        # One that is older than what was published since would be no newest version, and nobody's.
+        if name <= newest or version.exists(REFUSED) or not version.exists(PLAN):
             continue
         begun = Plan.model_validate(version.read_json(PLAN))
         if overwrite:
@@ -397,13 +417,14 @@ def open_version(root: Folder, plan: Plan, overwrite: bool) -> Folder:
             return version
         else:
             differ = "; ".join(
-                f"{what} was {getattr(begun, what)}, is now {getattr(plan, what)}"
-                for what in Plan.model_fields
-                if getattr(begun, what) != getattr(plan, what)
+                "it is of other parts of the gallery" if what == "parts" else f"{what} was {was}, is now {now}"
+                for what, was in begun
+                if was != (now := getattr(plan, what))
             )
             raise ValueError(
                 f"{version.uri} was begun and not finished, and can not be gone on with: {differ}."
-                " Run it with what it was begun with, or with --overwrite to begin anew"
+                f" Run it with what it was begun with, or delete {version.uri} to build this version anew from what is"
+                " embedded; --overwrite begins the whole command anew"
             )
     version = new_version(root)
     version.write_json(PLAN, plan.model_dump())

@@ -124,7 +124,7 @@ def check_target(gallery: Gallery, index: Index, profile: Profile, *, sample: in
     yield from (Finding("a part of the gallery", trouble) for trouble in troubles)
     in_index, in_gallery = index.manifest.rows, gallery.manifest.rows
     differ = f"the index finds {in_index:,} rows, the gallery has {in_gallery:,}" if in_index != in_gallery else None
-    yield Finding("index and gallery have the same rows", differ)
+    yield Finding("index and gallery have as many rows", differ)
     if sample:
         stage = profile.embed
         look = _check_sample.options(num_cpus=stage.cpus, num_gpus=stage.gpus)
@@ -196,14 +196,14 @@ def _check_sample(gallery: Gallery, profile: Profile, sample: int, seed: int) ->
     sources = {name: Pictures(source, links_out=True) for name, source in gallery.manifest.sources.items()}
     for row in range(rows.num_rows):
         path = rows["path"][row].as_py()
-        data = sources[rows["batch"][row].as_py()].bytes_of(path)
-        if data is None:
-            gone += 1
-            continue
         try:
-            image = decode(data)
-        except ImageRejected:
+            data = sources[rows["batch"][row].as_py()].bytes_of(path)
+            image = decode(data) if data is not None else None
+        except (ImageRejected, OSError):
             other[path] += 1
+            continue
+        if image is None:
+            gone += 1
             continue
         for name, encoder in encoders.items():
             [made_D] = encoder.encode_images(encoder.preprocess.pixels(image)[None])

@@ -105,16 +105,23 @@ class Folder:
             return stream.read()
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all."""
-        with self.writing(name) as stream:
-            stream.write(data)
+        """Write a file whole or not at all; if that fails, what was there stays."""
+        if self.local_path:
+            with self.writing(name) as stream:
+                stream.write(data)
+            return
+        target = self._at(name)
+        with advice(self):
+            self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
+            with self.filesystem.open_output_stream(target) as stream:
+                stream.write(data)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[pa.NativeFile]:
         """Write a file piece by piece: it is there when the block ends, and is not if an error ends it.
 
-        On a disk it has a temporary name meanwhile. In an object store nothing is seen before it is complete, and a
-        move would be a copy, of at most 5 GB on S3.
+        On a disk it has a temporary name meanwhile. In an object store a move would be a copy, of at most 5 GB on S3,
+        so it has its own name, and should be a new one: an error deletes what is there.
         """
         target = self._at(name)
         with advice(self):
@@ -205,7 +212,7 @@ def advice(folder: Folder) -> Iterator[None]:
     """Raise what an object store says of keys and buckets as an error that says what to do."""
     try:
         yield
-    except OSError as error:
+    except (OSError, pa.ArrowInvalid) as error:
         said = str(error)
         if any(word in said for word in ("ACCESS_DENIED", "UNRECOGNIZED_CLIENT", "INVALID_CLIENT", "SIGNATURE", "403")):
             raise PermissionError(
@@ -213,7 +220,10 @@ def advice(folder: Folder) -> Iterator[None]:
                 " AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the machine's role) and that they may list, read and write"
                 f" there. It said: {said}"
             ) from error
-        if "NO_SUCH_BUCKET" in said or ("Bucket" in said and "not found" in said):
+        # Google's client would create a bucket that is missing, and lacks a project to do so in.
+        if any(word in said for word in ("NO_SUCH_BUCKET", "missing project id")) or (
+            "Bucket" in said and "not found" in said
+        ):
             raise FileNotFoundError(
                 f"{folder.uri}: there is no such bucket, or not in this region; create it first, or correct the URI."
                 f" It said: {said}"

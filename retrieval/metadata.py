@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,11 +27,7 @@ def unified(schemas: Iterable[pa.Schema]) -> pa.Schema:
     Raises:
         ValueError: that would be more columns than anything can have been meant to have.
     """
-    types: dict[str, pa.DataType] = {}
-    for schema in schemas:
-        for field in schema:
-            if field.name not in INPUTS.names:
-                types[field.name] = _common(types.get(field.name, pa.null()), field.type)
+    types = {name: type_ for name, type_ in _types(schemas).items() if name not in INPUTS.names}
     if len(types) > MAX_METADATA:
         raise ValueError(
             f"the source has metadata of {len(types):,} different names ({', '.join(list(types)[:5])}, …), the limit is"
@@ -39,6 +35,21 @@ def unified(schemas: Iterable[pa.Schema]) -> pa.Schema:
         )
     settled = [(name, pa.string() if pa.types.is_null(type_) else type_) for name, type_ in types.items()]
     return pa.schema([*INPUTS, *(pa.field(name, type_) for name, type_ in settled)])
+
+
+def agreed(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """Return tables whose columns of one name have one type: batches of a gallery were not listed together."""
+    types = _types(table.schema for table in tables)
+    return [conformed(table, pa.schema([(name, types[name]) for name in table.column_names])) for table in tables]
+
+
+def _types(schemas: Iterable[pa.Schema]) -> dict[str, pa.DataType]:
+    """The narrowest type of each name that columns of all its types can be brought to."""
+    types: dict[str, pa.DataType] = {}
+    for schema in schemas:
+        for field in schema:
+            types[field.name] = _common(types.get(field.name, pa.null()), field.type)
+    return types
 
 
 def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:

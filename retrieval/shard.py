@@ -15,7 +15,7 @@ RECALL_TARGET is kept for each λ of LAMBDA_GRID, and a query, which carries its
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -472,10 +472,14 @@ def training_sample(vectors_ND: NDArray[np.float16], factory: str, seed: int) ->
     return vectors_ND[np.sort(sample)]
 
 
-def fill(index: faiss.Index, vectors_ND: NDArray[np.float16]) -> None:
-    """Add all rows to a trained index, in blocks."""
+def fill(
+    index: faiss.Index, vectors_ND: NDArray[np.float16], added: Callable[[int], object] = lambda count: None
+) -> None:
+    """Add all rows to a trained index, in blocks, of whose rows `added` is told."""
     for start in range(0, len(vectors_ND), _FLOAT32_BLOCK):
-        index.add(vectors_ND[start : start + _FLOAT32_BLOCK].astype(np.float32))
+        block = vectors_ND[start : start + _FLOAT32_BLOCK].astype(np.float32)
+        index.add(block)
+        added(len(block))
 
 
 def check_unit_halves(joint_ND: NDArray[np.float16], vlm_dim: int, ids: pa.Array | pa.ChunkedArray) -> None:

@@ -6,7 +6,7 @@ blocks of some thousand rows. The exact vectors go straight to their places in a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from retrieval.index_kinds import fitted_factory, new_index, train, training_rows
+from retrieval.metadata import agreed
 from retrieval.shard import Shard, check_unit_halves, fill, id_order, repeated, training_sample
 from retrieval.shard_files import VECTORS, check_index_header, read_index
 
@@ -34,6 +35,7 @@ def build_shard(
     trained: Path | None,
     seed: int = 0,
     share: float = 1.0,
+    added: Callable[[int], object] = lambda count: None,
 ) -> dict[str, dict[str, Any]]:
     """Write a shard's files into `folder` and return their records, as `Shard.build` and `save` would.
 
@@ -49,6 +51,7 @@ def build_shard(
             merged. Without it the shard trains on its own rows.
         seed: of the training sample, the k-means and the tuning queries.
         share: of the index's rows that the shard has; see `Shard.measure_efforts`.
+        added: is told how many rows were added to the compressed index, block after block.
 
     Raises:
         ValueError: a row without an id or without unit halves, halves of other dimensions, tables that differ between
@@ -65,7 +68,7 @@ def build_shard(
     placed.flush()
     if index is None:
         index = train(training_sample(placed, factory, seed), factory, seed=seed)
-    fill(index, placed)
+    fill(index, placed, added)
     shard = Shard(index, placed, table, vlm_dim=vlm_dim, factory=factory)
     shard.measure_efforts(seed, share)
     return shard.save_beside_vectors(folder, duplicates=len(places) - table.num_rows)
@@ -107,7 +110,7 @@ def _dims(table: pa.Table) -> tuple[int, ...]:
 def _row_table(tables: Iterable[pa.Table]) -> tuple[pa.Table, NDArray[np.int64]]:
     """The row table in ascending id order; each row's place in it, -1 for repeated ids."""
     parts = [table.select([name for name in table.column_names if name not in ("vlm", "vision")]) for table in tables]
-    unsorted = pa.concat_tables(parts, promote_options="default").combine_chunks()
+    unsorted = pa.concat_tables(agreed(parts), promote_options="default").combine_chunks()
     parts.clear()
     if missing := unsorted["id"].null_count:
         raise ValueError(f"{missing} of {unsorted.num_rows} ids are missing")

@@ -37,6 +37,10 @@ def test_a_target_from_its_first_image_to_its_last_check(
     shutil.copyfile(images / "class 0/0.png", images / "class 1/again.png")
     (images / "broken.jpg").write_bytes(b"")
 
+    said = run("index", images, target, *with_profile, "--factory", "IVF9,Nonsense")
+    one_line_error(said, "index factory 'IVF9,Nonsense' does not suit")
+    assert not (target / "gallery").exists()
+
     said = run("index", images, target, *with_profile, "--dedup", "1")
     assert said.code == 0, said.err
     for part in (

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -59,6 +62,30 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     writer.join()
     assert seen <= set(contents)
     assert folder.files() == ["x"]
+
+
+class Full:
+    """A filesystem that is none of this machine's, as a store would be, and refuses to write."""
+
+    def __init__(self, filesystem: fs.FileSystem) -> None:
+        self._filesystem = filesystem
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._filesystem, name)
+
+    @contextmanager
+    def open_output_stream(self, path: str) -> Iterator[Any]:
+        yield pa.BufferOutputStream()
+        raise OSError(f"{path}: no space left")
+
+
+def test_a_write_that_a_store_refuses_leaves_what_was_there(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.write_json("manifest.json", {"rows": 1})
+    folder.filesystem = Full(fs.SubTreeFileSystem("/", fs.LocalFileSystem()))  # type: ignore[assignment]
+    with pytest.raises(OSError, match="no space left"):
+        folder.write_json("manifest.json", {"rows": 2})
+    assert folder.read_json("manifest.json") == {"rows": 1}
 
 
 def test_listings_are_sorted_and_not_recursive(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from cluster.models import load_vision, load_vlm, record_of
 from cluster.profile import Profile
 from pipelines.embedding import Decoder, Embedder, Encoders, GallerySink, image_id
-from pipelines.gallery import build_gallery, grown_gallery, look_at_encoders, summary_of
+from pipelines.gallery import build_gallery, gallery_of, grown_gallery, look_at_encoders, summary_of
 from retrieval.artifacts import Gallery, fixed_size_list, gallery_schema, matrix
 from retrieval.folder import Folder
 from retrieval.images import decode
@@ -224,9 +224,27 @@ def test_overwriting_leaves_what_is_published_until_the_new_one_is(
         patch.setattr(Gallery, "publish", killed)
         with pytest.raises(KeyboardInterrupt):
             build_gallery(str(source / "my photos"), first.uri, profile, overwrite=True)
-    second = build_gallery(str(source / "my photos"), first.uri, profile, overwrite=True)
-    assert second.manifest.sources == {"000003": str(source / "my photos")}  # 000002 was begun: its number is spent
+    said: list[str] = []
+    assert gallery_of(str(source / "kinds"), first.uri, profile, say=said.append).manifest == first.manifest
+    assert said == ["batch 000002 was begun with --overwrite and not finished: --overwrite goes on with it"]
+    with pytest.raises(ValueError, match="overwrite was True, is now False"):
+        grown_gallery(first, str(source / "my photos"), profile)
+    second = build_gallery(str(source / "my photos"), first.uri, profile, overwrite=True, say=said.append)
+    assert said[1:] == ["going on with batch 000002: 4 of 4 inputs are done"]
+    assert second.manifest.sources == {"000002": str(source / "my photos")}
     assert second.manifest.rows == 4
+    # Of another source, it is begun anew; no number is given out twice.
+    with monkeypatch.context() as patch:
+        patch.setattr(Gallery, "publish", killed_again)
+        with pytest.raises(KeyboardInterrupt):
+            build_gallery(str(source / "my photos"), first.uri, profile, overwrite=True)
+    third = build_gallery(str(source / "kinds"), first.uri, profile, overwrite=True)
+    assert third.manifest.sources == {"000004": str(source / "kinds")}
+    assert third.manifest.rows == first.manifest.rows
+
+
+def killed_again(*_: Any, **__: Any) -> Gallery:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.ray

@@ -253,6 +253,67 @@ def test_a_batch_that_only_the_index_has_makes_room_for_the_one_begun_anew(
     assert len(place.paths()) == 42
 
 
+def test_rows_are_not_removed_while_a_killed_addition_could_bring_them_back(
+    profile: Profile, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path, tmp_path / "target")
+    some(place.target / "gallery", "first", 30)
+    build_index(place.gallery, str(place.target / "index"), profile, shards=1)
+    grown = with_batch(place.gallery, some(tmp_path / "more", "more", 10))
+    with monkeypatch.context() as killed:
+        killed.setattr("pipelines.growth.take_in", raised)
+        with pytest.raises(KeyboardInterrupt):
+            index_batch(*grown, [], place.gallery, place.index, profile, say=quiet)
+    chosen = Selection(ids=["more-003"])
+    with pytest.raises(ValueError, match=r"an addition of .* was killed .*; run it again first: mindseye index add"):
+        remove(chosen, place.gallery, place.index, profile.index, say=quiet)
+    index_batch(*grown, [], place.gallery, place.index, profile, say=quiet)
+    remove(chosen, place.gallery, place.index, profile.index, say=quiet)
+    assert place.paths() == place.in_gallery()
+    assert len(place.paths()) == 39
+
+
+def test_a_version_that_was_left_behind_is_not_gone_on_with(
+    profile: Profile, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path, tmp_path / "target")
+    some(place.target / "gallery", "first", 30)
+    build_index(place.gallery, str(place.target / "index"), profile, shards=1)
+    more = some(tmp_path / "more", "more", 10)
+    with monkeypatch.context() as killed:
+        killed.setattr("pipelines.growth.publish", raised)
+        with pytest.raises(KeyboardInterrupt):
+            index_batch(*with_batch(place.gallery, more), [], place.gallery, place.index, profile, say=quiet)
+    remove(Selection(ids=["first-003"]), place.gallery, place.index, profile.index, say=quiet)
+    added = index_batch(*with_batch(place.gallery, more), [], place.gallery, place.index, profile, say=quiet)
+    assert added.version == place.index.version == "000004"
+    assert place.paths() == place.in_gallery()
+    assert len(place.paths()) == 39
+
+
+def test_all_rows_of_the_largest_shard_can_be_removed(profile: Profile, tmp_path: Path, ray_session: None) -> None:
+    place = Place(tmp_path, tmp_path / "target")
+    some(place.target / "gallery", "first", 30)
+    build_index(place.gallery, str(place.target / "index"), profile, shards=1)
+    grown = with_batch(place.gallery, some(tmp_path / "more", "more", 10))
+    index_batch(*grown, [], place.gallery, place.index, profile, say=quiet)
+    chosen = Selection(ids=[f"first-{i:03d}" for i in range(30)])
+    assert remove(chosen, place.gallery, place.index, profile.index, say=quiet).rows == 30
+    assert place.paths() == place.in_gallery() == [f"more-{i:03d}.jpg" for i in range(10)]
+
+
+def test_new_shards_of_the_old_kind_keep_to_the_memory_there_is(
+    profile: Profile, tmp_path: Path, ray_session: None
+) -> None:
+    place = Place(tmp_path, tmp_path / "target")
+    some(place.target / "gallery", "first", 30)
+    build_index(place.gallery, str(place.target / "index"), profile, shards=1)
+    grown = with_batch(place.gallery, some(tmp_path / "more", "more", 100))
+    narrow = profile.model_copy(update={"index": profile.index.model_copy(update={"memory_per_shard": 1000})})
+    with pytest.raises(ValueError, match=r"100 new rows of the index's kind, Flat, .* index compact --factory"):
+        index_batch(*grown, [], place.gallery, place.index, narrow, say=quiet)
+
+
 def raised(*_: Any) -> None:
     raise KeyboardInterrupt
 

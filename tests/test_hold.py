@@ -88,6 +88,17 @@ def test_a_hold_is_renewed_while_it_lasts_and_not_when_another_took_over(
     assert list((tmp_path / HOLDS).iterdir()) == []
 
 
+def test_a_hold_that_can_not_be_read_is_not_taken_for_none(target: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    other(target)
+
+    def away(self: Folder, name: str) -> None:
+        raise OSError("the store is away")
+
+    monkeypatch.setattr(Folder, "read_json", away)
+    with pytest.raises(OSError, match="the store is away"), hold(target, "mine"):
+        pytest.fail("it has begun")
+
+
 def test_half_a_hold_is_no_hold(tmp_path: Path) -> None:
     (tmp_path / HOLDS).mkdir()
     (tmp_path / HOLDS / "half.json").write_text('{"job": "mind')

@@ -217,6 +217,18 @@ def test_tables_that_do_not_make_a_shard_are_refused(tmp_path: Path) -> None:
             built(tmp_path, lambda p=passes: next(p), vlm_dim=D1, factory="Flat", trained=None)
 
 
+def test_batches_that_disagree_on_metadata_are_brought_together(tmp_path: Path) -> None:
+    tables = [gallery_rows(20, n, first=20 * n) for n in range(4)]
+    tables[0] = tables[0].append_column("score", pa.array([3] * 20)).append_column("year", pa.array(["1999"] * 20))
+    tables[1] = tables[1].append_column("score", pa.array([3.5] * 20)).append_column("year", pa.array([2001] * 20))
+    tables[2] = tables[2].append_column("score", pa.nulls(20))
+    built(tmp_path, lambda: tables, factory="Flat", trained=None)
+    rows = Shard.load(tmp_path).rows
+    assert (rows["score"].type, rows["year"].type) == (pa.string(), pa.string())
+    assert sorted(set(rows["score"].to_pylist()), key=str) == ["3", "3.5", None]
+    assert sorted(set(rows["year"].to_pylist()), key=str) == ["1999", "2001", None]
+
+
 def test_memory_does_not_hold_the_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's memory and Arrow's, without FAISS's own: the compressed index."""
     monkeypatch.setattr(retrieval.shard, "_FLOAT32_BLOCK", 1024)
