@@ -113,10 +113,14 @@ def test_a_target_that_another_job_holds_is_left_alone(run: Run, profile_file: P
 
 
 def test_what_is_missing_or_senseless_is_one_message(run: Run, profile_file: Path, tmp_path: Path) -> None:
-    one_line_error(
-        run("index", "remove", tmp_path, "--profile", profile_file), "give at least one --id, --path or --label"
-    )
-    one_line_error(run("index", "verify", tmp_path, "--profile", profile_file), "there is no gallery at")
+    with_profile = ("--profile", profile_file)
+    one_line_error(run("index", "verify", tmp_path, *with_profile), "there is no gallery at")
+    for command in ("status", "failed", "list", "prune", "remove", "compact"):
+        one_line_error(run("index", command, tmp_path), f"there is no gallery and no index at {tmp_path}")
+    one_line_error(run("index", "add", tmp_path, tmp_path), f"there is no gallery and no index at {tmp_path}")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "gallery").mkdir()
+    one_line_error(run("index", "remove", tmp_path, *with_profile), "give at least one --id, --path or --label")
     one_line_error(run("index", "prune", tmp_path), "there is no gallery at")
     assert run("index", "failed", tmp_path).out == "nothing was rejected\n"
     said = run("index", tmp_path, tmp_path / "t", "--profile", profile_file, "--memory-per-shard", "much")
