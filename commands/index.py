@@ -65,7 +65,7 @@ def index(
     from pipelines.duplicates import check_cosine
     from pipelines.gallery import build_gallery, gallery_of, summary_of
     from pipelines.index import build_index
-    from retrieval.artifacts import MANIFEST
+    from retrieval.artifacts import MANIFEST, Index, published_versions
     from retrieval.folder import Folder
 
     if dedup is not None:
@@ -73,16 +73,18 @@ def index(
     settings, place = _profile(profile), Folder(target)
     budget = _bytes(memory_per_shard) if memory_per_shard else None
     with _job(place, f"mindseye index {source}", take_over, address):
-        _check_kind(factory or settings.index.factory, settings)
         where = (place / "gallery").uri
-        known = not overwrite and (place / "gallery").exists(MANIFEST)
+        if overwrite or not (place / "gallery").exists(MANIFEST):
+            _check_kind(factory or settings.index.factory, settings)
         if overwrite:
             gallery = build_gallery(source, where, settings, overwrite=True, say=out.print)
         else:
             gallery = gallery_of(source, where, settings, say=out.print)
+        root = place / "index"
+        known = published_versions(root) and Index.open(root).manifest.sources == gallery.manifest.sources
         version = build_index(
             gallery,
-            (place / "index").uri,
+            root.uri,
             settings,
             shards=shards,
             factory=factory,

@@ -75,7 +75,7 @@ def _pairs_of_shard(index: Index, number: int, cosine: float, counter: ActorHand
     blocks = [alive[start : start + _BLOCK] for start in range(0, len(alive), _BLOCK)]
     found = [PAIRS.empty_table()]
     for other in range(len(index.manifest.shards)):
-        shard = asking if other == number else index.shard(other)  # no more than two at once
+        shard = asking if other == number else index.shard(other)  # the last one goes when this is open
         for rows_B in blocks:
             found.append(_pairs(asking, rows_B, shard, cosine))
             counter.add.remote(len(rows_B))

@@ -111,12 +111,7 @@ def add(source: str, gallery: Gallery, index: Index, profile: Profile, *, overwr
     Raises:
         ValueError: the index was not built from this gallery, other models, nothing new, or recall below the floor.
     """
-    # Not by its URI, since both may have been moved. The index is one batch ahead if a run was killed between the two.
-    if not index.manifest.sources.items() >= gallery.manifest.sources.items():
-        raise ValueError(
-            f"the index {index.uri} was not built from the gallery {gallery.uri} as it is now;"
-            " build it first: mindseye index SOURCE TARGET"
-        )
+    _check_belong(index, gallery)
     grown = grown_gallery(gallery, source, profile, overwrite=overwrite, say=say)
     return index_batch(*grown, gallery, index, profile, overwrite=overwrite, say=say)
 
@@ -174,6 +169,15 @@ def index_batch(
     return index
 
 
+def _check_belong(index: Index, gallery: Gallery) -> None:
+    # Not by its URI, since both may have been moved. The index is one batch ahead if a run was killed between the two.
+    if not index.manifest.sources.items() >= gallery.manifest.sources.items():
+        raise ValueError(
+            f"the index {index.uri} was not built from the gallery {gallery.uri} as it is now;"
+            " build it first: mindseye index SOURCE TARGET"
+        )
+
+
 def _check_memory(factory: str, rows: int, dim: int, settings: IndexSettings) -> None:
     """Refuse shards of the index's kind that are larger than the profile allows."""
     needed = memory_of(factory, rows, dim)
@@ -192,11 +196,12 @@ def remove(selection: Selection, gallery: Gallery, index: Index, settings: Index
         ValueError: no row is meant, no row would be left, or an addition was killed that the gallery has not taken in.
     """
     begun = time.monotonic()
+    _check_belong(index, gallery)
     if killed := index.manifest.sources.keys() - gallery.manifest.sources.keys():
         source = index.manifest.sources[min(killed)]
         raise ValueError(
             f"an addition of {source} was killed before the gallery took it in, and would bring back what is removed;"
-            f" run it again first: mindseye index add {source} TARGET"
+            f" run it again first, as it was run: mindseye index add {source} TARGET"
         )
     found = _found(index, selection)
     if not found.num_rows:

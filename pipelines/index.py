@@ -90,7 +90,7 @@ def build_index(
         shards: number of shards; by default as many as the profile's ``rows_per_shard`` asks for.
         factory: FAISS factory string, or ``auto``; by default the profile's.
         memory_per_shard: bytes of memory that the compressed index of a shard may take, for ``auto``.
-        overwrite: begin anew, whatever an unfinished build was begun with.
+        overwrite: begin anew where an unfinished build was begun with another plan.
         say: is told what is gone on with.
 
     Raises:
@@ -226,11 +226,12 @@ def build_shards(
     missing = [i for i, name in enumerate(names) if not version.exists(_marker(name))]
     if len(missing) < len(names):
         say(f"going on with index version {version.name}: {len(names) - len(missing)} of {len(names)} shards are done")
-    rows = sum(piece.stop - piece.start for i in missing for piece in slices[i])
+    rows = [sum(piece.stop - piece.start for piece in of) for of in slices]
     cpus = _cpus(len(missing), settings)
-    with progress("building shards", rows) as counter:
-        build, of = _build_shard.options(num_cpus=cpus), ray.put(gallery)
-        ray.get([build.remote(version, names[i], of, slices[i], factory, trained, cpus, counter) for i in missing])
+    with progress("building shards", sum(rows[i] for i in missing)) as counter:
+        build = _build_shard.options(num_cpus=cpus)
+        made_of = version, ray.put(gallery), factory, trained, cpus, counter
+        ray.get([build.remote(*made_of, names[i], slices[i], rows[i] / sum(rows)) for i in missing])
     return [ShardRecord.model_validate(version.read_json(_marker(name))) for name in names]
 
 
@@ -241,13 +242,14 @@ def _marker(name: str) -> str:
 @ray.remote(max_retries=3, retry_exceptions=[OSError])
 def _build_shard(
     version: Folder,
-    name: str,
     gallery: Gallery,
-    slices: Sequence[Slice],
     factory: str,
     trained: Folder | None,
     cpus: float,
     counter: ActorHandle,
+    name: str,
+    slices: Sequence[Slice],
+    share: float,
 ) -> None:
     expected = sum(piece.stop - piece.start for piece in slices)
     version.delete(name)
@@ -265,7 +267,7 @@ def _build_shard(
             vlm_dim=dims(gallery)[0],
             factory=factory,
             trained=template,
-            share=expected / gallery.manifest.rows,
+            share=share,
             added=counter.add.remote,
         )
         built = read_record(folder)
@@ -373,10 +375,16 @@ def _sample_queries(index: Index) -> np.ndarray:
     shards = index.manifest.shards
     alive = np.array([record.rows for record in shards])
     alive -= np.bincount(index.removed()["shard"].to_numpy(), minlength=len(shards))
-    shard = index.shard(int(np.argmax(alive)))
-    # Rows lie in the order of their ids, which are hashes, so any run of them is a fair sample.
-    rows = np.flatnonzero(shard.alive)[-RECALL_QUERIES:]
-    return np.concatenate(shard.sample_queries(rows, np.random.default_rng(1)))
+    # What was added last may be of other categories than all before.
+    asked = {int(np.argmax(alive)), int(np.flatnonzero(alive)[-1])}
+    by_weight: list[list[np.ndarray]] = [[] for _ in LAMBDA_GRID]
+    for number in sorted(asked):
+        shard = index.shard(number)
+        # Rows lie in the order of their ids, which are hashes, so any run of them is a fair sample.
+        rows = np.flatnonzero(shard.alive)[-RECALL_QUERIES // len(asked) :]
+        for queries, of_shard in zip(by_weight, shard.sample_queries(rows, np.random.default_rng(1)), strict=True):
+            queries.append(of_shard)
+    return np.concatenate([np.concatenate(queries) for queries in by_weight])
 
 
 def _found_and_exact(
@@ -411,10 +419,10 @@ def open_version(root: Folder, plan: Plan, overwrite: bool) -> Folder:
         if name <= newest or version.exists(REFUSED) or not version.exists(PLAN):
             continue
         begun = Plan.model_validate(version.read_json(PLAN))
+        if begun == plan:
+            return version
         if overwrite:
             version.delete()
-        elif begun == plan:
-            return version
         else:
             differ = "; ".join(
                 "it is of other parts of the gallery" if what == "parts" else f"{what} was {was}, is now {now}"

@@ -27,7 +27,16 @@ from cluster.session import progress
 from pipelines.embedding import written
 from pipelines.gallery import JOB, Job, unfinished_batches
 from pipelines.index import PLAN, REFUSED, Plan
-from retrieval.artifacts import MANIFEST, REJECTED_SCHEMA, Gallery, Index, PartRecord, matrix, version_names
+from retrieval.artifacts import (
+    MANIFEST,
+    REJECTED_SCHEMA,
+    Gallery,
+    Index,
+    PartRecord,
+    matrix,
+    published_versions,
+    version_names,
+)
 from retrieval.folder import Folder
 from retrieval.images import ImageRejected, decode
 from retrieval.pictures import Pictures
@@ -39,7 +48,9 @@ SAME = 0.999
 
 @dataclass(frozen=True)
 class VersionState:
-    """One version of an index: published, refused, unfinished, or pruned but for what others use of it."""
+    """One version of an index: published, refused, unfinished, left behind by a newer one, or pruned but for what
+    others use of it.
+    """
 
     name: str
     state: str
@@ -74,14 +85,17 @@ class Finding(NamedTuple):
 def versions(root: Folder) -> list[VersionState]:
     """Return the versions of an index, oldest first."""
     found = []
+    newest = max(published_versions(root), default="")
     for name in version_names(root):
         version = root / name
         if version.exists(MANIFEST):
             found.append(VersionState(name, "published", Index.open(version)))
+        elif version.exists(REFUSED):
+            found.append(VersionState(name, "refused", None))
+        elif version.exists(PLAN):
+            found.append(VersionState(name, "unfinished" if name > newest else "left behind", None))
         else:
-            # One that was pruned keeps what others use of it, and has no plan.
-            state = "refused" if version.exists(REFUSED) else "unfinished" if version.exists(PLAN) else "pruned"
-            found.append(VersionState(name, state, None))
+            found.append(VersionState(name, "pruned", None))  # it keeps what others use of it
     return found
 
 

@@ -87,7 +87,8 @@ class Folder:
         Raises:
             FileNotFoundError: it is not there.
         """
-        info = self.filesystem.get_file_info(self._at(name))
+        with advice(self):
+            info = self.filesystem.get_file_info(self._at(name))
         if info.mtime_ns is None:
             raise FileNotFoundError(f"{self.uri}/{name} is not there")
         return info.mtime_ns / 1e9
@@ -201,7 +202,8 @@ class Folder:
     def _entries(self, name: str, kind: fs.FileType, suffix: str) -> list[str]:
         selector = fs.FileSelector(self._at(name), allow_not_found=True)
         prefix = f"{name}/" if name else ""
-        found = self.filesystem.get_file_info(selector)
+        with advice(self):
+            found = self.filesystem.get_file_info(selector)
         return sorted(
             prefix + info.base_name for info in found if info.type == kind and info.base_name.endswith(suffix)
         )

@@ -427,8 +427,8 @@ class Shard:
         recall at each depth of RECALL_AT.
 
         Args:
-            share: of the index's rows that this shard has, which is about its share of the best rows as well: it is
-                looked into as deep as that, and to the least of RECALL_AT.
+            share: of the rows that were cut into shards at random with this one, which is about its share of the best
+                rows as well: it is looked into as deep as that, and to the least of RECALL_AT.
         """
         if not len(self) or not has_effort(self._index):
             return

@@ -50,7 +50,7 @@ def build_shard(
         trained: file of `save_trained`, of which the shard becomes a filled copy: shards of one trained index can be
             merged. Without it the shard trains on its own rows.
         seed: of the training sample, the k-means and the tuning queries.
-        share: of the index's rows that the shard has; see `Shard.measure_efforts`.
+        share: of the rows that were cut into shards with this one; see `Shard.measure_efforts`.
         added: is told how many rows were added to the compressed index, block after block.
 
     Raises:

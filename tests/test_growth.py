@@ -123,8 +123,12 @@ def test_added_images_are_found_and_known_ones_not_embedded_again(
 def test_an_index_of_another_gallery_is_not_added_to(place: Place, profile: Profile, tmp_path: Path) -> None:
     draw(tmp_path / "more/a.png", 50)
     other = build_gallery(str(tmp_path / "more"), place.gallery.uri, profile, overwrite=True)
-    with pytest.raises(ValueError, match=r"was not built from the gallery .* as it is now; build it first"):
-        add(str(tmp_path / "more"), other, place.index, profile, say=quiet)
+    for change in (
+        lambda: add(str(tmp_path / "more"), other, place.index, profile, say=quiet),
+        lambda: remove(Selection(labels=["class 1"]), other, place.index, profile.index, say=quiet),
+    ):
+        with pytest.raises(ValueError, match=r"was not built from the gallery .* as it is now; build it first"):
+            change()
 
 
 def test_an_add_that_was_killed_after_it_had_published_the_version_ends_when_run_again(
@@ -265,7 +269,9 @@ def test_rows_are_not_removed_while_a_killed_addition_could_bring_them_back(
         with pytest.raises(KeyboardInterrupt):
             index_batch(*grown, [], place.gallery, place.index, profile, say=quiet)
     chosen = Selection(ids=["more-003"])
-    with pytest.raises(ValueError, match=r"an addition of .* was killed .*; run it again first: mindseye index add"):
+    with pytest.raises(
+        ValueError, match=r"an addition of .* was killed .*; run it again first, .*: mindseye index add"
+    ):
         remove(chosen, place.gallery, place.index, profile.index, say=quiet)
     index_batch(*grown, [], place.gallery, place.index, profile, say=quiet)
     remove(chosen, place.gallery, place.index, profile.index, say=quiet)
@@ -284,7 +290,15 @@ def test_a_version_that_was_left_behind_is_not_gone_on_with(
         killed.setattr("pipelines.growth.publish", raised)
         with pytest.raises(KeyboardInterrupt):
             index_batch(*with_batch(place.gallery, more), [], place.gallery, place.index, profile, say=quiet)
+    [job] = state(Folder(place.target)).jobs
+    assert (job.what, job.done, job.total) == ("index version 000002", 1, 1)
     remove(Selection(ids=["first-003"]), place.gallery, place.index, profile.index, say=quiet)
+    assert state(Folder(place.target)).jobs == []
+    assert [each.state for each in versions(Folder(place.target / "index"))] == [
+        "published",
+        "left behind",
+        "published",
+    ]
     added = index_batch(*with_batch(place.gallery, more), [], place.gallery, place.index, profile, say=quiet)
     assert added.version == place.index.version == "000004"
     assert place.paths() == place.in_gallery()
