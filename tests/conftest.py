@@ -168,19 +168,6 @@ def bucket() -> Any:
     server.stop()
 
 
-@pytest.fixture(scope="module")
-def google_bucket() -> Iterator[str]:
-    """Options for URIs of the bucket ``bucket`` on a server of this machine that speaks Google's protocol."""
-    emulator = pytest.importorskip("gcp_storage_emulator.server")
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        port = chosen.getsockname()[1]
-    server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
-    server.start()
-    yield f"endpoint_override=127.0.0.1:{port}&scheme=http"
-    server.stop()
-
-
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Redis on this machine: a real server where one is installed (apt install redis-server), else fakeredis'."""

@@ -88,24 +88,3 @@ def test_the_whole_path(
     assert [each.name for each in versions(target / "index")] == [whole.version]
     assert (state(target).jobs, state(target).holds) == ([], [])
     assert rejected(target)["path"].to_pylist() == ["broken.jpg"]
-
-
-def test_google_cloud_storage(google_bucket: str, profile: Profile, query_encoder: Any, ray_session: None) -> None:
-    source, target = (Folder(f"gs://anonymous@bucket/{name}?{google_bucket}") for name in ("images", "target"))
-    for i in range(6):
-        draw(source, f"class {i % 2}/{i}.png", i)
-    source.write_bytes("broken.jpg", b"")
-    with hold(target, "test"):
-        gallery = build_gallery(source.uri, (target / "gallery").uri, profile)
-        index = build_index(gallery, (target / "index").uri, profile, shards=2)
-    assert (gallery.manifest.rows, gallery.manifest.rejected, index.manifest.rows) == (6, {"empty": 1}, 6)
-    draw(source, "class 9/new.png", 30)
-    added = add(source.uri, gallery, index, profile, say=quiet)
-    gallery = Gallery.open(gallery.uri)
-    assert (added.manifest.rows, gallery.manifest.batches[-1].inputs) == (7, 1)
-    found = Finder(query_encoder, Index.open(index.root.uri)).search("thing 1", 20, images=2).results
-    assert "class 9/new.png" in {each.row["path"] for each in found}
-    assert [each.trouble for each in check_target(gallery, added, profile, sample=7)] == [None] * 6
-    assert (state(target).jobs, state(target).holds) == ([], [])
-    with pytest.raises(FileNotFoundError, match="there is no such bucket"):
-        Folder(f"gs://anonymous@elsewhere/target?{google_bucket}").write_json("a.json", 1)
