@@ -218,6 +218,14 @@ def some(folder: Path, word: str, rows: int) -> Gallery:
     return write_gallery(folder, *vectors, ids=[f"{word}-{i:03d}" for i in range(rows)], parts=1)
 
 
+def of_thirty(folder: Path, profile: Profile) -> Place:
+    """A target with one shard of thirty rows, first-000 and so on."""
+    place = Place(folder, folder / "target")
+    some(place.target / "gallery", "first", 30)
+    build_index(place.gallery, str(place.target / "index"), profile, shards=1)
+    return place
+
+
 def test_a_pruned_version_is_no_build_to_go_on_with(profile: Profile, tmp_path: Path, ray_session: None) -> None:
     place = Place(tmp_path, tmp_path / "target")
     some(place.target / "gallery", "first", 30)
@@ -241,9 +249,7 @@ def test_a_pruned_version_is_no_build_to_go_on_with(profile: Profile, tmp_path: 
 def test_a_batch_that_only_the_index_has_makes_room_for_the_one_begun_anew(
     profile: Profile, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(tmp_path, tmp_path / "target")
-    some(place.target / "gallery", "first", 30)
-    build_index(place.gallery, str(place.target / "index"), profile, shards=1)
+    place = of_thirty(tmp_path, profile)
     grown = with_batch(place.gallery, some(tmp_path / "lost", "lost", 10))
     with monkeypatch.context() as killed:
         killed.setattr("pipelines.growth.take_in", raised)
@@ -260,9 +266,7 @@ def test_a_batch_that_only_the_index_has_makes_room_for_the_one_begun_anew(
 def test_rows_are_not_removed_while_a_killed_addition_could_bring_them_back(
     profile: Profile, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(tmp_path, tmp_path / "target")
-    some(place.target / "gallery", "first", 30)
-    build_index(place.gallery, str(place.target / "index"), profile, shards=1)
+    place = of_thirty(tmp_path, profile)
     grown = with_batch(place.gallery, some(tmp_path / "more", "more", 10))
     with monkeypatch.context() as killed:
         killed.setattr("pipelines.growth.take_in", raised)
@@ -282,9 +286,7 @@ def test_rows_are_not_removed_while_a_killed_addition_could_bring_them_back(
 def test_a_version_that_was_left_behind_is_not_gone_on_with(
     profile: Profile, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(tmp_path, tmp_path / "target")
-    some(place.target / "gallery", "first", 30)
-    build_index(place.gallery, str(place.target / "index"), profile, shards=1)
+    place = of_thirty(tmp_path, profile)
     more = some(tmp_path / "more", "more", 10)
     with monkeypatch.context() as killed:
         killed.setattr("pipelines.growth.publish", raised)
@@ -306,9 +308,7 @@ def test_a_version_that_was_left_behind_is_not_gone_on_with(
 
 
 def test_all_rows_of_the_largest_shard_can_be_removed(profile: Profile, tmp_path: Path, ray_session: None) -> None:
-    place = Place(tmp_path, tmp_path / "target")
-    some(place.target / "gallery", "first", 30)
-    build_index(place.gallery, str(place.target / "index"), profile, shards=1)
+    place = of_thirty(tmp_path, profile)
     grown = with_batch(place.gallery, some(tmp_path / "more", "more", 10))
     index_batch(*grown, [], place.gallery, place.index, profile, say=quiet)
     chosen = Selection(ids=[f"first-{i:03d}" for i in range(30)])
@@ -319,9 +319,7 @@ def test_all_rows_of_the_largest_shard_can_be_removed(profile: Profile, tmp_path
 def test_new_shards_of_the_old_kind_keep_to_the_memory_there_is(
     profile: Profile, tmp_path: Path, ray_session: None
 ) -> None:
-    place = Place(tmp_path, tmp_path / "target")
-    some(place.target / "gallery", "first", 30)
-    build_index(place.gallery, str(place.target / "index"), profile, shards=1)
+    place = of_thirty(tmp_path, profile)
     grown = with_batch(place.gallery, some(tmp_path / "more", "more", 100))
     narrow = profile.model_copy(update={"index": profile.index.model_copy(update={"memory_per_shard": 1000})})
     with pytest.raises(ValueError, match=r"100 new rows of the index's kind, Flat, .* index compact --factory"):
