@@ -15,9 +15,11 @@ from types import FrameType
 from urllib.request import urlopen
 
 # Read when Serve is imported, here and in the processes of a local Ray, which inherit it. Direct ingress, which it
-# brings along, is for the HAProxy alone and lets every replica drain for half a minute at the end.
+# brings along, is for the HAProxy alone and lets every replica drain for half a minute at the end. A proxy that is not
+# up after the ready check is killed, and Serve's start fails with it; on a busy machine it needs more than Serve's 5 s.
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
 os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
+os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 
 import ray
 from ray import serve

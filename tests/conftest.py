@@ -27,6 +27,8 @@ os.environ.pop("AWS_PROFILE", None)
 os.environ["HF_HUB_OFFLINE"] = "1"
 # What serving.launch sets by default, which Serve's local testing mode can not do with.
 os.environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "0"
+# As in serving.launch, for services that tests start by themselves.
+os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -109,7 +109,9 @@ def kill(deployment: str) -> None:
 def process_of(deployment: str) -> psutil.Process:
     """The process of the one replica of a deployment; Ray gives it this title."""
     title = f"ray::ServeReplica:mindseye:{deployment}"
-    [process] = [each for each in psutil.process_iter() if " ".join(each.cmdline()).startswith(title)]
+    [process] = [
+        each for each in psutil.process_iter(["cmdline"]) if " ".join(each.info["cmdline"] or ()).startswith(title)
+    ]
     return process
 
 
@@ -236,7 +238,8 @@ def test_what_is_too_much_is_refused_at_once(url: str) -> None:
     refused = [response for response in answers if response.status_code == 503]
     assert all(response.headers["retry-after"] for response in refused)
     assert all(response.status_code in (200, 503) for response in answers)
-    assert len(refused) <= OVER
+    # Serve refuses while the queue is full, and in a rush the queue is full before the replica was given any of it.
+    assert len(answers) - len(refused) >= QUEUED
     assert search(url, "and then all is well", mode="text").degraded is None
 
 
