@@ -27,8 +27,12 @@ os.environ.pop("AWS_PROFILE", None)
 os.environ["HF_HUB_OFFLINE"] = "1"
 # What serving.launch sets by default, which Serve's local testing mode can not do with.
 os.environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "0"
-# As in serving.launch, for services that tests start by themselves.
+# A busy machine is no fault: what Ray would give up after some seconds gets a minute and more, and its workers, which
+# it starts with a niceness of 15, get as much of the processors as the tests.
 os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"
+os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "60"
+os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "240"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, so Ray spells it
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,6 +86,8 @@ def profile_settings() -> dict[str, Any]:
         "queries": {"images": 2, "templates": ["{}", "a photo of a {}"]},
         "index": {"rows_per_shard": 1000},
         "train": {"min_workers": 0, "max_workers": 0, "batch": 8, "steps": 6, "validate_every": 3},
+        # Graphs in this process outlive their tests, and are to let the store of theirs alone.
+        "serve": {"shard_timeout_ms": 30_000, "watch_seconds": 3600},
     }
 
 
@@ -181,7 +187,12 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if program:
         folder = str(tmp_path_factory.mktemp("redis"))
         options = ("--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--appendonly", "no")
-        stop = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL).terminate
+        process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
+
+        def stop() -> None:
+            process.terminate()
+            process.wait(30)
+
     else:
         fake = pytest.importorskip("fakeredis", reason="neither redis-server nor fakeredis is installed")
         server = fake.TcpFakeServer(("127.0.0.1", port), server_type="redis")

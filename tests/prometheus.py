@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 
 
 def scraped(enough: Callable[[str], bool]) -> str:
@@ -13,8 +14,8 @@ def scraped(enough: Callable[[str], bool]) -> str:
 
     url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
     while True:
-        with urllib.request.urlopen(url, timeout=10) as page:
+        with suppress(OSError), urllib.request.urlopen(url, timeout=10) as page:
             seen = page.read().decode()
-        if enough(seen):
-            return seen
+            if enough(seen):
+                return seen
         time.sleep(1)

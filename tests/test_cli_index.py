@@ -16,8 +16,6 @@ from demo.world import render
 from retrieval.artifacts import Index
 from retrieval.folder import Folder
 
-pytestmark = pytest.mark.timeout(400)
-
 SUBCOMMANDS = ("add", "remove", "compact", "duplicates", "list", "prune", "verify", "status", "failed")
 
 

@@ -15,8 +15,6 @@ from demo.world import render, split
 from retrieval.artifacts import Gallery, Index, QuerySet, TrainedAggregator
 from retrieval.prompts import KINDS
 
-pytestmark = pytest.mark.timeout(300)  # starts of workers take long on a busy machine
-
 SIZE = Size(unseen_categories=3, unseen_images=4, fitting_categories=4, fitting_images=3, shards=2)
 
 

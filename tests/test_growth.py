@@ -25,7 +25,7 @@ from retrieval.folder import Folder
 from retrieval.fusion import fused_query, unit
 from retrieval.hits import merge_topk
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 
 def quiet(line: str) -> None: ...

@@ -19,8 +19,6 @@ from retrieval.hits import Hits, merge_topk
 from retrieval.shard import Shard
 from retrieval.shard_files import LAMBDA_GRID, verify
 
-pytestmark = pytest.mark.timeout(300)  # starts of workers take long on a busy machine
-
 ROWS = 300
 SHARDS = (1, 2, 7)
 

@@ -294,8 +294,9 @@ def busy(options: str, fails: int) -> Iterator[tuple[str, list[int]]]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield options.replace(host, f"127.0.0.1:{server.server_port}"), count
-    server.shutdown()
+    with server:
+        yield options.replace(host, f"127.0.0.1:{server.server_port}"), count
+        server.shutdown()
 
 
 def test_a_busy_store_is_asked_again(bucket: str, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from retrieval.finder import Finder
 from retrieval.folder import Folder
 from serving.protocol import SearchRequest
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def quiet(line: str) -> None: ...

@@ -18,8 +18,6 @@ from cluster.session import session
 from pipelines.queries import VocabularyEntry, build_queries, query_id, read_vocabulary
 from retrieval.artifacts import QuerySet, text_vectors, vision_vectors
 
-pytestmark = pytest.mark.timeout(300)  # starts of workers take long on a busy machine
-
 THREE_KINDS = [
     VocabularyEntry("red star", "name", "red star"),
     VocabularyEntry("five red points", "description", "red star"),

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
@@ -36,7 +37,7 @@ def command(*arguments: str, cache: Path) -> subprocess.Popen[str]:
 def refused(*arguments: str, cache: Path) -> str:
     """Return the message with which the command ends at once."""
     process = command(*arguments, cache=cache)
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 2, errors
     assert "Traceback" not in errors
     return " ".join(errors.split())
@@ -65,7 +66,6 @@ def test_what_can_not_be_served_is_refused_before_ray_is_started(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_it_starts_answers_and_leaves_nothing_behind(
     collection: Collection, profile_file: Path, tmp_path: Path, port: int
 ) -> None:
@@ -73,8 +73,10 @@ def test_it_starts_answers_and_leaves_nothing_behind(
     process = command(*arguments, cache=tmp_path)
     assert process.stdout
     begun = time.monotonic()
+    own: list[psutil.Process] = []
     try:
-        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+        # Ray has notices of its own to give.
+        assert any(f"http://127.0.0.1:{port}" in line for line in process.stdout)
         assert process.stdout.readline() == "next:\n"
         assert re.search(r"curl http\S+/v1/search ", process.stdout.readline())
         print(f"up after {time.monotonic() - begun:.0f} s")
@@ -83,14 +85,19 @@ def test_it_starts_answers_and_leaves_nothing_behind(
         with pytest.raises(ServiceFault, match="there is no index"):
             switch_index(url, str(tmp_path))
         other = command("--index", str(collection.index.uri), "--port", str(port), cache=tmp_path)
-        assert "serves version 000001" in other.communicate(timeout=60)[0]
+        assert "serves version 000001" in other.communicate(timeout=300)[0]
+        own = psutil.Process(process.pid).children(recursive=True)
     finally:
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        try:
+            _, errors = process.communicate(timeout=200)
+        finally:
+            process.kill()
     assert process.returncode == 0, errors
-    assert errors == ""
-    children = subprocess.run(["pgrep", "-f", str(port)], capture_output=True, text=True).stdout
-    assert children == ""
+    assert [line for line in errors.splitlines() if "(raylet)" not in line] == []
+    assert len(own) > 5
+    _, alive = psutil.wait_procs(own, timeout=60)
+    assert alive == []
     assert list((tmp_path / "mindseye").glob("queries.sqlite"))
 
 

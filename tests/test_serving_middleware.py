@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,8 +79,9 @@ class Server(NamedTuple):
             except OSError:
                 pass  # the server has heard enough
             received = b""
-            while piece := connection.recv(65536):
-                received += piece
+            with suppress(ConnectionResetError):  # what it did not read resets the connection
+                while piece := connection.recv(65536):
+                    received += piece
             return received
 
 
@@ -143,7 +144,7 @@ def app(seen: Seen) -> ASGIApp:
 
 @pytest.fixture
 def bounded(app: ASGIApp) -> Iterator[Server]:
-    with served(BodyLimit(app, max_bytes=1000, seconds=0.5)) as server:
+    with served(BodyLimit(app, max_bytes=1000, seconds=30)) as server:
         yield server
 
 
@@ -169,7 +170,7 @@ def test_a_declared_length_over_the_limit_is_refused_before_a_byte_is_read(bound
         answer = bounded.send(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % declared)
         assert answer.startswith(b"HTTP/1.1 413")
         assert b"connection: close" in answer.lower()
-        assert time.monotonic() - begun < 0.4
+        assert time.monotonic() - begun < 15  # it has not waited for a body
     answer_ = bounded.ask("/", "POST", b"x" * 1001)
     assert (answer_.status, answer_.fault["code"]) == (413, "body-too-large")
     assert answer_.fault["message"] == "the body of a request may have at most 1,000 bytes"
@@ -180,17 +181,16 @@ def test_a_chunked_body_is_counted_while_it_comes(bounded: Server, seen: Seen) -
     begun = time.monotonic()
     endless = bounded.send(CHUNKED, *[chunk(b"x" * 100)] * 1000)
     assert endless.startswith(b"HTTP/1.1 413")
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 15
     assert not seen
 
 
-def test_a_slow_body_is_given_up(bounded: Server, seen: Seen) -> None:
-    for head in (CHUNKED, b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 900\r\n\r\n"):
-        begun = time.monotonic()
-        slow = bounded.send(head, *[chunk(b"x")] * 12, pause=0.1)
-        assert slow.startswith(b"HTTP/1.1 408")
-        assert b"the body of a request must arrive within 0.5 s" in slow
-        assert time.monotonic() - begun < 3
+def test_a_slow_body_is_given_up(app: ASGIApp, seen: Seen) -> None:
+    with served(BodyLimit(app, max_bytes=1000, seconds=0.5)) as server:
+        for head in (CHUNKED, b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 900\r\n\r\n"):
+            slow = server.send(head, *[chunk(b"x")] * 12, pause=0.1)
+            assert slow.startswith(b"HTTP/1.1 408")
+            assert b"the body of a request must arrive within 0.5 s" in slow
     assert not seen
 
 
@@ -214,7 +214,7 @@ def test_the_application_still_hears_that_a_client_left(app: ASGIApp) -> None:
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             connection.sendall(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 3\r\n\r\nxxx")
             assert not heard.wait(0.7)  # neither does the time for the body run on
-        assert heard.wait(5)
+        assert heard.wait(60)
 
 
 # Keys

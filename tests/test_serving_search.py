@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import numpy as np
@@ -141,7 +141,13 @@ class World:
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 20))
+    asyncio.run(asyncio.wait_for(test, 60))
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait until it is so; ``run`` has a limit."""
+    while not condition():
+        await asyncio.sleep(0.01)
 
 
 def test_a_new_query_is_answered_in_stages_and_a_remembered_one_without_model() -> None:
@@ -272,10 +278,10 @@ def test_at_the_deadline_the_text_answers_and_the_images_are_remembered() -> Non
     async def check() -> None:
         world = await World().warmed()
         world.generator.may.clear()
-        answer = await world.answer(deadline_ms=500)
+        answer = await world.answer(deadline_ms=2000)
         assert (answer.stage, answer.degraded) == ("text", "no image was imagined by the deadline")
         world.generator.may.set()
-        await asyncio.sleep(0.05)
+        await until(lambda: not world.search.memory._flights)
         assert (await world.answer()).memory == "hit"
         assert world.generator.asked == ["a star"]
 
@@ -284,7 +290,7 @@ def test_at_the_deadline_the_text_answers_and_the_images_are_remembered() -> Non
 
 def test_no_request_may_wait_longer_than_the_service_allows() -> None:
     async def check() -> None:
-        world = await World(deadline_ms=500).warmed()
+        world = await World(deadline_ms=2000).warmed()
         world.generator.may.clear()
         assert (await world.answer(deadline_ms=60_000)).stage == "text"
 
@@ -296,19 +302,18 @@ def test_when_the_last_client_goes_the_generation_ends() -> None:
         world = await World().warmed()
         world.generator.may.clear()
         one, other = (asyncio.create_task(world.answer()) for _ in range(2))
-        await asyncio.sleep(0.05)
+        await until(lambda: world.generator.asked)
+        await asyncio.sleep(0.05)  # for the other to wait as well
         one.cancel()
         await asyncio.sleep(0.05)
         assert world.generator.stopped == []
         other.cancel()
-        await asyncio.sleep(0.05)
-        assert world.generator.stopped == ["a star"]
+        await until(lambda: world.generator.stopped == ["a star"])
         stages = world.search.stages(SearchRequest(query="a moon"), "id")
         await anext(stages)
-        await asyncio.sleep(0.05)
+        await until(lambda: world.generator.asked[-1] == "a moon")
         await stages.aclose()
-        await asyncio.sleep(0.05)
-        assert world.generator.stopped == ["a star", "a moon"]
+        await until(lambda: world.generator.stopped == ["a star", "a moon"])
 
     run(check())
 

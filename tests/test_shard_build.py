@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
@@ -235,13 +236,14 @@ def test_memory_does_not_hold_the_vectors(tmp_path: Path, monkeypatch: pytest.Mo
     rows, dims = 96_000, 64
     pieces = [gallery_rows(2000, n, first=2000 * n, d1=dims, d2=dims) for n in range(rows // 2000)]
     save_trained(train(joint(pieces[0]), "IVF32,SQ8"), tmp_path / "trained.faiss")
+    gc.collect()
     arrow = pa.total_allocated_bytes()
     tracemalloc.start()
     built(tmp_path / "s", lambda: pieces, vlm_dim=dims, factory="IVF32,SQ8", trained=tmp_path / "trained.faiss")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 0.7 * rows * 2 * dims * 2
-    assert pa.total_allocated_bytes() == arrow
+    assert pa.total_allocated_bytes() < arrow + 2**20
 
 
 def test_training_uses_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
