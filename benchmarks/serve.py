@@ -6,7 +6,8 @@
 For each mode of Ray Serve the real command ``mindseye serve`` is started on a free port with the demo's queries in its
 memory, and asked by an asyncio client on the same cores, at concurrency 1, 8 and 32: by text, fused with the images
 remembered, and fused with new images; time to the events ``text`` and ``fused`` of a stream; and by text while the
-generator is kept saturated. In process: ``QueryEncoder`` and the shards, as ``retrieval.finder`` calls them.
+generator is kept saturated. For texts at concurrency 1 it says which process spends how much CPU. In process:
+``QueryEncoder`` and the shards, as ``retrieval.finder`` calls them.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import aiohttp
 import numpy as np
+import psutil
 import torch
 import yaml
 
@@ -90,8 +93,8 @@ def in_process(folder: Path, queries: QuerySet, count: int = 150) -> dict[str, d
 
 
 @contextmanager
-def service(folder: Path, work: Path, environment: dict[str, str]) -> Iterator[tuple[str, float]]:
-    """Start ``mindseye serve``; yield its URL and the seconds that it took to be ready."""
+def service(folder: Path, work: Path, environment: dict[str, str]) -> Iterator[tuple[str, float, int]]:
+    """Start ``mindseye serve``; yield its URL, the seconds that it took to be ready, and its process id."""
     settings = yaml.safe_load((PROFILES / "tiny.yaml").read_text())
     # One client may send as much as it likes here.
     settings["serve"]["limits"] = {"requests_per_minute": 10_000_000}
@@ -120,7 +123,7 @@ def service(folder: Path, work: Path, environment: dict[str, str]) -> Iterator[t
                         break
             except OSError:
                 time.sleep(0.1)
-        yield url, time.monotonic() - begun
+        yield url, time.monotonic() - begun, process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(120)
@@ -219,7 +222,19 @@ async def overload(url: str, bodies: Callable[[], Body], clients: int, seconds: 
     return result | {"refused": len(refused)}
 
 
-async def measure(url: str, texts: list[str], seconds: float, concurrencies: Sequence[int]) -> dict[str, Any]:
+def cpu_seconds(pid: int) -> Counter[str]:
+    """CPU that the service has used so far, by the role of the process: a deployment, Serve's proxy, the rest."""
+    used: Counter[str] = Counter()
+    for process in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.Error):
+            title = process.cmdline()[0].strip()
+            replica = title.removeprefix("ray::ServeReplica:mindseye:")
+            role = replica if replica != title else "proxy" if "Proxy" in title else "rest of Ray"
+            used[role] += sum(process.cpu_times()[:2])
+    return used
+
+
+async def measure(url: str, pid: int, texts: list[str], seconds: float, concurrencies: Sequence[int]) -> dict[str, Any]:
     rotation, seeds = itertools.cycle(texts), itertools.count(1)
 
     def text() -> Body:
@@ -243,7 +258,10 @@ async def measure(url: str, texts: list[str], seconds: float, concurrencies: Seq
     found["at 4 × capacity"] = await overload(url, text, 4 * room, 2 * seconds)
     found["after"] = await load(url, text, 1, seconds, "text")
     found["stream, new"] = await stages(url, new, 5)
+    used = cpu_seconds(pid)
     found["text before"] = await load(url, text, 1, 2 * seconds, "text")
+    spent = cpu_seconds(pid) - used
+    found["CPU of a text, ms"] = {name: s * 1e3 / found["text before"]["n"] for name, s in spent.most_common()}
     found["text, generator saturated"] = await saturated(url, text, new, 2 * seconds)
     return found
 
@@ -258,6 +276,7 @@ def report(mode: str, ready: float, found: dict[str, Any], alone: dict[str, dict
                 f"  {cell['req/s']:7.1f} req/s{unlike}"
             )
     print("  stream of new images:", ", ".join(f"{k} after {v:.1f} ms" for k, v in found["stream, new"].items()))
+    print("  CPU of a text, ms:", ", ".join(f"{name} {ms:.1f}" for name, ms in found["CPU of a text, ms"].items()))
     for name in ("at capacity", "at 4 × capacity", "after"):
         print(f"  text {name}:", ", ".join(f"{k} {v:.1f}" for k, v in found[name].items()))
     text, hit = found["text"][1]["p50"], found["fused, remembered"][1]["p50"]
@@ -289,8 +308,8 @@ def main() -> None:
     everything: dict[str, Any] = {"in process": alone}
     with tempfile.TemporaryDirectory() as work:
         for mode in arguments.modes:
-            with service(arguments.demo.absolute(), Path(work), MODES[mode]) as (url, ready):
-                found = asyncio.run(measure(url, texts, arguments.seconds, arguments.concurrency))
+            with service(arguments.demo.absolute(), Path(work), MODES[mode]) as (url, ready, pid):
+                found = asyncio.run(measure(url, pid, texts, arguments.seconds, arguments.concurrency))
             everything[mode] = {"ready": ready} | found | {"aims": report(mode, ready, found, alone)}
     if arguments.json:
         arguments.json.write_text(json.dumps(everything, indent=1) + "\n")

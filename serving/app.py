@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,16 @@ class ServeArgs(BaseModel):
     """Where imagined queries are kept (``serving.store``); by default the profile's, else a file of this user."""
 
 
-def build(args: ServeArgs) -> Application:
+def build(args: ServeArgs | Mapping[str, str]) -> Application:
     """Build the application: the ingress in front of everything that it asks.
+
+    Args:
+        args: Serve gives the mapping of its config file or command line as it is.
 
     Raises:
         ValueError: an artifact or the profile is not there or not fit; the message says which and what to do.
     """
-    return front(plan(args))
+    return front(plan(ServeArgs.model_validate(args)))
 
 
 def front(service: Service) -> Application:

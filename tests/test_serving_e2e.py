@@ -270,6 +270,24 @@ def test_a_generator_that_dies_in_the_middle_leaves_the_text_and_comes_back(url:
     wait_until(lambda: search(url, "a query afterwards", images=1).stage == "fused", seconds=100)
 
 
+@pytest.mark.parametrize("deployment", ["VLMTowers", "Ranker"])
+def test_a_part_that_no_answer_can_do_without_is_refused_in_words_and_comes_back(url: str, deployment: str) -> None:
+    """Whatever is asked meanwhile is answered, or refused as the API says: nothing hangs, and the service stays up."""
+    body = {"query": "a red star", "mode": "text", "deadline_ms": 5000}
+    kill(deployment)
+
+    def answered() -> bool:
+        response = httpx2.post(f"{url}/v1/search", json=body, timeout=60)
+        assert response.status_code in (200, 503, 504), response.text
+        assert response.status_code == 200 or response.json()["error"]["message"]
+        assert httpx2.get(f"{url}/healthz", timeout=60).status_code == 200
+        return response.status_code == 200
+
+    wait_until(answered, seconds=200)
+    assert info(url).index_version == "000001"
+    assert search(url, "a red star", images=1).stage == "fused"
+
+
 def test_a_shard_that_hangs_and_then_dies_is_missed_and_comes_back(url: str) -> None:
     assert search(url, "a blue house", mode="text").shards.answered == SHARDS
     # Stopped first: a dead one may be back before anyone misses it, a stopped one can not answer.

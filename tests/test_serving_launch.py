@@ -117,8 +117,10 @@ def test_an_application_is_built_without_ray(
     collection: Collection, profile_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    application = build(ServeArgs(target=str(collection.folder), profile=str(profile_file)))
-    assert application._bound_deployment.name == "Ingress"
+    given = {"target": str(collection.folder), "profile": str(profile_file)}
+    # Of a config file Serve hands on the mapping.
+    for application in (build(ServeArgs(**given)), build(given)):
+        assert application._bound_deployment.name == "Ingress"
     assert index_uri(str(collection.folder)) == str(collection.folder / "index")
     assert index_uri(str(collection.folder / "index")) == str(collection.folder / "index")
     with pytest.raises(ValueError, match="there is no aggregator"):
@@ -126,4 +128,4 @@ def test_an_application_is_built_without_ray(
     with pytest.raises(ValueError, match="there is no queryset"):
         build(ServeArgs(target=str(collection.folder), profile=str(profile_file), warm=str(tmp_path)))
     with pytest.raises(ValueError, match="Extra inputs"):
-        ServeArgs.model_validate({"target": "x", "targets": "y"})
+        build({"target": "x", "targets": "y"})
