@@ -41,6 +41,7 @@ from typing import Any
 import pytest
 import yaml
 from command_line import Run, Said
+from ports import free_port
 
 DATA = Path(os.environ.get("MINDSEYE_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
@@ -180,9 +181,7 @@ def bucket() -> Any:
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Redis on this machine: a real server where one is installed (apt install redis-server), else fakeredis'."""
     pytest.importorskip("redis", reason="Redis is an optional extra: pip install 'mindseye[redis]'")
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        port = chosen.getsockname()[1]
+    port = free_port()
     program = shutil.which("redis-server") or shutil.which("valkey-server")
     if program:
         folder = str(tmp_path_factory.mktemp("redis"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ import psutil
 import pyarrow as pa
 import pytest
 import yaml
+from ports import free_port
 from tiny_artifacts import Collection, write_index
 
 from serving.client import info, search, stream, switch_index
@@ -73,9 +73,7 @@ def url(ray_session: None, first: Any, models_folder: Path, profile_settings: di
     settings["serve"]["shards"]["node_label"] = "shard={shard}"
     folder = models_folder.parent
     (folder / "serving.yaml").write_text(yaml.safe_dump(settings))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     target = str(Path(first.uri).parent)
     args = ServeArgs(target=target, profile=str(folder / "serving.yaml"), store=f"sqlite:{folder / 'store.sqlite'}")
     serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"}, logging_config=LOGGING)

@@ -14,9 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from command_line import Run, one_line_error
+from ports import free_port
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 from tiny_artifacts import Collection
 
+import serving.launch
 from serving.app import ServeArgs, build, index_uri
 from serving.client import ServiceFault, search, switch_index
 
@@ -34,35 +37,25 @@ def command(*arguments: str, cache: Path) -> subprocess.Popen[str]:
     )
 
 
-def refused(*arguments: str, cache: Path) -> str:
-    """Return the message with which the command ends at once."""
-    process = command(*arguments, cache=cache)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 2, errors
-    assert "Traceback" not in errors
-    return " ".join(errors.split())
-
-
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    return free_port()
 
 
-@pytest.mark.slow
 def test_what_can_not_be_served_is_refused_before_ray_is_started(
-    collection: Collection, tmp_path: Path, port: int
+    collection: Collection, tmp_path: Path, port: int, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "give what to serve" in refused(cache=tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(serving.launch, "launch", lambda *_, **__: pytest.fail("it is started"))
     target = str(collection.folder)
-    assert "needs API keys" in refused(target, "--host", "0.0.0.0", cache=tmp_path)
-    assert "there is no index" in refused(str(tmp_path), "--port", str(port), cache=tmp_path)
+    one_line_error(run("serve"), "give what to serve")
+    one_line_error(run("serve", target, "--host", "0.0.0.0"), "needs API keys")
+    one_line_error(run("serve", tmp_path, "--port", port), "there is no index")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        number = str(taken.getsockname()[1])
-        assert f"can not listen on 127.0.0.1, port {number}" in refused(target, "--port", number, cache=tmp_path)
+        number = taken.getsockname()[1]
+        one_line_error(run("serve", target, "--port", number), f"can not listen on 127.0.0.1, port {number}")
 
 
 @pytest.mark.slow
