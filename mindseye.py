@@ -12,7 +12,7 @@ from cyclopts import App
 from rich.console import Console
 from rich.table import Table
 
-from commands.console import Cluster, Profile, listed, out, say_made, say_next
+from commands.console import Cluster, Profile, listed, out, say_made, say_next, with_profile
 from commands.index import app as index_app
 
 # Commands import what they need themselves: torch and Ray take seconds, which --help need not wait for.
@@ -36,7 +36,7 @@ def demo(folder: Path = Path("demo-out"), *, profile: Profile = "tiny", address:
         Where everything goes. A folder that an earlier demo filled is emptied first.
     """
     from cluster.profile import load_profile
-    from cluster.session import session
+    from cluster.session import cluster_address, session
     from demo.run import run_demo
     from pipelines.report import results_table
     from serving.client import search as ask
@@ -53,7 +53,7 @@ def demo(folder: Path = Path("demo-out"), *, profile: Profile = "tiny", address:
         port = _free_port()
         store = f"sqlite:{folder.absolute() / 'remembered.sqlite'}"
         arguments = {"target": str(folder), "profile": profile, "store": store}
-        with running(prepare(arguments, port=port), everywhere=bool(address)) as url:
+        with running(prepare(arguments, port=port), everywhere=bool(cluster_address(address))) as url:
             answer = ask(url, result.example, k=5)
     out.print(f"{answer.query!r} over HTTP: ranked by {answer.stage}, λ = {answer.weight:.2f}, {answer.timings_ms} ms")
     for found in answer.results:
@@ -64,8 +64,8 @@ def demo(folder: Path = Path("demo-out"), *, profile: Profile = "tiny", address:
     out.print(f"recall@10 of the index against exact search, by λ: {listed(recall)}")
     say_made(*result.made, result.index.uri)
     say_next(
-        f"mindseye serve {folder} --warm {folder}/queries",
-        f"mindseye search {shlex.quote(result.example)} {folder} --sheet found.png",
+        with_profile(f"mindseye serve {folder} --warm {folder}/queries", profile),
+        with_profile(f"mindseye search {shlex.quote(result.example)} {folder} --sheet found.png", profile),
     )
 
 
@@ -344,10 +344,11 @@ def serve(
     settings = load_profile(profile).serve
     url = f"http://{host or settings.host}:{port or settings.port}"
     if index:
+        from retrieval.folder import Folder
         from serving.client import ServiceFault, switch_index
 
         try:
-            now = switch_index(url, index)
+            now = switch_index(url, Folder(index).uri)
         except ServiceFault as fault:
             raise ValueError(f"{url} stays with its index: {fault}") from fault
         out.print(f"{url} serves version {now.index_version} of {index}: {now.rows:,} images", soft_wrap=True)

@@ -37,12 +37,27 @@ console = Console(stderr=True)
 LINE_SECONDS = 60
 
 
+def cluster_address(given: str | None) -> str | None:
+    """Return the address of the cluster to use: the one given, else ``RAY_ADDRESS``; None for a local Ray."""
+    address = given or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address or None
+
+
 @contextmanager
 def session(address: str | None = None) -> Iterator[None]:
     """Connect to the Ray cluster at ``address`` (or ``RAY_ADDRESS``), or start a local one; leave it as it was found.
 
     Inside a session that is already open, that one goes on. A ValueError or OSError of a worker is raised as itself.
+
+    Raises:
+        ValueError: the address is one of Ray Client, which Ray Data does not work over.
     """
+    address = cluster_address(address) or "local"
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"{address} is an address of Ray Client, which Ray Data does not work over: give the cluster's own, such as"
+            " head:6379, on one of its machines; or hand the command to `ray job submit`"
+        )
     if ray.is_initialized():
         with _plain_errors():
             yield
@@ -52,7 +67,6 @@ def session(address: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # A second by default, after which the next stage waits for new workers to import torch.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "30000")
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
     # One CPU more than there are cores, for tasks that read and write: see actor_pool.
     local: dict = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + 1} if address == "local" else {}
     with _silent_stderr():

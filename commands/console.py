@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -16,7 +17,7 @@ if not out.is_terminal:
 Profile = Annotated[str, Parameter(help="A shipped profile (tiny, fast, paper) or a YAML file: models and resources.")]
 Cluster = Annotated[
     str | None,
-    Parameter(help="Ray cluster to use, such as ray://head:10001; by default RAY_ADDRESS, else a local Ray."),
+    Parameter(help="Ray cluster to use, such as head:6379; by default RAY_ADDRESS, else a local Ray."),
 ]
 
 
@@ -29,6 +30,11 @@ def say_made(*places: str) -> None:
     out.print("made:")
     for place in places:
         out.print(f"  {place}", soft_wrap=True)
+
+
+def with_profile(command: str, profile: str) -> str:
+    """Return a command as it must be given for the models of another profile than the default."""
+    return command if profile == "tiny" else f"{command} --profile {shlex.quote(profile)}"
 
 
 def say_next(*commands: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 from rich.table import Table
 
-from commands.console import Cluster, Profile, listed, out, say_made, say_next
+from commands.console import Cluster, Profile, listed, out, say_made, say_next, with_profile
 
 if TYPE_CHECKING:
     from cluster.profile import Profile as Settings
@@ -100,7 +100,8 @@ def index(
         _say_summary(summary_of(gallery, gallery.manifest.batches[-1]))
     _say_version(version)
     say_made(gallery.uri, version.uri)
-    say_next(f'mindseye search "a category in words" {target}', f"mindseye queries VOCABULARY {target}/queries")
+    following = f'mindseye search "a category in words" {target}', f"mindseye queries VOCABULARY {target}/queries"
+    say_next(*(with_profile(command, profile) for command in following))
 
 
 def _check_kind(factory: str, settings: Settings) -> None:

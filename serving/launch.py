@@ -27,7 +27,7 @@ from ray.serve import Application
 from ray.serve.config import HTTPOptions
 
 from cluster.profile import ServeSettings, load_profile
-from cluster.session import session
+from cluster.session import cluster_address, session
 from serving.app import LOGGING, ServeArgs, front, index_uri, plan, store_uri
 from serving.calls import Deadline
 from serving.middleware import check_exposure, read_keys
@@ -84,7 +84,7 @@ def launch(prepared: Prepared, *, address: str | None, up: Callable[[str], None]
     """
     with suppress(KeyboardInterrupt), session(address):
         signal.signal(signal.SIGTERM, _leave)  # now, because Ray's core has set a handler of its own
-        with running(prepared, everywhere=bool(address)) as url:
+        with running(prepared, everywhere=bool(cluster_address(address))) as url:
             up(url)
             while True:
                 time.sleep(3600)

@@ -65,5 +65,5 @@ def test_prometheus_sees_rows_by_outcome_and_shards(
     assert embedded(seen) == {"embedded": 3, "rejected": 1}
     assert built(seen) >= index.manifest.rows  # a build of the same version elsewhere in this Ray counts as well
     ray.kill(embedder)
-    for name in ("mindseye_index_rows", "mindseye_index_shard_rows"):
+    for name in ("ray_mindseye_index_rows_total", "ray_mindseye_index_shard_rows_total"):
         assert f"`{name}`" in DOCS.read_text(encoding="utf-8")

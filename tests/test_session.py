@@ -1,0 +1,35 @@
+"""Which Ray a command uses."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.session import cluster_address, session
+from commands.console import with_profile
+
+
+def test_the_cluster_is_the_one_given_else_that_of_the_environment_else_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cluster_address(None) is None
+    assert cluster_address("head:6379") == "head:6379"
+    monkeypatch.setenv("RAY_ADDRESS", "other:6379")
+    assert cluster_address(None) == "other:6379"
+    assert cluster_address("head:6379") == "head:6379"
+    assert cluster_address("local") is None
+
+
+def test_an_address_of_ray_client_is_refused_for_ray_data_does_not_work_over_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with (
+        pytest.raises(ValueError, match=r"ray://head:10001 is an address of Ray Client.*head:6379"),
+        session("ray://head:10001"),
+    ):
+        pytest.fail("it is used")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(ValueError, match="Ray Client"), session():
+        pytest.fail("it is used")
+
+
+def test_a_command_that_is_suggested_has_the_profile_of_the_one_that_ran() -> None:
+    assert with_profile("mindseye search star target", "tiny") == "mindseye search star target"
+    assert with_profile("mindseye search star target", "my own.yaml").endswith(" --profile 'my own.yaml'")
