@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -167,6 +167,17 @@ class ServeSettings(Settings):
     ranker: Replicas = Replicas(ongoing=64, queued=256)
     shards: Replicas = Replicas(ongoing=32, queued=256)
 
+    @model_validator(mode="after")
+    def _leaves_room(self) -> Self:
+        waiting = self.generator.ongoing * self.generator.max_replicas + self.generator.queued
+        if waiting >= self.ingress.ongoing:
+            raise ValueError(
+                f"the generator takes in {waiting} requests (ongoing × max_replicas + queued), and a replica of the"
+                f" ingress {self.ingress.ongoing} (ongoing): when all of them wait for images, texts are no longer"
+                " answered; lower generator.ongoing or generator.queued, or raise ingress.ongoing"
+            )
+        return self
+
 
 class Training(Settings):
     """How the aggregator is trained, and on what. Batches and steps are those of all workers together."""
@@ -232,7 +243,8 @@ class Profile(Settings):
 def load_profile(name: str | Path) -> Profile:
     """Load a profile that ships with mindseye, by name, or your own, by the path of its YAML file.
 
-    Relative paths of local models are relative to the installation for shipped profiles, to the file for your own.
+    Relative paths of local models and of the file of API keys are relative to the installation for shipped profiles, to
+    the file for your own.
 
     Raises:
         ValueError: there is no such profile, or a field is unknown, missing or wrong; the message names file and field.
@@ -263,8 +275,10 @@ def load_profile(name: str | Path) -> Profile:
     local = {"vlm": _absolute(models.vlm, base), "vision": _absolute(models.vision, base), "generator": generator}
     if models.aggregator and "://" not in models.aggregator:
         local["aggregator"] = str(base / models.aggregator)
-    located = models.model_copy(update=local)
-    return profile.model_copy(update={"models": located})
+    update: dict[str, Any] = {"models": models.model_copy(update=local)}
+    if keys := profile.serve.keys_file:
+        update["serve"] = profile.serve.model_copy(update={"keys_file": str(base / Path(keys).expanduser())})
+    return profile.model_copy(update=update)
 
 
 def _absolute(uri: str, base: Path) -> str:

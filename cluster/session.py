@@ -35,6 +35,28 @@ from cluster.profile import Stage
 
 console = Console(stderr=True)
 LINE_SECONDS = 60
+_local = threading.Event()
+"""Set while the Ray that is used is a local one of ``session``."""
+
+
+def check_room(what: str, field: str, cpus: float, gpus: float = 0) -> None:
+    """Say what a job would wait for without end, on a local Ray, which no further node will join.
+
+    Args:
+        what: needs so many ``cpus`` and ``gpus``; by ``field`` of the profile.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if not _local.is_set():
+        return
+    for resource, needed in (("CPU", cpus), ("GPU", gpus)):
+        there = ray.cluster_resources().get(resource, 0)
+        if needed > there:
+            raise ValueError(
+                f"{what} needs {needed:g} {resource}s, and this machine's Ray has {there:g}: lower"
+                f" {field}.{resource.lower()}s in the profile, choose another profile, or use a cluster (--address)"
+            )
 
 
 def cluster_address(given: str | None) -> str | None:
@@ -72,10 +94,13 @@ def session(address: str | None = None) -> Iterator[None]:
     with _silent_stderr():
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     quiet_data()
+    if local:
+        _local.set()
     try:
         with _plain_errors():
             yield
     finally:
+        _local.clear()
         ray.shutdown()
 
 

@@ -101,6 +101,7 @@ def _grouped(pairs: pa.Table) -> pa.Table:
         lower = head.copy()
         np.minimum.at(lower, a, head[b])
         np.minimum.at(lower, b, head[a])
+        lower = np.minimum(lower, lower[lower])  # and that one's own, so that a long chain takes few rounds
         if (lower == head).all():
             break
         head = lower

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -139,6 +140,14 @@ def _not_in(inputs: pa.Table, done: list[ray.ObjectRef]) -> pa.Table:
     return inputs.filter(pa.array(known[places] != numbers))
 
 
+def decoded_side(preprocesses: Iterable[Preprocess]) -> int | None:
+    """Return the side in pixels that an image may be reduced to as it is decoded: what the largest of them resizes to;
+    None if one of them has no such size.
+    """
+    sides = [preprocess.side for preprocess in preprocesses]
+    return None if None in sides else max(side for side in sides if side)
+
+
 class Decoder:
     """Tables of inputs to tables of pixels, ``vlm_pixels`` and ``vision_pixels`` (B, H, W, 3) uint8 tensors.
 
@@ -161,9 +170,7 @@ class Decoder:
         self.preprocess = {"vlm_pixels": vlm}
         if vision.geometry != vlm.geometry:
             self.preprocess["vision_pixels"] = vision
-        sides = [preprocess.side for preprocess in self.preprocess.values()]
-        # What the largest of them resizes to; none may be reduced if one of them has no such size.
-        self.side = None if None in sides else max(side for side in sides if side)
+        self.side = decoded_side(self.preprocess.values())
 
     def __call__(self, inputs: pa.Table) -> pa.Table:
         begun = time.perf_counter()

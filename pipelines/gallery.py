@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 
 from cluster.models import load_vision, load_vlm, record_of
 from cluster.profile import Profile
-from cluster.session import progress
+from cluster.session import check_room, progress
 from pipelines.embedding import Encoders, embed, written
 from pipelines.sources import Known, difference, list_inputs
 from retrieval.artifacts import (
@@ -396,6 +396,7 @@ def look_at_encoders(profile: Profile) -> Encoders:
 def _looked_at(profile: str) -> Encoders:
     settings = Profile.model_validate_json(profile)
     stage = settings.embed
+    check_room("an embedder", "embed", stage.cpus, stage.gpus)
     return ray.get(_look_at_encoders.options(num_cpus=stage.cpus, num_gpus=stage.gpus).remote(settings))
 
 

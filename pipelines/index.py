@@ -29,7 +29,7 @@ from ray.exceptions import RayError
 from ray.util.metrics import Counter
 
 from cluster.profile import IndexSettings, Profile
-from cluster.session import progress
+from cluster.session import check_room, progress
 from retrieval.artifacts import (
     Gallery,
     Index,
@@ -98,6 +98,7 @@ def build_index(
             ``memory_per_shard``, an unfinished build of another plan, or recall below the profile's ``recall_floor``.
     """
     settings, manifest = profile.index, gallery.manifest
+    check_room("building a shard", "index", settings.cpus)
     count = math.ceil(manifest.rows / settings.rows_per_shard) if shards is None else shards
     if not 1 <= count <= manifest.rows:
         raise ValueError(f"an index of {manifest.rows:,} rows has 1 to {manifest.rows:,} shards, not {count:,}")

@@ -24,7 +24,7 @@ from cluster.hold import Hold, holds
 from cluster.models import load_vision, load_vlm
 from cluster.profile import Profile
 from cluster.session import progress
-from pipelines.embedding import written
+from pipelines.embedding import decoded_side, written
 from pipelines.gallery import JOB, Job, unfinished_batches
 from pipelines.index import PLAN, REFUSED, Plan
 from retrieval.artifacts import (
@@ -38,7 +38,7 @@ from retrieval.artifacts import (
     version_names,
 )
 from retrieval.folder import Folder
-from retrieval.images import ImageRejected, decode
+from retrieval.images import ImageRejected, decode_reduced
 from retrieval.pictures import Pictures
 from retrieval.shard_files import ROWS, verify
 
@@ -207,12 +207,13 @@ def _check_sample(gallery: Gallery, profile: Profile, sample: int, seed: int) ->
     for name, encoder in encoders.items():
         if encoder.fingerprint != gallery.manifest.models[name].fingerprint:  # type: ignore[index]
             return Finding("a sample embedded again", f"the profile's {name} model is not the gallery's")
+    side = decoded_side(encoder.preprocess for encoder in encoders.values())
     sources = {name: Pictures(source, links_out=True) for name, source in gallery.manifest.sources.items()}
     for row in range(rows.num_rows):
         path = rows["path"][row].as_py()
         try:
             data = sources[rows["batch"][row].as_py()].bytes_of(path)
-            image = decode(data) if data is not None else None
+            image = decode_reduced(data, side) if data is not None else None
         except (ImageRejected, OSError):
             other[path] += 1
             continue

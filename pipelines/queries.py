@@ -22,7 +22,7 @@ from ray.actor import ActorHandle
 
 from cluster.models import load_query_encoder, prompt_templates, record_of
 from cluster.profile import Profile
-from cluster.session import actor_pool, progress
+from cluster.session import actor_pool, check_room, progress
 from retrieval.artifacts import MANIFEST, QuerySet, QuerySetManifest, queryset_schema
 from retrieval.folder import Folder
 from retrieval.images import thumbnail
@@ -122,6 +122,7 @@ def build_queries(
     folder.create()
     seed = profile.queries.seed if seed is None else seed
     stage = profile.imagine
+    check_room("imagining", "imagine", stage.cpus, stage.gpus)
     models = ray.get(_look_at_models.options(num_cpus=stage.cpus, num_gpus=stage.gpus).remote(profile))
     rows = pa.Table.from_pylist([entry._asdict() | {"id": query_id(entry)} for entry in dict.fromkeys(vocabulary)])
     # Each actor should get work in time: several small blocks for each.

@@ -216,7 +216,8 @@ def advice(folder: Folder) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowInvalid) as error:
         said = str(error)
-        if any(word in said for word in ("ACCESS_DENIED", "UNRECOGNIZED_CLIENT", "INVALID_CLIENT", "SIGNATURE", "403")):
+        refused = ("ACCESS_DENIED", "UNRECOGNIZED_CLIENT", "INVALID_CLIENT", "SIGNATURE")
+        if any(word in said for word in refused) or re.search(r"HTTP\D{1,20}403", said):
             raise PermissionError(
                 f"{folder.uri}: the object store refuses access. Check the credentials (AWS_ACCESS_KEY_ID,"
                 " AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the machine's role) and that they may list, read and write"

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from cluster.profile import Limits, ServeSettings
+from retrieval.folder import Folder
 from retrieval.images import ImageRejected
 from serving.calls import Trouble, Unavailable
 from serving.gallery import GalleryPictures
@@ -55,6 +56,7 @@ def make_api(
     *,
     store: str,
     aggregator: str | None,
+    index: str,
     behind_serve: bool,
 ) -> FastAPI:
     """Make the ASGI application of a service.
@@ -63,6 +65,8 @@ def make_api(
         keys: who may ask; without any, everyone who can reach it.
         store: its URI, where requests are counted if it is a Redis.
         aggregator: the name to show.
+        index: URI of what the service was started with. Where keys are on, only that can be switched to and what lies
+            in it: to read from anywhere else is for the operator to decide.
         behind_serve: Serve's proxy writes the request id into answers itself.
     """
     limits = settings.limits
@@ -149,6 +153,8 @@ def make_api(
     @api.put("/v1/index", tags=["service"])
     async def switch_index(body: IndexSwitch) -> Info:
         """Serve another index, or another version of it, from now on. Answers when that is so."""
+        if keys and not _lies_in(index, body.index):
+            raise ValueError("index names none of this service's own: with API keys on, it serves no others")
         return _info(await search.switch(body.index))
 
     @api.get("/healthz", tags=["service"])
@@ -307,6 +313,13 @@ def _fault(error: Exception) -> tuple[int, FaultAnswer]:
         case ImageRejected():
             code = error.reason
     return status, FaultAnswer(error=Fault(code=code, message=message, field=field), request_id=request_id.get())
+
+
+def _lies_in(index: str, wanted: str) -> bool:
+    path, _, options = Folder(wanted).uri.partition("?")
+    own_path, _, own_options = index.partition("?")
+    inside = path == own_path or path.startswith(f"{own_path}/")
+    return inside and options == own_options and ".." not in path.split("/")
 
 
 def _last_part(uri: str) -> str:

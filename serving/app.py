@@ -94,7 +94,7 @@ def plan(args: ServeArgs) -> Service:
     encoders = {"vlm": vlm, "vision": vision}
     ranker = _scaled(Ranker, settings.ranker).bind(profile, index, learned, store, encoders, shards)
     defaults = Defaults(profile.queries.images, fingerprint)
-    return Service(profile, Parts(vlm, vision, generator, ranker), store, defaults, learned, count)
+    return Service(profile, Parts(vlm, vision, generator, ranker), store, defaults, learned, count, index)
 
 
 def index_uri(target: str) -> str:
@@ -106,7 +106,9 @@ def index_uri(target: str) -> str:
 def store_uri(given: str | None, profile: Profile) -> str:
     """Return the store that is given, else the profile's, else a file in this user's cache."""
     if uri := given or profile.serve.store:
-        return uri
+        scheme, _, path = uri.partition(":")
+        # Replicas work in other folders.
+        return f"sqlite:{Path(path).expanduser().absolute()}" if scheme == "sqlite" and path else uri
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mindseye"
     cache.mkdir(parents=True, exist_ok=True)
     return f"sqlite:{cache / 'queries.sqlite'}"

@@ -16,6 +16,8 @@ THUMBNAILS = 2_000
 # How files begin that every browser shows; others are sent as JPEG.
 _SHOWN = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n\x1a\n", "image/png"), (b"GIF8", "image/gif"))
 _LARGEST_SIDE = 4096
+AT_ONCE = 8
+"""Pictures that are read at a time: threads are left for what searches wait for."""
 
 
 class Picture(NamedTuple):
@@ -29,6 +31,7 @@ class GalleryPictures:
     def __init__(self, search: Search) -> None:
         self._search = search
         self._small: OrderedDict[tuple[str, str], Picture] = OrderedDict()
+        self._reading = asyncio.Semaphore(AT_ONCE)
 
     async def picture(self, id: str, *, small: bool = False) -> Picture | None:
         """Return the picture of a row; None if there is no such row, or the source no longer has its picture.
@@ -41,9 +44,9 @@ class GalleryPictures:
         if place is None:
             return None
         if not small:
-            return await asyncio.to_thread(_read, *place, small)
+            return await self._read(*place, small)
         if place not in self._small:
-            picture = await asyncio.to_thread(_read, *place, small)
+            picture = await self._read(*place, small)
             if picture is None:
                 return None
             self._small[place] = picture
@@ -51,6 +54,10 @@ class GalleryPictures:
                 self._small.popitem(last=False)
         self._small.move_to_end(place)
         return self._small[place]
+
+    async def _read(self, path: str, source: str, small: bool) -> Picture | None:
+        async with self._reading:
+            return await asyncio.to_thread(_read, path, source, small)
 
 
 @lru_cache(maxsize=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from serving.search import Defaults, Parts, Search
 from serving.store import open_store
 
 AGAIN_SECONDS = 1
+THREADS = 32
 
 log = logging.getLogger("ray.serve")
 
@@ -33,6 +35,8 @@ class Service:
     aggregator: str | None
     shards: int
     """Deployments of shards."""
+    index: str
+    """URI of the index, or of the version, that the service was started with."""
 
     def search(self) -> Search:
         memory = Memory(open_store(self.store), self.profile.serve.memory_entries)
@@ -41,7 +45,15 @@ class Service:
     def api(self, search: Search, *, behind_serve: bool) -> FastAPI:
         settings = self.profile.serve
         keys = read_keys(settings.keys_file) if settings.keys_file else []
-        return make_api(search, settings, keys, store=self.store, aggregator=self.aggregator, behind_serve=behind_serve)
+        return make_api(
+            search,
+            settings,
+            keys,
+            store=self.store,
+            aggregator=self.aggregator,
+            index=self.index,
+            behind_serve=behind_serve,
+        )
 
 
 @serve.deployment
@@ -50,6 +62,8 @@ class Ingress:
     """Serves `serving.api`. It answers `/readyz` once all other deployments have answered it."""
 
     async def __init__(self, service: Service) -> None:  # type: ignore[misc]  # Serve awaits it
+        # Serve sizes a replica's threads by its CPUs, a share of one here; these wait for stores and pictures.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         self.search = service.search()
         self._api = service.api(self.search, behind_serve=True)
         self._warming = asyncio.create_task(self._warm_up())

@@ -223,19 +223,38 @@ def check_exposure(host: str, keys: Sequence[Key]) -> None:
 
 
 class LoopbackNames(HttpMiddleware):
-    """For a service without keys: refuses requests that were sent to another name than this machine's own, as a web
-    page's are that has its name point here (DNS rebinding) to read what only people at this machine should.
+    """For a service without keys: refuses requests from other machines, and those that were sent to another name than
+    this machine's own, as a web page's are that has its name point here (DNS rebinding) to read what only people at
+    this machine should.
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        host = urlsplit(f"//{Headers(scope=scope).get('host', '')}").hostname or ""
-        if is_loopback(host):
-            await self.app(scope, receive, send)
-        else:
-            message = (
-                f"without API keys only requests to 127.0.0.1 or localhost are answered, and this one is to {host!r}"
-            )
+        host = _hostname(Headers(scope=scope).get("host", ""))
+        client = (scope.get("client") or ("",))[0]
+        only = "without API keys only requests {} are answered, and this one is {} {!r}"
+        if not is_loopback(host):
+            message = only.format("to 127.0.0.1 or localhost", "to", host)
             await refuse(scope, receive, send, 421, "host-unknown", message)
+        elif _is_address(client) and not is_loopback(client):
+            await refuse(scope, receive, send, 403, "key-missing", only.format("from this machine", "from", client))
+        else:
+            await self.app(scope, receive, send)
+
+
+def _hostname(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return host
+
+
+def _is_address(name: str) -> bool:
+    """Whether a client is named by its address; one that comes over a Unix socket, or in a test, is not."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 class Keys(HttpMiddleware):

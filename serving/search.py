@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.profile import ServeSettings
 from serving import metrics
-from serving.calls import Deadline, Unavailable, call
+from serving.calls import Deadline, Trouble, Unavailable, call
 from serving.memory import Memory, Remembered, memory_key, normalised
 from serving.messages import (
     BY_VALUE_BYTES,
@@ -50,6 +50,8 @@ EXAMPLES, EXAMPLES_FROM = 6, 100
 """Labels to try, out of those of so many images."""
 PATHS = 20_000
 """Rows of answers whose paths are at hand when their pictures are asked for."""
+SHARE_OF_MEMORY = 0.25
+"""Of the time that a request has, what looking for its images may take."""
 SPECIAL_TOKENS = 3
 """A tokenizer adds its start and end, and some a space; each other token stands for a byte at least."""
 
@@ -128,6 +130,7 @@ class Search:
         self._weight: float | None = None
         self._models: dict[str, Model] = {}
         self._generator_back: asyncio.Task[Any] | None = None
+        self._generator_trouble: Trouble = "down"
         # Who has got an answer asks for its pictures next.
         self._paths: OrderedDict[str, tuple[str, str]] = OrderedDict()
 
@@ -228,7 +231,7 @@ class Search:
             yield "text", self._answer(asked, await self._rank(asked, "rank", await self._encode(asked)))
             return
         key, trouble = self._key(asked)
-        known = await self.memory.recall(key) if key else None
+        known = await self._recalled(asked, key) if key else None
         asked.memory = "hit" if known else "miss" if key else "off"
         vlm_D1 = known.vlm_D1 if known else await self._encode(asked)
         making = asyncio.create_task(self._obtain(asked, key, vlm_D1)) if key and not known else None
@@ -252,6 +255,13 @@ class Search:
         else:
             by_text = by_text or await self._rank(asked, "rank", vlm_D1)
             yield "fused", self._answer(asked, by_text, degraded=trouble)
+
+    async def _recalled(self, asked: _Asked, key: str) -> Remembered | None:
+        """What is remembered, if the store says so in time: one that hangs costs the images, and not the text."""
+        try:
+            return await asyncio.wait_for(self.memory.recall(key), SHARE_OF_MEMORY * asked.deadline.left)
+        except TimeoutError:
+            return None
 
     async def _by_images(
         self, asked: _Asked, known: Remembered, images: list[ImaginedImage], by_text: Ranking | None
@@ -380,7 +390,7 @@ class Search:
         generator = self._parts.generator
         assert generator
         if self._generator_back and not self._generator_back.done():
-            raise Unavailable("the generator", "down")
+            raise Unavailable("the generator", self._generator_trouble)
         seconds = self._settings.deadline_ms / 1000
         try:
             with metrics.waiting.one(part="generator"):
@@ -394,8 +404,10 @@ class Search:
                     again=False,
                 )
         except Unavailable as error:
-            if error.trouble == "down":
-                # A call would wait for the next replica, and with it the client. Until that is there, text answers.
+            if error.trouble in ("down", "late"):
+                # A call would wait for the next replica, and with it the client. Until that is there, text answers. One
+                # that died with nothing to do is missed only by being late.
+                self._generator_trouble = error.trouble
                 self._generator_back = asyncio.create_task(_arrival(generator))
             raise
         indices = np.arange(len(made.seeds))

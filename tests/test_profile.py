@@ -105,6 +105,26 @@ def test_what_is_left_out_has_a_default(tmp_path: Path, settings: dict[str, Any]
     assert profile.index.factory == "auto"
 
 
+def test_keys_lie_beside_the_profile(tmp_path: Path, settings: dict[str, Any]) -> None:
+    settings["serve"] = {"keys_file": "keys"}
+    assert load_profile(written(tmp_path, settings)).serve.keys_file == str(tmp_path / "keys")
+    settings["serve"] = {"keys_file": "/etc/keys"}
+    assert load_profile(written(tmp_path, settings)).serve.keys_file == "/etc/keys"
+
+
+def test_a_generator_that_would_fill_the_ingress_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    settings["serve"] = {
+        "ingress": {"ongoing": 32},
+        "generator": {"max_replicas": 2, "ongoing": 8, "batch": 4, "queued": 16},
+    }
+    with pytest.raises(
+        ValueError, match=r"the generator takes in 32 requests .* 32 .*lower generator\.ongoing"
+    ):
+        load_profile(written(tmp_path, settings))
+    settings["serve"]["generator"]["queued"] = 15
+    assert load_profile(written(tmp_path, settings)).serve.generator.queued == 15
+
+
 def test_nothing_changes_after_loading(profile: Any) -> None:
     with pytest.raises(ValueError, match="frozen"):
         profile.embed.batch = 5

@@ -333,7 +333,14 @@ def test_keys_guard_all_but_health_and_page(service: Service, tmp_path: Path) ->
         fault(client.put("/v1/index", json={"index": "x"}), 401, "key-missing")
         for path in ("/", "/page/page.js", "/healthz", "/openapi.json"):
             assert client.get(path).status_code == 200
-        assert client.get("/v1/info", headers={"Authorization": "Bearer 0123456789abcdef-key"}).status_code == 200
+        client.headers["Authorization"] = "Bearer 0123456789abcdef-key"
+        assert client.get("/v1/info").status_code == 200
+        # Nor does a key open other places than the index that is served.
+        elsewhere = ("/etc", f"{service.index}/../x", f"{service.index}?a=b", "s3://x/y?endpoint_override=here")
+        for index in elsewhere:
+            said = fault(client.put("/v1/index", json={"index": index}), 422)
+            assert "none of this service's own" in said
+        assert "there is no" in fault(client.put("/v1/index", json={"index": f"{service.index}/000099"}), 422)
 
 
 def test_a_client_that_goes_ends_its_search(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,7 +389,16 @@ def test_without_keys_this_machines_names_are_answered(client: TestClient, host:
     assert client.get("/v1/info", headers={"Host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["rebound.example", "127.0.0.1.rebound.example:80", ""])
+@pytest.mark.parametrize("host", ["rebound.example", "127.0.0.1.rebound.example:80", "", "["])
 def test_without_keys_a_name_that_was_pointed_here_is_not(client: TestClient, host: str) -> None:
     answer = client.get("/v1/info", headers={"Host": host})
     assert (answer.status_code, answer.json()["error"]["code"]) == (421, "host-unknown")
+
+
+def test_without_keys_other_machines_are_not_answered_whatever_they_say_they_asked(service: Service) -> None:
+    app = service.api(service.search(), behind_serve=False)
+    for client, status in (("192.0.2.7", 403), ("127.0.0.1", 200), ("::1", 200)):
+        with TestClient(app, "http://127.0.0.1", client=(client, 50_000)) as asking:
+            assert asking.get("/healthz").status_code == status
+    with TestClient(app, "http://127.0.0.1", client=("192.0.2.7", 50_000)) as asking:
+        assert "only requests from this machine" in fault(asking.get("/healthz"), 403, "key-missing")

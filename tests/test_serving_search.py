@@ -288,6 +288,37 @@ def test_at_the_deadline_the_text_answers_and_the_images_are_remembered() -> Non
     run(check())
 
 
+def test_a_generator_that_is_late_is_asked_for_no_image_until_it_answers_again() -> None:
+    async def check() -> None:
+        world = await World(deadline_ms=2000).warmed()
+        world.generator.may.clear()
+        world.generator.runs.clear()
+        assert (await world.answer()).degraded == "no image was imagined by the deadline"
+        await until(lambda: not world.search.memory._flights)
+        # With a deadline of its own, which this one must not wait for.
+        assert (await world.answer("a moon")).degraded == "the generator did not answer in time"
+        assert world.generator.asked == ["a star"]
+        world.generator.may.set()
+        world.generator.runs.set()
+        await asyncio.sleep(0.05)
+        assert (await world.answer("a moon")).stage == "fused"
+
+    run(check())
+
+
+def test_a_memory_that_hangs_costs_the_images_and_not_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hangs(key: str) -> None:
+        await asyncio.sleep(60)
+
+    async def check() -> None:
+        world = await World(deadline_ms=2000).warmed()
+        monkeypatch.setattr(world.memory, "recall", hangs)
+        answer = await world.answer()
+        assert (answer.stage, answer.degraded) == ("text", "no image was imagined by the deadline")
+
+    run(check())
+
+
 def test_no_request_may_wait_longer_than_the_service_allows() -> None:
     async def check() -> None:
         world = await World(deadline_ms=2000).warmed()

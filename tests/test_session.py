@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.session import cluster_address, session
+import cluster.session as module
+from cluster.session import check_room, cluster_address, session
 from commands.console import with_profile
 
 
@@ -28,6 +29,20 @@ def test_an_address_of_ray_client_is_refused_for_ray_data_does_not_work_over_it(
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     with pytest.raises(ValueError, match="Ray Client"), session():
         pytest.fail("it is used")
+
+
+def test_what_a_local_ray_will_never_have_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.ray, "cluster_resources", lambda: {"CPU": 3.0})
+    check_room("imagining", "imagine", 64, 8)  # a cluster may grow
+    module._local.set()
+    try:
+        check_room("imagining", "imagine", 3)
+        with pytest.raises(ValueError, match=r"imagining needs 1 GPUs, .* has 0: lower imagine\.gpus"):
+            check_room("imagining", "imagine", 1, 1)
+        with pytest.raises(ValueError, match=r"needs 4 CPUs, and this machine's Ray has 3"):
+            check_room("building a shard", "index", 4)
+    finally:
+        module._local.clear()
 
 
 def test_a_command_that_is_suggested_has_the_profile_of_the_one_that_ran() -> None:

@@ -27,7 +27,7 @@ from ray.actor import ActorHandle
 from ray.train.collective import broadcast_from_rank_zero
 
 from cluster.profile import Profile, Training
-from cluster.session import progress
+from cluster.session import check_room, progress
 from retrieval.aggregator import Aggregator
 from retrieval.artifacts import MANIFEST, Gallery, QuerySet, TrainedAggregator, check_disjoint
 from retrieval.folder import Folder
@@ -142,13 +142,19 @@ def _record(
         "images": [1, examples.images_QKD2.shape[1]],
         "labels": [examples.labels[i] for i in trained],
         "validation_labels": [examples.labels[i] for i in held_out],
-        "settings": settings.model_dump(mode="json", exclude={"min_workers", "max_workers", "cpus", "gpus"}),
+        "settings": settings.model_dump(mode="json", exclude=_WHERE_IT_RUNS),
         "versions": {name: version(name) for name in ("torch", "ray")},
     }
 
 
+_WHERE_IT_RUNS = {"min_workers", "max_workers", "cpus", "gpus", "max_failures"}
+"""Settings that the result does not depend on: a run goes on with others."""
+
+
 def _fit(run: Run, folder: Folder, name: str) -> dict[str, Any]:
     settings = run.settings
+    # Besides the workers there are the tasks that draw examples.
+    check_room("training", "train", settings.min_workers * settings.cpus + 1, settings.min_workers * settings.gpus)
     workers = (settings.min_workers, settings.max_workers)
     trainer = ray.train.torch.TorchTrainer(
         _work,
