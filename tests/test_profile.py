@@ -117,9 +117,7 @@ def test_a_generator_that_would_fill_the_ingress_is_refused(tmp_path: Path, sett
         "ingress": {"ongoing": 32},
         "generator": {"max_replicas": 2, "ongoing": 8, "batch": 4, "queued": 16},
     }
-    with pytest.raises(
-        ValueError, match=r"the generator takes in 32 requests .* 32 .*lower generator\.ongoing"
-    ):
+    with pytest.raises(ValueError, match=r"the generator takes in 32 requests .* 32 .*lower generator\.ongoing"):
         load_profile(written(tmp_path, settings))
     settings["serve"]["generator"]["queued"] = 15
     assert load_profile(written(tmp_path, settings)).serve.generator.queued == 15
