@@ -196,7 +196,9 @@ def compact(
     target: str,
     *,
     profile: Profile = "tiny",
+    shards: int | None = None,
     factory: str | None = None,
+    memory_per_shard: str | None = None,
     overwrite: bool = False,
     take_over: TakeOver = False,
     address: Cluster = None,
@@ -207,8 +209,12 @@ def compact(
     ----------
     target
         What mindseye index has made.
+    shards
+        Number of shards; by default the profile decides, whatever the version before has; so with the next two.
     factory
-        FAISS factory string, or auto; by default the profile's, whatever the version before has.
+        FAISS factory string, or auto.
+    memory_per_shard
+        Memory that the compressed index of one shard may take, such as 2G.
     overwrite
         Begin anew, whatever an unfinished version was begun with.
     """
@@ -217,7 +223,15 @@ def compact(
 
     settings, place = _profile(profile), _known(Folder(target))
     with _job(place, "mindseye index compact", take_over, address):
-        version = growth.compact(*_opened(place), settings, factory=factory, overwrite=overwrite, say=out.print)
+        version = growth.compact(
+            *_opened(place),
+            settings,
+            shards=shards,
+            factory=factory,
+            memory_per_shard=_bytes(memory_per_shard) if memory_per_shard else None,
+            overwrite=overwrite,
+            say=out.print,
+        )
     _say_version(version)
     say_made(version.uri)
     say_next(f"mindseye index prune {target}")

@@ -241,17 +241,31 @@ def compact(
     index: Index,
     profile: Profile,
     *,
+    shards: int | None = None,
     factory: str | None = None,
+    memory_per_shard: int | None = None,
     overwrite: bool = False,
     say: Say,
 ) -> Index:
     """Build a version anew from the gallery: whole shards, freshly trained, without what was removed.
 
     Args:
-        factory: FAISS factory string, or ``auto``; by default the profile's, whatever the version before has.
+        shards, factory, memory_per_shard: as ``build_index``; by default the profile's, not the version before's.
         overwrite: begin anew, whatever an unfinished version was begun with.
+
+    Raises:
+        ValueError: as ``build_index``.
     """
-    return build_index(gallery, index.root.uri, profile, factory=factory, overwrite=overwrite, say=say)
+    return build_index(
+        gallery,
+        index.root.uri,
+        profile,
+        shards=shards,
+        factory=factory,
+        memory_per_shard=memory_per_shard,
+        overwrite=overwrite,
+        say=say,
+    )
 
 
 def prune(gallery: Gallery, root: Folder, keep: int) -> list[str]:

@@ -22,6 +22,8 @@ os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 # Without it a replica keeps a thousand log records to itself until one of them is an error.
 os.environ.setdefault("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "1")
+# Between replicas, 4 MiB by default: a thousand rows with metadata may be more.
+os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(64 * 2**20))
 
 import ray
 from ray import serve

@@ -69,14 +69,14 @@ def test_a_target_from_its_first_image_to_its_last_check(
     said = run("index", "duplicates", target, *with_profile)
     assert "0 of 10 images are duplicates" in said.out
 
-    said = run("index", "compact", target, *with_profile)
-    assert "index version 000005: 10 rows, 1 shards, Flat" in said.out
+    said = run("index", "compact", target, *with_profile, "--shards", "2", "--memory-per-shard", "1G")
+    assert "index version 000005: 10 rows, 2 shards, Flat" in said.out
     listed = run("index", "list", target).out
     assert [line.split()[1] for line in listed.splitlines() if "published" in line] == [
         f"00000{i}" for i in range(1, 6)
     ]
     said = run("index", "verify", target, *with_profile, "--sample", "4")
-    assert (said.code, said.out.count("ok  "), "FAIL" in said.out) == (0, 4, False)
+    assert (said.code, said.out.count("ok  "), "FAIL" in said.out) == (0, 5, False)
     said = run("index", "prune", target, "--keep", "1")
     assert "deleted index/000001" in said.out
     assert Index.open(target / "index").version == "000005"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cluster.profile import Training
 from retrieval.aggregator import Aggregator
+from retrieval.devices import has_fast_bfloat16
 from retrieval.metrics import average_precision
 from training.dataset import Batch, Examples
 from training.loss import FusedContrast
@@ -107,7 +108,7 @@ class Learner:
 
     def _precision(self) -> torch.autocast:
         # On CPUs with bfloat16 the matrices here are too small to gain.
-        fast = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        fast = self.device.type == "cuda" and has_fast_bfloat16(self.device)
         return torch.autocast(self.device.type, torch.bfloat16, enabled=fast)
 
     def state(self) -> dict[str, Any]:
