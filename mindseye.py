@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import socket
 import sys
 from pathlib import Path
 from typing import Literal
@@ -35,6 +34,7 @@ def demo(folder: Path = Path("demo-out"), *, profile: Profile = "tiny", address:
     folder
         Where everything goes. A folder that an earlier demo filled is emptied first.
     """
+    from cluster.ports import free_port
     from cluster.profile import load_profile
     from cluster.session import cluster_address, session
     from demo.run import run_demo
@@ -50,7 +50,7 @@ def demo(folder: Path = Path("demo-out"), *, profile: Profile = "tiny", address:
     with session(address):
         result = run_demo(folder, settings, say)
         say("serving: one query over HTTP")
-        port = _free_port()
+        port = free_port()
         store = f"sqlite:{folder.absolute() / 'remembered.sqlite'}"
         arguments = {"target": str(folder), "profile": profile, "store": store}
         with running(prepare(arguments, port=port), everywhere=bool(cluster_address(address))) as url:
@@ -381,12 +381,6 @@ def doctor(*, profile: Profile = "tiny") -> None:
     if not ok:
         sys.exit(1)
     say_next("mindseye demo")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def main() -> None:

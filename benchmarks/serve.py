@@ -18,7 +18,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ import torch
 import yaml
 
 from cluster.models import load_query_encoder
+from cluster.ports import free_port
 from cluster.profile import PROFILES, load_profile
 from retrieval.artifacts import Index, QuerySet, vision_vectors
 from retrieval.finder import DEFAULT_WEIGHT
@@ -103,9 +103,7 @@ def service(folder: Path, work: Path, environment: dict[str, str]) -> Iterator[t
     settings["models"]["generator"]["uri"] = models.generator.uri
     profile = work / "bench.yaml"
     profile.write_text(yaml.safe_dump(settings))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     store = tempfile.mkdtemp(dir=work)
     command = [sys.executable, "-m", "mindseye", "serve", str(folder), "--profile", str(profile), "--port", str(port)]
     command += ["--warm", str(folder / "queries"), "--store", f"sqlite:{store}/queries.sqlite"]

@@ -50,13 +50,19 @@ def check_room(what: str, field: str, cpus: float, gpus: float = 0) -> None:
     """
     if not _local.is_set():
         return
+    for resource, needed, there in lacking(cpus, gpus):
+        raise ValueError(
+            f"{what} needs {needed:g} {resource}s, and this machine's Ray has {there:g}: lower"
+            f" {field}.{resource.lower()}s in the profile, choose another profile, or use a cluster (--address)"
+        )
+
+
+def lacking(cpus: float, gpus: float) -> Iterator[tuple[str, float, float]]:
+    """Yield the resources, ``CPU`` or ``GPU``, that Ray has too few of: how many are needed, how many there are."""
     for resource, needed in (("CPU", cpus), ("GPU", gpus)):
         there = ray.cluster_resources().get(resource, 0)
         if needed > there:
-            raise ValueError(
-                f"{what} needs {needed:g} {resource}s, and this machine's Ray has {there:g}: lower"
-                f" {field}.{resource.lower()}s in the profile, choose another profile, or use a cluster (--address)"
-            )
+            yield resource, needed, there
 
 
 def cluster_address(given: str | None) -> str | None:

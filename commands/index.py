@@ -62,6 +62,7 @@ def index(
     overwrite
         Begin anew, or go on with what was begun so. What is published stays until the new gallery is complete.
     """
+    from cluster.session import check_room
     from pipelines.duplicates import check_cosine
     from pipelines.gallery import build_gallery, gallery_of, summary_of
     from pipelines.index import build_index
@@ -75,6 +76,7 @@ def index(
     with _job(place, f"mindseye index {source}", take_over, address):
         where = (place / "gallery").uri
         if overwrite or not (place / "gallery").exists(MANIFEST):
+            check_room("building a shard", "index", settings.index.cpus)
             _check_kind(factory or settings.index.factory, settings)
         if overwrite:
             gallery = build_gallery(source, where, settings, overwrite=True, say=out.print)
@@ -95,7 +97,8 @@ def index(
         if dedup is not None:
             version = _drop_duplicates(gallery, version, dedup, settings)
     if known:
-        out.print(f"the gallery is what it was; mindseye index add {source} {target} takes in what is new")
+        add = with_profile(f"mindseye index add {source} {target}", profile)
+        out.print(f"the gallery is what it was; {add} takes in what is new")
     else:
         _say_summary(summary_of(gallery, gallery.manifest.batches[-1]))
     _say_version(version)
@@ -284,7 +287,7 @@ def duplicates(target: str, *, cosine: float = 1.0, profile: Profile = "tiny", a
         out.print(f"  {pair['id']} is {pair['of']} again, cosine {pair['cosine']:.4f}", soft_wrap=True)
     out.print(f"{pairs.num_rows:,} of {version.manifest.rows:,} images are duplicates")
     if pairs.num_rows:
-        say_next(f"mindseye index SOURCE {target} --dedup {cosine:g}")
+        say_next(with_profile(f"mindseye index SOURCE {target} --dedup {cosine:g}", profile))
 
 
 @app.command(name="list")

@@ -25,13 +25,12 @@ os.environ.setdefault("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "1")
 # Between replicas, 4 MiB by default: a thousand rows with metadata may be more.
 os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(64 * 2**20))
 
-import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import HTTPOptions
 
 from cluster.profile import ServeSettings, load_profile
-from cluster.session import cluster_address, session
+from cluster.session import cluster_address, lacking, session
 from serving.app import LOGGING, ServeArgs, front, index_uri, plan, store_uri
 from serving.calls import Deadline
 from serving.middleware import check_exposure, read_keys
@@ -137,16 +136,13 @@ def _check_room(settings: ServeSettings, shards: int) -> None:
     """Say what Serve would wait for without end, where no further node will come."""
     deployments = [settings.ingress, settings.vlm, settings.vision, settings.generator, settings.ranker]
     least = [*deployments, *[settings.shards] * shards]
-    for resource, needed in (
-        ("CPU", sum(one.cpus * one.min_replicas for one in least)),
-        ("GPU", sum(one.gpus * one.min_replicas for one in least)),
-    ):
-        there = ray.cluster_resources().get(resource, 0)
-        if needed > there:
-            raise ValueError(
-                f"the deployments need {needed:g} {resource}s at least, and this Ray has {there:g}: lower"
-                f" {resource.lower()}s of serve.ingress, vlm, vision, generator, ranker or shards in the profile"
-            )
+    cpus = sum(one.cpus * one.min_replicas for one in least)
+    gpus = sum(one.gpus * one.min_replicas for one in least)
+    for resource, needed, there in lacking(cpus, gpus):
+        raise ValueError(
+            f"the deployments need {needed:g} {resource}s at least, and this Ray has {there:g}: lower"
+            f" {resource.lower()}s of serve.ingress, vlm, vision, generator, ranker or shards in the profile"
+        )
 
 
 def _wait_until_ready(url: str) -> None:

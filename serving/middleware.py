@@ -235,7 +235,7 @@ class LoopbackNames(HttpMiddleware):
         if not is_loopback(host):
             message = only.format("to 127.0.0.1 or localhost", "to", host)
             await refuse(scope, receive, send, 421, "host-unknown", message)
-        elif _is_address(client) and not is_loopback(client):
+        elif _is_elsewhere(client):
             await refuse(scope, receive, send, 403, "key-missing", only.format("from this machine", "from", client))
         else:
             await self.app(scope, receive, send)
@@ -248,13 +248,12 @@ def _hostname(host: str) -> str:
         return host
 
 
-def _is_address(name: str) -> bool:
-    """Whether a client is named by its address; one that comes over a Unix socket, or in a test, is not."""
+def _is_elsewhere(client: str) -> bool:
+    """Whether a client is on another machine; one that comes over a Unix socket, or in a test, has no address."""
     try:
-        ipaddress.ip_address(name)
+        return not ipaddress.ip_address(client).is_loopback
     except ValueError:
         return False
-    return True
 
 
 class Keys(HttpMiddleware):

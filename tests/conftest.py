@@ -41,7 +41,8 @@ from typing import Any
 import pytest
 import yaml
 from command_line import Run, Said
-from ports import free_port
+
+from cluster.ports import free_port
 
 DATA = Path(os.environ.get("MINDSEYE_DATA") or Path(__file__).parents[2] / "shared" / "data")
 

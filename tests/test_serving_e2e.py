@@ -16,9 +16,9 @@ import psutil
 import pyarrow as pa
 import pytest
 import yaml
-from ports import free_port
 from tiny_artifacts import Collection, write_index
 
+from cluster.ports import free_port
 from serving.client import info, search, stream, switch_index
 from serving.protocol import SearchAnswer
 

@@ -15,11 +15,11 @@ import psutil
 import pytest
 import yaml
 from command_line import Run, one_line_error
-from ports import free_port
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 from tiny_artifacts import Collection
 
 import serving.launch
+from cluster.ports import free_port
 from serving.app import ServeArgs, build, index_uri
 from serving.client import ServiceFault, search, switch_index
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from synthetic import D1, D2, directions, models, write_queries
+from waiting import until
 
 from retrieval.artifacts import ModelRecord
 from serving.memory import Memory, Remembered, memory_key, normalised, warm
@@ -60,12 +60,6 @@ class Maker:
         if self.error:
             raise self.error
         return entry()
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait until it is so; the test's own time limit ends it."""
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 # Keys

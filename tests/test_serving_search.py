@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
+from waiting import until
 
 from cluster.profile import ServeSettings
 from retrieval.artifacts import ModelRecord
@@ -142,12 +143,6 @@ class World:
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, 60))
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait until it is so; ``run`` has a limit."""
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 def test_a_new_query_is_answered_in_stages_and_a_remembered_one_without_model() -> None:

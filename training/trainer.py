@@ -41,6 +41,8 @@ from training.tracking import Tracker
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 HISTORY = "metrics.jsonl"
+_WHERE_IT_RUNS = {"min_workers", "max_workers", "cpus", "gpus", "max_failures"}
+"""Settings that the result does not depend on: a run goes on with others."""
 CURVES = "curves.png"
 
 
@@ -90,6 +92,8 @@ def train_aggregator(
     if folder.exists(MANIFEST):
         raise ValueError(f"{folder.uri} already holds an aggregator; give another target, or delete it first")
     settings = profile.train
+    # Besides the workers there are the tasks that draw examples.
+    check_room("training", "train", settings.min_workers * settings.cpus + 1, settings.min_workers * settings.gpus)
     examples, left_out = load_examples(gallery, queries, rows_per_label=settings.rows_per_label, seed=settings.seed)
     if evaluation:
         wanted = set(evaluation.table(["id", "label"])["label"].drop_null().to_pylist())
@@ -147,14 +151,8 @@ def _record(
     }
 
 
-_WHERE_IT_RUNS = {"min_workers", "max_workers", "cpus", "gpus", "max_failures"}
-"""Settings that the result does not depend on: a run goes on with others."""
-
-
 def _fit(run: Run, folder: Folder, name: str) -> dict[str, Any]:
     settings = run.settings
-    # Besides the workers there are the tasks that draw examples.
-    check_room("training", "train", settings.min_workers * settings.cpus + 1, settings.min_workers * settings.gpus)
     workers = (settings.min_workers, settings.max_workers)
     trainer = ray.train.torch.TorchTrainer(
         _work,

@@ -1,4 +1,4 @@
-"""Ports for services that tests start."""
+"""Ports for services that are started for a while: by the demo, by benchmarks, by tests."""
 
 from __future__ import annotations
 
