@@ -203,7 +203,10 @@ class Folder:
         selector = fs.FileSelector(self._at(name), allow_not_found=True)
         prefix = f"{name}/" if name else ""
         with advice(self):
-            found = self.filesystem.get_file_info(selector)
+            try:
+                found = self.filesystem.get_file_info(selector)
+            except FileNotFoundError:  # it was made after Arrow failed to list it, and before Arrow looked for it
+                found = self.filesystem.get_file_info(selector)
         return sorted(
             prefix + info.base_name for info in found if info.type == kind and info.base_name.endswith(suffix)
         )

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,12 @@ def when(condition: Callable[[], bool]) -> None:
     """Kill the driver as soon as a condition holds."""
 
     def watch() -> None:
-        while not condition():
-            time.sleep(0.01)
+        try:
+            while not condition():
+                time.sleep(0.01)
+        except BaseException:  # would end this thread alone, and the job would end well
+            traceback.print_exc()
+            os._exit(1)
         die()
 
     threading.Thread(target=watch, daemon=True).start()

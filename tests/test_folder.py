@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,24 @@ def test_listings_are_sorted_and_not_recursive(tmp_path: Path) -> None:
     assert folder.folders() == ["other", "sub"]
     assert folder.folders("sub") == ["sub/deeper"]
     assert folder.files("nowhere") == folder.folders("nowhere") == []
+
+
+def test_a_folder_that_is_made_as_it_is_listed_is_there_or_not(tmp_path: Path) -> None:
+    made = threading.Event()
+
+    def make() -> None:
+        for i in range(200):
+            time.sleep(0.001)
+            (tmp_path / str(i)).mkdir()
+        made.set()
+
+    maker = threading.Thread(target=make)
+    maker.start()
+    for i in range(200):
+        while not (tmp_path / str(i)).exists():
+            assert Folder(tmp_path / str(i)).files() == []
+    assert made.wait(60)
+    maker.join()
 
 
 def test_a_child_is_a_folder_of_its_own(tmp_path: Path) -> None:

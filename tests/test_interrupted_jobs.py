@@ -65,8 +65,7 @@ class Run:
                 done = subprocess.run(command, env=environment, stderr=stream, check=False, timeout=600)
         finally:
             self._wait_until_gone(mark)
-        if done.returncode > 0:
-            print(output.read_text())
+        print(output.read_text())
         self.by_last_job = self.embedded - before
         return done.returncode
 
