@@ -99,7 +99,7 @@ def session(address: str | None = None) -> Iterator[None]:
     local: dict = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + 1} if address == "local" else {}
     with _silent_stderr():
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    quiet_data()
+    data_defaults()
     if local:
         _local.set()
     try:
@@ -151,11 +151,16 @@ def actor_pool(stage: Stage) -> ActorPoolStrategy:
     return ActorPoolStrategy(min_size=stage.min_actors, max_size=stage.max_actors, initial_size=start)
 
 
-def quiet_data() -> None:
-    """Keep Ray Data's own bars, notes and second copies of errors off the terminal."""
+def data_defaults() -> None:
+    """Set what all our datasets want of Ray Data: to begin soon, and nothing of its own on the terminal (bars, notes,
+    second copies of errors).
+    """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # The newer reader of Parquet starts actors to read footers and list files, for each dataset: some eight seconds on
+    # two cores, for files whose names and rows are known.
+    context.use_datasource_v2 = False
     # Else an error of a worker arrives as a UserCodeException, which no longer knows what was raised.
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -30,6 +30,7 @@ from retrieval.devices import map_batches, pick_device, pick_dtype
 from retrieval.fingerprint import of_tensors
 from retrieval.preprocess import Preprocess
 from retrieval.prompts import usable
+from retrieval.transforms import normalise, preprocess_of
 
 VLM_URIS = (
     "local-dir:FOLDER (open_clip_config.json and open_clip_model.safetensors), hf-hub:ORG/NAME, "
@@ -93,7 +94,7 @@ class ImageEncoder:
         return self._unit_rows(self._embed_images, pixels_BHWC, max(1, len(pixels_BHWC)))
 
     def _embed_images(self, pixels_BHWC: np.ndarray) -> torch.Tensor:
-        return self._image_tower(self.preprocess.normalise(pixels_BHWC, self.device).to(self.dtype))
+        return self._image_tower(normalise(self.preprocess, pixels_BHWC, self.device).to(self.dtype))
 
     @torch.inference_mode()
     def _unit_rows(self, embed: Callable[[Any], torch.Tensor], items: Any, batch: int) -> np.ndarray:
@@ -141,7 +142,7 @@ class VLM(ImageEncoder):
         with _loading(f"VLM {uri!r} with open_clip {open_clip.__version__}", VLM_URIS):
             name, model, transform = _create_open_clip(uri)
             tokenizer = open_clip.get_tokenizer(name)
-            preprocess = Preprocess.of(transform)
+            preprocess = preprocess_of(transform)
             tokens = tokenizer([TOKENIZER_PROBE])[0].tolist()
             return cls(
                 uri,
@@ -197,7 +198,7 @@ class VisionEncoder(ImageEncoder):
         precision = pick_dtype(dtype, where)
         with _loading(f"vision encoder {uri!r} with timm {timm.__version__}", VISION_URIS):
             model, transform = _create_timm(uri)
-            preprocess = Preprocess.of(transform)
+            preprocess = preprocess_of(transform)
             return cls(
                 uri,
                 model,

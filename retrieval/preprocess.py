@@ -1,7 +1,7 @@
-"""What a model wants done to an image before it sees it, apart from the model, so that workers that only decode need
-not load the libraries of the models.
+"""What a model wants done to an image before it sees it, apart from the model, so that workers that only decode load
+neither the model's library nor PyTorch: these take seconds and hundreds of megabytes in every one of them.
 
-Shape legend: B batch; H, W, C height, width, channels.
+Shape legend: H, W height, width.
 """
 
 from __future__ import annotations
@@ -11,17 +11,48 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torchvision import transforms
 
 from retrieval.images import Reduced
 
 # Up to this aspect ratio pixels are the library's own. It enlarges until the short side fits, and crops after
 # that: an image of 1 x 20,000 pixels would become one of 224 x 4,480,000.
 MAX_ASPECT = 32
-# Those that look at every pixel of what they shrink; after the nearest one a reduced image would look quite different.
-_SMOOTH_FILTERS = (transforms.InterpolationMode.BILINEAR, transforms.InterpolationMode.BICUBIC)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """What torchvision's ``Resize`` does to a PIL image, to the bit.
+
+    Attributes:
+        size: pixels of the short side, the long one in proportion and rounded down; or (height, width).
+        filter: one that looks at every pixel of what it shrinks.
+    """
+
+    size: int | tuple[int, int]
+    filter: Image.Resampling
+
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of what an image of that size becomes."""
+        if not isinstance(self.size, int):
+            return self.size[1], self.size[0]
+        short = min(width, height)
+        return int(self.size * width / short), int(self.size * height / short)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.resize(self.scaled(*image.size), self.filter)
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """What torchvision's ``CenterCrop`` does to a PIL image that is at least as large, to the bit."""
+
+    height: int
+    width: int
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        left, top = round((image.width - self.width) / 2), round((image.height - self.height) / 2)
+        return image.crop((left, top, left + self.width, top + self.height))
 
 
 @dataclass(frozen=True)
@@ -29,30 +60,18 @@ class Preprocess:
     """What a model wants done to an image: geometry on the CPU, then mean and std on the model's device.
 
     Small and picklable: send it to the workers that decode, and keep the weights where the device is.
+    ``retrieval.transforms`` makes it of a library's transform.
+
+    Attributes:
+        steps: of ``pixels``.
+        geometry: the steps in words. Two models with equal geometry can share one call of ``pixels``.
+        mean, std: of each channel, of pixels from 0 to 1.
     """
 
     steps: tuple[Callable[[Image.Image], Image.Image], ...]
+    geometry: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-    @classmethod
-    def of(cls, transform: transforms.Compose) -> Preprocess:
-        """Take a library's inference transform apart: geometry, to tensor, normalise.
-
-        Raises:
-            ValueError: the transform is not of that form.
-        """
-        # open_clip's conversion to RGB does nothing to an image that is RGB already.
-        steps = [step for step in transform.transforms if type(step).__name__ != "MaybeConvertMode"]
-        match steps:
-            case [*geometry, transforms.ToTensor(), transforms.Normalize(mean=mean, std=std)]:
-                return cls(tuple(geometry), _float32(mean), _float32(std))
-        raise ValueError(f"preprocessing must be geometry, to tensor, normalise, and is {transform}")
-
-    @property
-    def geometry(self) -> tuple[str, ...]:
-        """The steps of `pixels` in words. Two models with equal geometry can share one call of it."""
-        return tuple(_in_words(step) for step in self.steps)
 
     def describe(self) -> dict[str, list[Any]]:
         """All of it as JSON, for manifests and fingerprints."""
@@ -60,9 +79,9 @@ class Preprocess:
 
     @property
     def side(self) -> int | None:
-        """The `side` for `decode_reduced`: what the first step resizes to. None where it does not simply resize."""
+        """The ``side`` for ``decode_reduced``: what the first step resizes to. None where it does not simply resize."""
         match self.steps:
-            case [transforms.Resize(size=size, interpolation=filter, max_size=None), *_] if filter in _SMOOTH_FILTERS:
+            case [Resize(size=size), *_]:
                 return size if isinstance(size, int) else max(size)
         return None
 
@@ -93,32 +112,14 @@ class Preprocess:
             raise ValueError(f"the image was reduced, but {self.geometry[0]} needs it whole; decode it with side None")
         resize: Any = self.steps[0]
         middle = _middle(reduced.width, reduced.height)
-        width, height = middle[2] - middle[0], middle[3] - middle[1]
-        if isinstance(resize.size, int) or len(resize.size) == 1:
-            # As torchvision's Resize: the long side is rounded down.
-            scaled = [int(self.side * edge / min(width, height)) for edge in (width, height)]
-        else:
-            scaled = [resize.size[1], resize.size[0]]
         left, top, right, bottom = reduced.box
         x, y = (right - left) / reduced.width, (bottom - top) / reduced.height
         box = (left + middle[0] * x, top + middle[1] * y, left + middle[2] * x, top + middle[3] * y)
-        filter = transforms.functional.pil_modes_mapping[resize.interpolation]
-        return reduced.image.resize((scaled[0], scaled[1]), filter, box)
+        return reduced.image.resize(resize.scaled(middle[2] - middle[0], middle[3] - middle[1]), resize.filter, box)
 
     def blank(self) -> np.ndarray:
         """Black pixels of the shape that `pixels` gives, to stand for an image that is missing."""
         return np.zeros_like(self.pixels(Image.new("RGB", (8, 8))))
-
-    def normalise(self, pixels_BHWC: np.ndarray, device: torch.device) -> torch.Tensor:
-        """float32 (B, 3, H, W), channels last in memory; on a CPU, to the bit what the library itself makes.
-
-        Args:
-            pixels_BHWC: uint8, from `pixels`; may be read-only, as Ray hands them out.
-        """
-        images_BHWC = torch.tensor(pixels_BHWC, device=device).to(torch.float32).div_(255)
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=device)
-        std = torch.tensor(self.std, dtype=torch.float32, device=device)
-        return images_BHWC.sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
 def _middle(width: int, height: int) -> tuple[int, int, int, int]:
@@ -127,17 +128,3 @@ def _middle(width: int, height: int) -> tuple[int, int, int, int]:
     used_width, used_height = min(width, longest), min(height, longest)
     left, top = (width - used_width) // 2, (height - used_height) // 2
     return left, top, left + used_width, top + used_height
-
-
-def _in_words(step: Callable[[Image.Image], Image.Image]) -> str:
-    match step:
-        case transforms.Resize(size=size, interpolation=interpolation):
-            return f"resize {size} {interpolation.value}"
-        case transforms.CenterCrop(size=size):
-            return f"crop {tuple(size)}"
-    return f"{step} fill={getattr(step, 'fill', None)}"
-
-
-def _float32(values: Any) -> tuple[float, ...]:
-    """The shortest decimals that are these float32 numbers: from a tensor of it, 0.485 again."""
-    return tuple(float(str(value)) for value in np.asarray(values, dtype=np.float32))

@@ -148,7 +148,7 @@ def ray_session() -> Iterator[None]:
     """The one Ray of the test run: local, of two CPUs. Tests that use it are marked ``ray``."""
     import ray
 
-    from cluster.session import quiet_data
+    from cluster.session import data_defaults
 
     ray.init(
         address="local",
@@ -158,7 +158,7 @@ def ray_session() -> Iterator[None]:
         logging_level="ERROR",
         object_store_memory=300 * 2**20,
     )
-    quiet_data()
+    data_defaults()
     yield
     ray.shutdown()
 

@@ -6,6 +6,8 @@ import io
 import json
 import logging
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -24,8 +26,8 @@ from torchvision import transforms
 from retrieval import devices, encoders
 from retrieval.encoders import VLM, VisionEncoder
 from retrieval.images import decode, decode_reduced
-from retrieval.preprocess import Preprocess
 from retrieval.prompts import MAX_CHARACTERS
+from retrieval.transforms import normalise, preprocess_of
 
 SIZES = [(64, 64), (100, 70), (31, 200), (5, 3), (1, 1), (640, 480), (64, 1900)]
 
@@ -176,27 +178,28 @@ LIBRARY_TRANSFORMS = {
     "timm squash": timm.data.create_transform((3, 96, 64), crop_pct=1.0, crop_mode="squash"),
     "timm border": timm.data.create_transform((3, 96, 96), crop_pct=0.9, crop_mode="border"),
 }
+REDUCIBLE = ["open_clip shortest", "open_clip squash", "timm center", "timm squash"]
 
 
 @pytest.mark.parametrize("name", LIBRARY_TRANSFORMS)
 def test_preprocessing_equals_the_librarys_to_the_bit(name: str, images: list[Image.Image]) -> None:
     transform = LIBRARY_TRANSFORMS[name]
-    preprocess = Preprocess.of(transform)
+    preprocess = preprocess_of(transform)
     for image in images:
         pixels_HWC = preprocess.pixels(image)
         assert pixels_HWC.dtype == np.uint8
         assert pixels_HWC.flags.c_contiguous
-        found = preprocess.normalise(pixels_HWC[None], torch.device("cpu"))[0]
+        found = normalise(preprocess, pixels_HWC[None], torch.device("cpu"))[0]
         assert torch.equal(found, transform(image)), image.size
 
 
 def test_equal_geometry_is_said_alike_by_both_libraries(vlm: VLM, vision: VisionEncoder) -> None:
     assert vlm.preprocess.geometry == vision.preprocess.geometry == ("resize 64 bicubic", "crop (64, 64)")
     assert vlm.preprocess.describe() != vision.preprocess.describe()
-    geometries = {Preprocess.of(transform).geometry for transform in LIBRARY_TRANSFORMS.values()}
+    geometries = {preprocess_of(transform).geometry for transform in LIBRARY_TRANSFORMS.values()}
     assert len(geometries) == len(LIBRARY_TRANSFORMS)
     other_fill = open_clip.image_transform(96, is_train=False, resize_mode="longest", fill_color=0)
-    assert Preprocess.of(other_fill).geometry not in geometries
+    assert preprocess_of(other_fill).geometry not in geometries
 
 
 def test_description_is_json_of_short_numbers(vision: VisionEncoder) -> None:
@@ -213,20 +216,33 @@ def test_preprocessing_travels_to_other_processes(vlm: VLM, images: list[Image.I
     np.testing.assert_array_equal(copy.pixels(images[1]), vlm.preprocess.pixels(images[1]))
 
 
+@pytest.mark.parametrize("name", REDUCIBLE)
+def test_who_only_decodes_does_not_load_pytorch(name: str) -> None:
+    script = "import pickle, sys; pickle.loads(sys.stdin.buffer.read()).blank(); sys.exit('torch' in sys.modules)"
+    sent = pickle.dumps(preprocess_of(LIBRARY_TRANSFORMS[name]))
+    assert not subprocess.run([sys.executable, "-c", script], input=sent, check=False).returncode
+
+
+def test_a_crop_larger_than_the_image_is_padded_as_by_the_library(images: list[Image.Image]) -> None:
+    to_tensor = [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
+    transform = transforms.Compose([transforms.Resize(90), transforms.CenterCrop((97, 64)), *to_tensor])
+    for image in images:
+        pixels_HWC = preprocess_of(transform).pixels(image)
+        found = normalise(preprocess_of(transform), pixels_HWC[None], torch.device("cpu"))[0]
+        assert torch.equal(found, transform(image)), image.size
+
+
 @pytest.mark.parametrize("name", LIBRARY_TRANSFORMS)
 @pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (40_000, 2)])
 def test_extremely_long_images_stay_small(name: str, size: tuple[int, int]) -> None:
-    preprocess = Preprocess.of(LIBRARY_TRANSFORMS[name])
+    preprocess = preprocess_of(LIBRARY_TRANSFORMS[name])
     started = time.perf_counter()
     assert preprocess.pixels(Image.new("RGB", size, (200, 100, 50))).max() == 200
     assert time.perf_counter() - started < 20
 
 
-REDUCIBLE = ["open_clip shortest", "open_clip squash", "timm center", "timm squash"]
-
-
 def test_the_side_that_an_image_is_resized_to() -> None:
-    sides = {name: Preprocess.of(transform).side for name, transform in LIBRARY_TRANSFORMS.items()}
+    sides = {name: preprocess_of(transform).side for name, transform in LIBRARY_TRANSFORMS.items()}
     assert sides == {
         "open_clip shortest": 224,
         "open_clip squash": 96,
@@ -238,7 +254,8 @@ def test_the_side_that_an_image_is_resized_to() -> None:
     nearest = transforms.Resize(96, transforms.InterpolationMode.NEAREST)
     bounded = transforms.Resize(96, max_size=200)
     for resize in (nearest, bounded):
-        assert Preprocess((resize, transforms.CenterCrop(96)), (0.5,) * 3, (0.5,) * 3).side is None
+        to_tensor = [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
+        assert preprocess_of(transforms.Compose([resize, transforms.CenterCrop(96), *to_tensor])).side is None
 
 
 def smooth_jpeg(width: int, height: int, orientation: int = 1) -> bytes:
@@ -254,7 +271,7 @@ def smooth_jpeg(width: int, height: int, orientation: int = 1) -> bytes:
 @pytest.mark.parametrize("name", REDUCIBLE)
 @pytest.mark.parametrize("size", [(2000, 1501), (1501, 2000), (1999, 1347), (1347, 1347)])
 def test_pixels_of_a_reduced_image_lie_where_those_of_the_whole_one_do(name: str, size: tuple[int, int]) -> None:
-    preprocess = Preprocess.of(LIBRARY_TRANSFORMS[name])
+    preprocess = preprocess_of(LIBRARY_TRANSFORMS[name])
     data = smooth_jpeg(*size)
     reduced = decode_reduced(data, preprocess.side)
     assert not reduced.is_whole
@@ -285,7 +302,7 @@ def test_an_image_that_was_not_reduced_keeps_its_pixels_to_the_bit(vlm: VLM) -> 
 
 
 def test_a_reduced_image_is_refused_where_the_whole_one_is_needed() -> None:
-    preprocess = Preprocess.of(LIBRARY_TRANSFORMS["timm border"])
+    preprocess = preprocess_of(LIBRARY_TRANSFORMS["timm border"])
     with pytest.raises(ValueError, match="needs it whole; decode it with side None"):
         preprocess.pixels(decode_reduced(smooth_jpeg(1000, 800), 20))
 
@@ -294,7 +311,7 @@ def test_other_modes_and_transforms_are_refused(vlm: VLM) -> None:
     with pytest.raises(ValueError, match="mode L"):
         vlm.preprocess.pixels(Image.new("L", (64, 64)))
     with pytest.raises(ValueError, match="geometry, to tensor, normalise"):
-        Preprocess.of(transforms.Compose(open_clip.image_transform(96, is_train=False).transforms[:2]))
+        preprocess_of(transforms.Compose(open_clip.image_transform(96, is_train=False).transforms[:2]))
 
 
 # Texts

@@ -213,7 +213,7 @@ DRIVER = """
 import sys
 sys.path[:0] = [{tests!r}, {root!r}]
 import ray
-from cluster.session import quiet_data
+from cluster.session import data_defaults
 from test_trainer import World, train
 from training import trainer
 from retrieval.artifacts import Gallery, QuerySet
@@ -221,7 +221,7 @@ from pathlib import Path
 
 ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
          object_store_memory=100 * 2**20)
-quiet_data()
+data_defaults()
 
 class Slow(trainer.Tracker):
     def write(self, history):
