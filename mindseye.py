@@ -138,8 +138,8 @@ def evaluate(
     from pipelines.evaluate import evaluate as run
     from pipelines.report import results_table, write_report
     from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
-    from retrieval.finder import DEFAULT_WEIGHT
     from retrieval.folder import Folder
+    from retrieval.fusion import DEFAULT_WEIGHT
 
     images, texts = Gallery.open(gallery), QuerySet.open(query_set)
     trained = TrainedAggregator.open(aggregator) if aggregator else None

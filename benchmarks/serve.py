@@ -39,8 +39,7 @@ from cluster.models import load_query_encoder
 from cluster.ports import free_port
 from cluster.profile import PROFILES, load_profile
 from retrieval.artifacts import Index, QuerySet, vision_vectors
-from retrieval.finder import DEFAULT_WEIGHT
-from retrieval.fusion import fused_query
+from retrieval.fusion import DEFAULT_WEIGHT, fused_query
 from retrieval.hits import merge_topk
 from retrieval.query import pool
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import collections
 import logging
 import os
+import platform
 import threading
 import time
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from rich.progress import (
 from rich.text import Text
 
 from cluster.profile import Stage
+from retrieval.folder import Folder
 
 console = Console(stderr=True)
 LINE_SECONDS = 60
@@ -65,6 +67,29 @@ def lacking(cpus: float, gpus: float) -> Iterator[tuple[str, float, float]]:
             yield resource, needed, there
 
 
+def check_shared(folder: Folder, name: str) -> None:
+    """Look from every node for a file that this one has written: what the others write must be found as well.
+
+    Raises:
+        ValueError: a node does not see it.
+    """
+    asked = {}
+    for node in (node for node in ray.nodes() if node["Alive"]):
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)  # it may be lost meanwhile
+        asked[node["NodeManagerHostname"]] = _exists.options(scheduling_strategy=there).remote(folder, name)
+    for host, seen in asked.items():
+        if not ray.get(seen):
+            raise ValueError(
+                f"{host} does not see {folder.uri}/{name}, which {platform.node()} has written: give a target that"
+                " every machine has at the same path, or one in an object store"
+            )
+
+
+@ray.remote(num_cpus=0)
+def _exists(folder: Folder, name: str) -> bool:
+    return folder.exists(name)
+
+
 def cluster_address(given: str | None) -> str | None:
     """Return the address of the cluster to use: the one given, else ``RAY_ADDRESS``; None for a local Ray."""
     address = given or os.environ.get("RAY_ADDRESS")
@@ -93,7 +118,7 @@ def session(address: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Keeps harmless notes of Ray's core about restarting actors off the terminal.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # A second by default, after which the next stage waits for new workers to import torch.
+    # A second by default, after which the next stage waits for new workers to start and to import.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "30000")
     # One CPU more than there are cores, for tasks that read and write: see actor_pool.
     local: dict = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + 1} if address == "local" else {}

@@ -31,12 +31,13 @@ from ray.util.metrics import Counter
 from cluster.models import load_vision, load_vlm
 from cluster.profile import Profile
 from cluster.session import actor_pool
+from pipelines.tables import read_tables
 from retrieval.artifacts import REJECTED_SCHEMA, Gallery, ModelRecord, fixed_size_list
 from retrieval.folder import Folder
 from retrieval.images import ImageRejected, decode_reduced
 from retrieval.inputs import InputReader
 
-if TYPE_CHECKING:  # takes seconds, which the many tasks that never see a model should not
+if TYPE_CHECKING:  # the first takes seconds, which the many tasks that never see a model should not
     from retrieval.encoders import ImageEncoder
     from retrieval.preprocess import Preprocess
 
@@ -80,7 +81,7 @@ def embed(
     context = ray.data.DataContext.get_current()
     stage = profile.embed
     block = max(rows_per_block(inputs), stage.batch)
-    files = [f"{batch.path}/{name}" for name in batch.files("inputs", ".parquet")]
+    files = batch.files("inputs", ".parquet")
     # A dataset takes the context that there is when it is made.
     context.checkpoint_config = CheckpointConfig(
         id_column="input",
@@ -90,7 +91,8 @@ def embed(
         delete_checkpoint_on_success=False,
     )
     try:
-        listed = ray.data.read_parquet(files, filesystem=batch.filesystem)
+        # Else there are more blocks than files, of as few rows as there are CPUs for, which make uneven batches.
+        listed = read_tables(batch, files, override_num_blocks=len(files))
     finally:
         context.checkpoint_config = None
     decoder = Decoder(
@@ -153,6 +155,9 @@ class Decoder:
 
     Where both encoders want the same geometry, the second is left out. A rejected input has a ``reason``, and black
     pixels.
+
+    Raises:
+        OSError: an input can not be read because its whole source is away, which ends the job.
     """
 
     def __init__(
@@ -193,6 +198,7 @@ class Decoder:
                 except ImageRejected as rejection:
                     row |= {"reason": rejection.reason, "detail": str(rejection)}
                 except OSError as error:
+                    self.reader.check_source()
                     row |= {"reason": "unreadable", "detail": str(error)}
             for name, value in row.items():
                 made[name].append(value)

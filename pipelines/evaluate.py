@@ -17,6 +17,7 @@ import pyarrow as pa
 import ray
 
 from cluster.session import progress
+from pipelines.tables import read_tables
 from retrieval.artifacts import (
     Gallery,
     QuerySet,
@@ -28,11 +29,9 @@ from retrieval.artifacts import (
     text_vectors,
     vision_vectors,
 )
-from retrieval.finder import DEFAULT_WEIGHT
-from retrieval.fusion import fused_query, products
+from retrieval.fusion import DEFAULT_WEIGHT, fused_query, products
 from retrieval.metrics import Interval, average_precision, bootstrap_mean, count_better, paired_bootstrap, precision_at
 from retrieval.prompts import KINDS
-from retrieval.query import pool
 
 BLOCK_ELEMENTS = 4_000_000
 """Scores held at once by one task: about 32 MB."""
@@ -110,6 +109,8 @@ def evaluate(
             f"no query of {queries.uri} can be measured: {unlabelled} have no label,"
             f" {len(absent)} have a label that no image of {gallery.uri} has ({', '.join(absent[:5])} …)"
         )
+    from retrieval.query import pool  # loads PyTorch, which the workers that rank have no use for
+
     text, (features, mask) = text_vectors(table), vision_vectors(table)
     features, mask = features[:, :images], mask[:, :images]
     mean = pool(features, mask)
@@ -145,10 +146,7 @@ def exact_ranks(gallery: Gallery, joint_MD: np.ndarray, labels: list[str]) -> li
     rows = max(64, BLOCK_ELEMENTS // len(joint_MD))
     names, label_of_M = np.unique(labels, return_inverse=True)
     shared = ray.put((joint_MD, names, label_of_M))
-    parts = [f"{gallery.folder.path}/{name}" for name in gallery.parts()]
-    blocks = ray.data.read_parquet(parts, filesystem=gallery.folder.filesystem).select_columns(
-        ["id", "label", "vlm", "vision"]
-    )
+    blocks = read_tables(gallery.folder, gallery.parts()).select_columns(["id", "label", "vlm", "vision"])
     positives = blocks.map_batches(_positives, fn_kwargs={"shared": shared}, batch_size=rows, batch_format="pyarrow")
     found = pa.concat_tables(_tables(positives)).sort_by([("ranking", "ascending"), ("id", "ascending")])
     bounds = np.searchsorted(found["ranking"].to_numpy(), np.arange(len(joint_MD) + 1))

@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 
 from cluster.models import load_vision, load_vlm, record_of
 from cluster.profile import Profile
-from cluster.session import check_room, progress
+from cluster.session import check_room, check_shared, progress
 from pipelines.embedding import Encoders, embed, written
 from pipelines.sources import Known, difference, list_inputs
 from retrieval.artifacts import (
@@ -203,6 +203,7 @@ def _embedded_batch(
     listed = batch.read_schema(batch.files("inputs", ".parquet")[0])
     metadata = [listed.field(name) for name in job.metadata]
     schema = gallery_schema(encoders.vlm.dim or 0, encoders.vision.dim or 0, metadata)
+    check_shared(batch, JOB)
     done = len(written(batch))
     if done:
         say(f"going on with batch {batch.name}: {done:,} of {job.inputs:,} inputs are done")

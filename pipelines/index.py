@@ -30,6 +30,7 @@ from ray.util.metrics import Counter
 
 from cluster.profile import IndexSettings, Profile
 from cluster.session import check_room, progress
+from pipelines.tables import read_tables
 from retrieval.artifacts import (
     Gallery,
     Index,
@@ -167,10 +168,9 @@ def train_quantisers(
         return version
     rows = sum(part.rows for part in parts)
     with progress("sampling rows to train the index on", min(wanted, rows)) as counter:
-        files = [f"{gallery.folder.path}/{part.name}" for part in parts]
         arguments = {"share": wanted / rows, "counter": counter}
         sample = (
-            ray.data.read_parquet(files, filesystem=gallery.folder.filesystem)
+            read_tables(gallery.folder, [part.name for part in parts])
             .select_columns(["id", "vlm", "vision"])
             .map_batches(_sampled, fn_kwargs=arguments, batch_size=4096, batch_format="pyarrow")
             .to_arrow_refs()

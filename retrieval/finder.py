@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from retrieval.artifacts import Index, TrainedAggregator, check_made_by
-from retrieval.fusion import check_weight, fused_query
+from retrieval.fusion import DEFAULT_WEIGHT, check_weight, fused_query
 from retrieval.hits import Hits, checked_k, merge_topk
 from retrieval.query import QueryEncoder, pool
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from retrieval.generator import Generator, Imagined
 
 Mode = Literal["text", "visual", "fused"]
-DEFAULT_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 GRID = 2.0**-24
+DEFAULT_WEIGHT = 0.5
+"""λ where neither a person nor an aggregator gives one."""
 
 
 def unit(x: ArrayLike) -> NDArray[np.float32]:

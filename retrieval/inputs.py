@@ -7,6 +7,7 @@ a Parquet file, or a URI; ``InputReader`` reads rows of any kind. An input that 
 from __future__ import annotations
 
 import hashlib
+import platform
 import stat
 import threading
 import time
@@ -161,6 +162,20 @@ class InputReader:
             for run in runs:
                 read(run)
         return contents
+
+    def check_source(self) -> None:
+        """Tell an input that can not be read from a source that is away: a mount that went, a store that is down.
+
+        Raises:
+            FileNotFoundError: there is nothing where the source was.
+            OSError: it can not be seen whether there is.
+        """
+        root = Folder(self.source)
+        if not root.exists() or (root.local_path and root.local_path.is_dir() and not any(root.local_path.iterdir())):
+            raise FileNotFoundError(
+                f"the source {root.uri} is not there any more, seen from {platform.node()}. When every machine of the"
+                " job has it, run the same command again: it goes on where it stopped"
+            )
 
     def _is_remote(self, places: Sequence[_Row]) -> bool:
         if any("://" in place.file for place in places):

@@ -1,5 +1,6 @@
-"""What a model wants done to an image before it sees it, apart from the model, so that workers that only decode load
-neither the model's library nor PyTorch: these take seconds and hundreds of megabytes in every one of them.
+"""What a model wants done to an image before it sees it, apart from the model. Where that is to resize and to crop, as
+nearly always, workers that only decode load neither the model's library nor PyTorch, which take seconds and hundreds of
+megabytes in every one of them.
 
 Shape legend: H, W height, width.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,8 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
-from cluster.models import load_aggregator
-from cluster.profile import Profile, Replicas, load_profile
+from cluster.models import load_aggregator, prompt_templates
+from cluster.profile import Profile, Replicas, ServeSettings, load_profile
 from retrieval.artifacts import QuerySet
 from retrieval.folder import Folder
 from serving.encoders import VisionTower, VLMTowers
@@ -21,6 +22,7 @@ from serving.generator import ImaginingGenerator
 from serving.ingress import Ingress, Service
 from serving.memory import warm
 from serving.pointer import pointed_at
+from serving.protocol import SearchRequest
 from serving.ranker import Ranker
 from serving.search import Defaults, Parts
 from serving.shards import IndexShard
@@ -33,6 +35,9 @@ ROUTER = RequestRouterConfig(initial_backoff_s=0.025, backoff_multiplier=1, max_
 """How long a request that found every replica full waits for the next try. Serve lets two tasks a replica route what
 waits, in the order of arrival; their waits grow to half a second and are not taken back when a request of another task
 gets through, so that with its own settings a queue drains at four requests a second however fast the replica is."""
+
+
+log = logging.getLogger("ray.serve")
 
 
 class ServeArgs(BaseModel):
@@ -65,8 +70,8 @@ def build(args: ServeArgs | Mapping[str, str]) -> Application:
 
 def front(service: Service) -> Application:
     """Bind the ingress of a planned service."""
-    busy = BackpressureConfig(status_code=503, retry_after_s=1)
-    return _scaled(Ingress, service.profile.serve.ingress, backpressure_config=busy).bind(service)
+    busy, settings = BackpressureConfig(status_code=503, retry_after_s=1), service.profile.serve
+    return _scaled(Ingress, settings.ingress, settings, backpressure_config=busy).bind(service)
 
 
 def plan(args: ServeArgs) -> Service:
@@ -79,20 +84,21 @@ def plan(args: ServeArgs) -> Service:
     learned = aggregator.uri if aggregator else None
     if args.warm:
         queries = QuerySet.open(args.warm)
+        _say_what_is_asked_for(queries, profile)
         warm(open_store(store), queries)
         fingerprint = queries.manifest.models["generator"].fingerprint
     settings = profile.serve
-    vision = _scaled(VisionTower, settings.vision).bind(profile)
-    vlm = _scaled(VLMTowers, settings.vlm).bind(profile)
+    vision = _scaled(VisionTower, settings.vision, settings).bind(profile)
+    vlm = _scaled(VLMTowers, settings.vlm, settings).bind(profile)
     generator = None
     if settings.generator.max_replicas:
-        generator = _scaled(ImaginingGenerator, settings.generator).bind(profile, vision)
+        generator = _scaled(ImaginingGenerator, settings.generator, settings).bind(profile, vision, learned)
     shards = [
-        _scaled(IndexShard, settings.shards, shard=i, name=f"Shard{i}").bind(i, count, index, store)
+        _scaled(IndexShard, settings.shards, settings, shard=i, name=f"Shard{i}").bind(i, count, index, store)
         for i in range(count)
     ]
     encoders = {"vlm": vlm, "vision": vision}
-    ranker = _scaled(Ranker, settings.ranker).bind(profile, index, learned, store, encoders, shards)
+    ranker = _scaled(Ranker, settings.ranker, settings).bind(profile, index, learned, store, encoders, shards)
     defaults = Defaults(profile.queries.images, fingerprint)
     return Service(profile, Parts(vlm, vision, generator, ranker), store, defaults, learned, count, index)
 
@@ -114,7 +120,27 @@ def store_uri(given: str | None, profile: Profile) -> str:
     return f"sqlite:{cache / 'queries.sqlite'}"
 
 
-def _scaled(deployment: Any, replicas: Replicas, shard: int | None = None, **further: Any) -> Any:
+def _say_what_is_asked_for(queries: QuerySet, profile: Profile) -> None:
+    """Warn of a query set that requests find only if they ask for other images than they do by default."""
+    manifest = queries.manifest
+    made = {"images": manifest.images, "seed": manifest.seed, "templates": manifest.templates}
+    wanted = {
+        "images": profile.queries.images,
+        "seed": SearchRequest.model_fields["seed"].default,
+        "templates": prompt_templates(profile),
+    }
+    if other := [name for name in made if made[name] != wanted[name]]:
+        log.warning(
+            "%s was made with %s, and requests by default ask for %s: only those that ask for the same find its images",
+            queries.uri,
+            ", ".join(f"{name} {made[name]}" for name in other),
+            ", ".join(f"{name} {wanted[name]}" for name in other),
+        )
+
+
+def _scaled(
+    deployment: Any, replicas: Replicas, settings: ServeSettings, shard: int | None = None, **further: Any
+) -> Any:
     """The deployment with what the profile says of its replicas."""
     actor: dict[str, Any] = {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus}
     if replicas.node_label:
@@ -132,6 +158,7 @@ def _scaled(deployment: Any, replicas: Replicas, shard: int | None = None, **fur
         request_router_config=ROUTER,
         logging_config=LOGGING,
         health_check_period_s=5,
-        graceful_shutdown_timeout_s=5,
+        # As long as a request may take; who has none ends at once.
+        graceful_shutdown_timeout_s=settings.deadline_ms / 1000,
         **further,
     )

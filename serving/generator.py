@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.profile import Profile
+from retrieval.artifacts import TrainedAggregator
 from retrieval.images import thumbnail
 from serving import metrics
 from serving.calls import call
@@ -60,10 +61,13 @@ class ImaginingGenerator:
     many images of the same seed. A generation stops at the next denoising step once nobody waits for it.
     """
 
-    def __init__(self, profile: Profile, vision: DeploymentHandle) -> None:
+    def __init__(self, profile: Profile, vision: DeploymentHandle, aggregator: str | None = None) -> None:
         from cluster.models import load_generator, record_of  # by replicas alone: see encoders.py
+        from retrieval.finder import check_generator
 
         self._generator = load_generator(profile)
+        if aggregator:
+            check_generator(TrainedAggregator.open(aggregator), self._generator)
         self._model = Model(record_of(self._generator))
         self._vision = vision
         self._preprocess: Preprocess | None = None

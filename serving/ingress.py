@@ -18,7 +18,7 @@ from serving.middleware import read_keys
 from serving.search import Defaults, Parts, Search
 from serving.store import open_store
 
-AGAIN_SECONDS = 1
+AGAIN_SECONDS, WARM_SECONDS = 1, 10
 THREADS = 32
 
 log = logging.getLogger("ray.serve")
@@ -67,6 +67,9 @@ class Ingress:
         self.search = service.search()
         self._api = service.api(self.search, behind_serve=True)
         self._warming = asyncio.create_task(self._warm_up())
+        # Requests come as soon as this returns. Who joins a running service knows all parts of it by then; who starts
+        # with them does not wait for the slowest, since texts are answered before.
+        await asyncio.wait([self._warming], timeout=WARM_SECONDS)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._api

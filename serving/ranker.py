@@ -14,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.profile import Profile
 from retrieval.artifacts import Index, Role, TrainedAggregator, check_made_by, check_same_models
-from retrieval.fusion import fused_query
+from retrieval.fusion import DEFAULT_WEIGHT, fused_query
 from retrieval.hits import merge_topk
 from serving import metrics
 from serving.calls import Unavailable, call
@@ -47,8 +46,7 @@ class Ranker:
         encoders: dict[Role, DeploymentHandle],
         shards: Sequence[DeploymentHandle],
     ) -> None:
-        from retrieval.finder import DEFAULT_WEIGHT  # by replicas alone: see encoders.py
-        from retrieval.query import pool
+        from retrieval.query import pool  # by replicas alone: see encoders.py
 
         self._pool = pool
         self._weight = DEFAULT_WEIGHT
@@ -197,6 +195,8 @@ class Ranker:
         [visual_D2] = self._pool(features_1KD2, np.ones(features_1KD2.shape[:2], bool), self._network)
         if self._network is None:
             return visual_D2, [1 / len(vision)] * len(vision)
+        import torch  # by replicas alone
+
         with torch.inference_mode():
             [attention_K] = self._network.attention(torch.from_numpy(features_1KD2))
         return visual_D2, [share if math.isfinite(share) else None for share in attention_K.tolist()]

@@ -16,7 +16,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
-# As in cluster.session: workers that have imported torch are kept for the next job.
+# As in cluster.session: workers that have started are kept for the next job.
 os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "30000"  # noqa: SIM112, so Ray spells it
 # Workers of Ray are given these as they start. No test may reach a real store.
 os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "x"

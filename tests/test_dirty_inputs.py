@@ -171,6 +171,20 @@ def test_a_source_of_nothing_but_bad_files_is_listed(tmp_path: Path) -> None:
     assert set(outcomes(tmp_path / "photos", tmp_path / "list").values()) == {"not-an-image"}
 
 
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
+def test_a_source_that_went_is_told_from_its_files(tmp_path: Path, left: str) -> None:
+    source = tmp_path / "photos"
+    source.mkdir()
+    (source / "a.jpg").write_bytes(GOOD)
+    reader = InputReader(str(source))
+    reader.check_source()
+    (source / "a.jpg").unlink()
+    if left == "nothing":
+        source.rmdir()
+    with pytest.raises(FileNotFoundError, match=r"photos is not there any more, .* run the same command again"):
+        reader.check_source()
+
+
 def test_files_that_vanish_between_list_and_read(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for name in ("a.jpg", "b.jpg"):

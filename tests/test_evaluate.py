@@ -37,7 +37,7 @@ class World(NamedTuple):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """300 rows, most of them twins of another; ten queries, one of them without an image, three not to be measured."""
-    folder = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("world") / "label=dog" / "vlm=x"  # not to be taken for columns
     rng = np.random.default_rng(0)
     vlm, vision = (directions(ROWS, dim, rng).astype(np.float16) for dim in (D1, D2))
     copies, originals = rng.permutation(ROWS)[:200], rng.integers(0, 15, 200)

@@ -15,7 +15,8 @@ from cluster.models import record_of
 from retrieval.aggregator import Aggregator
 from retrieval.artifacts import Index, TrainedAggregator
 from retrieval.encoders import VisionEncoder
-from retrieval.finder import DEFAULT_WEIGHT, Answer, Finder
+from retrieval.finder import Answer, Finder
+from retrieval.fusion import DEFAULT_WEIGHT
 from retrieval.generator import Generator, Imagined
 from retrieval.query import QueryEncoder
 

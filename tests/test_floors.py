@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +57,13 @@ def faults(package: str, source: str) -> list[str]:
 def test_imports_only_what_lies_below(file: Path) -> None:
     package = file.relative_to(ROOT).parts[0].removesuffix(".py")
     assert not faults(package, file.read_text(encoding="utf-8"))
+
+
+def test_who_begins_a_job_and_who_only_decodes_do_not_load_pytorch() -> None:
+    modules = "commands.index, pipelines.gallery, pipelines.growth, pipelines.index, pipelines.evaluate, serving.launch"
+    script = f"import sys, {modules}; print(*(name for name in ('torch', 'transformers') if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not done.stdout.strip()
 
 
 def test_every_package_has_its_floor() -> None:

@@ -96,7 +96,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def gallery(source: Path, profile: Profile, ray_session: None) -> Gallery:
-    return build_gallery(str(source), str(source.parent / "gallery"), profile)
+    return build_gallery(str(source), str(source.parent / "batch=3" / "gallery"), profile)
 
 
 def rows_of(gallery: Gallery) -> pa.Table:
@@ -358,6 +358,12 @@ def test_decoder_shares_pixels_only_between_equal_geometries(profile: Profile, t
     assert apart["reason"].to_pylist() == [None, "empty"]
     assert apart["id"].to_pylist() == [image_id(saved("PNG"), "good.png"), None]
     assert (shared["batch"].to_pylist(), shared["taken"].to_pylist()) == (["000007"] * 2, [2001, 2002])
+    (tmp_path / "good.png").unlink()
+    assert Decoder(reader, vlm, vision)(inputs)["reason"].to_pylist() == ["unreadable", "empty"]
+    tmp_path.rename(tmp_path.with_name("elsewhere"))
+    with pytest.raises(FileNotFoundError, match="is not there any more"):
+        Decoder(reader, vlm, vision)(inputs)
+    tmp_path.with_name("elsewhere").rename(tmp_path)
 
 
 def test_sink_writes_embedded_and_rejected_rows_beside_each_other(tmp_path: Path) -> None:

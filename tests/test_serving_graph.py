@@ -27,6 +27,7 @@ from retrieval.fusion import fused_query, unit
 from retrieval.hits import merge_topk
 from retrieval.query import QueryEncoder
 from serving.calls import Unavailable, call
+from serving.generator import ImaginingGenerator
 from serving.ingress import Service
 from serving.protocol import SearchAnswer, SearchRequest
 from serving.ranker import Ranker
@@ -138,6 +139,16 @@ def test_any_number_of_shards_gives_the_same_ranking(
             assert (ranking.answered, ranking.total) == (shards, shards)
 
     run(check())
+
+
+def test_a_generator_that_the_aggregator_did_not_learn_from_is_refused(
+    query_encoder: QueryEncoder, profile: Profile, tmp_path: Path
+) -> None:
+    other = record_of(query_encoder.generator).model_copy(update={"fingerprint": "sha256:other"})
+    models = {"vision": record_of(query_encoder.vision), "generator": other}
+    trained = TrainedAggregator.save(tmp_path / "a", Aggregator(query_encoder.vision.dim), models, {})
+    with pytest.raises(ValueError, match="train one for this profile"):
+        ImaginingGenerator.func_or_class(profile, None, trained.uri)
 
 
 def test_the_aggregator_and_its_weight_are_used(

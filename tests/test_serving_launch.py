@@ -11,11 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import yaml
 from command_line import Run, one_line_error
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+from synthetic import write_queries
 from tiny_artifacts import Collection
 
 import serving.launch
@@ -122,3 +124,17 @@ def test_an_application_is_built_without_ray(
         build(ServeArgs(target=str(collection.folder), profile=str(profile_file), warm=str(tmp_path)))
     with pytest.raises(ValueError, match="Extra inputs"):
         build({"target": "x", "targets": "y"})
+
+
+def test_a_query_set_of_other_images_than_are_asked_for_is_told(
+    collection: Collection, profile_file: Path, tmp_path: Path, serve_log: pytest.LogCaptureFixture
+) -> None:
+    vlm, vision = np.eye(1, 4, dtype=np.float32), [np.eye(4, 6, dtype=np.float32)]
+    manifest = collection.index.manifest
+    made_by = manifest.models | {"generator": manifest.models["vision"]}
+    queries = write_queries(tmp_path / "queries", vlm, vision, labels=[None], records=made_by)
+    given = {"target": str(collection.folder), "profile": str(profile_file), "store": "memory:"}
+    build(given | {"warm": queries.uri})
+    [said] = serve_log.messages
+    assert "made with images 4, templates ['{}']" in said
+    assert "ask for images 2, templates ['{}', 'a photo of a {}']" in said

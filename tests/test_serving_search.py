@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 from waiting import until
 
+import serving.ingress
 from cluster.profile import ServeSettings
 from retrieval.artifacts import ModelRecord
 from serving.calls import Deadline, Unavailable, call
+from serving.ingress import Ingress
 from serving.memory import Memory
 from serving.messages import EncodedText, Imagination, Model, Ranking, Row, Served, Tokens
 from serving.protocol import ImaginedEvent, SearchAnswer, SearchRequest
@@ -143,6 +146,42 @@ class World:
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, 60))
+
+
+class Joining:
+    """What an ingress is made of (``serving.ingress.Service``), in front of fakes."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def search(self) -> Search:
+        return self.world.search
+
+    def api(self, search: Search, *, behind_serve: bool) -> FastAPI:
+        return FastAPI()
+
+
+def test_an_ingress_that_joins_a_running_service_knows_its_parts_when_it_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def begun(world: World) -> Any:
+        replica = Ingress.func_or_class.__new__(Ingress.func_or_class)
+        await Ingress.func_or_class.__init__(replica, Joining(world))
+        return replica
+
+    async def check() -> None:
+        assert (await begun(World())).search.ready
+        monkeypatch.setattr(serving.ingress, "WARM_SECONDS", 0.1)
+        world = World()
+        world.generator.runs.clear()
+        replica = await begun(world)  # texts do not wait for the generator
+        assert not replica.search.ready
+        await replica.check_health()
+        world.generator.runs.set()
+        await replica._warming
+        assert replica.search.ready
+
+    run(check())
 
 
 def test_a_new_query_is_answered_in_stages_and_a_remembered_one_without_model() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import cluster.session as module
-from cluster.session import check_room, cluster_address, session
+from cluster.session import check_room, check_shared, cluster_address, session
 from commands.console import with_profile
+from retrieval.folder import Folder
 
 
 def test_the_cluster_is_the_one_given_else_that_of_the_environment_else_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +46,18 @@ def test_what_a_local_ray_will_never_have_is_said_at_once(monkeypatch: pytest.Mo
             check_room("building a shard", "index", 4)
     finally:
         module._local.clear()
+
+
+@pytest.mark.ray
+def test_a_target_that_other_machines_do_not_see_is_said_at_once(ray_session: None, tmp_path: Path) -> None:
+    class Elsewhere(Folder):  # local, so that it is sent to the worker whole
+        def exists(self, name: str = "") -> bool:
+            return False
+
+    Folder(tmp_path).write_bytes("job.json", b"")
+    check_shared(Folder(tmp_path), "job.json")
+    with pytest.raises(ValueError, match=rf"does not see {tmp_path}/job.json, which .* has written: give a target"):
+        check_shared(Elsewhere(tmp_path), "job.json")
 
 
 def test_a_command_that_is_suggested_has_the_profile_of_the_one_that_ran() -> None:
