@@ -73,11 +73,12 @@ def check_shared(folder: Folder, name: str) -> None:
     Raises:
         ValueError: a node does not see it.
     """
-    asked = {}
+    asked = []
     for node in (node for node in ray.nodes() if node["Alive"]):
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)  # it may be lost meanwhile
-        asked[node["NodeManagerHostname"]] = _exists.options(scheduling_strategy=there).remote(folder, name)
-    for host, seen in asked.items():
+        seen = _exists.options(scheduling_strategy=there).remote(folder, name)
+        asked.append((node["NodeManagerHostname"], seen))
+    for host, seen in asked:
         if not ray.get(seen):
             raise ValueError(
                 f"{host} does not see {folder.uri}/{name}, which {platform.node()} has written: give a target that"

@@ -35,7 +35,7 @@ from pipelines.tables import read_tables
 from retrieval.artifacts import REJECTED_SCHEMA, Gallery, ModelRecord, fixed_size_list
 from retrieval.folder import Folder
 from retrieval.images import ImageRejected, decode_reduced
-from retrieval.inputs import InputReader
+from retrieval.inputs import InputReader, is_relative
 
 if TYPE_CHECKING:  # the first takes seconds, which the many tasks that never see a model should not
     from retrieval.encoders import ImageEncoder
@@ -180,6 +180,9 @@ class Decoder:
     def __call__(self, inputs: pa.Table) -> pa.Table:
         begun = time.perf_counter()
         contents = self.reader.read(inputs)
+        files = inputs["file"].to_pylist()
+        if any(isinstance(each, OSError) and is_relative(file) for each, file in zip(contents, files, strict=True)):
+            self.reader.check_source()
         read = time.perf_counter()
         paths, reasons, details = (inputs[name].to_pylist() for name in ("path", "reason", "detail"))
         made: dict[str, list[Any]] = {name: [] for name in ("id", "width", "height", "reason", "detail")}
@@ -198,7 +201,6 @@ class Decoder:
                 except ImageRejected as rejection:
                     row |= {"reason": rejection.reason, "detail": str(rejection)}
                 except OSError as error:
-                    self.reader.check_source()
                     row |= {"reason": "unreadable", "detail": str(error)}
             for name, value in row.items():
                 made[name].append(value)

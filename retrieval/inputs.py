@@ -7,6 +7,7 @@ a Parquet file, or a URI; ``InputReader`` reads rows of any kind. An input that 
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import stat
 import threading
@@ -86,6 +87,11 @@ def base_of(source: str) -> tuple[Folder, str | None]:
 def is_safe(name: str) -> bool:
     """Whether a relative name with forward slashes leads down: no part of it is empty, hidden, ``.`` or ``..``."""
     return "\0" not in name and all(part and not part.startswith(".") for part in name.split("/"))
+
+
+def is_relative(file: str) -> bool:
+    """Whether what a row names lies in the source itself, and not at a path or URI of its own."""
+    return not file.startswith("/") and "://" not in file
 
 
 def hashes_of(names: Iterable[str], key: bytes = b"") -> np.ndarray:
@@ -170,12 +176,17 @@ class InputReader:
             FileNotFoundError: there is nothing where the source was.
             OSError: it can not be seen whether there is.
         """
-        root = Folder(self.source)
-        if not root.exists() or (root.local_path and root.local_path.is_dir() and not any(root.local_path.iterdir())):
+        cause: ValueError | None = None
+        try:
+            base = self._folder()
+            there = patiently(base.filesystem, base.exists) and not (base.local_path and _is_empty(base.local_path))
+        except ValueError as error:
+            there, cause = False, error
+        if not there:
             raise FileNotFoundError(
-                f"the source {root.uri} is not there any more, seen from {platform.node()}. When every machine of the"
-                " job has it, run the same command again: it goes on where it stopped"
-            )
+                f"the source {self.source} is not there any more, seen from {platform.node()}. When every machine of"
+                " the job has it, run the same command again: it goes on where it stopped"
+            ) from cause
 
     def _is_remote(self, places: Sequence[_Row]) -> bool:
         if any("://" in place.file for place in places):
@@ -342,6 +353,14 @@ def _image_batches(filesystem: fs.FileSystem, path: str, group: int, listed: _Ro
 def image_columns(schema: pa.Schema) -> list[str]:
     """Return what to read of a Parquet file for its images: ``image``, or of a struct only the bytes."""
     return ["image.bytes"] if pa.types.is_struct(schema.field("image").type) else ["image"]
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether it is a folder with nothing in it, as one is that nothing is mounted at."""
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return next(entries, None) is None
 
 
 def _check_regular(filesystem: fs.FileSystem, path: str) -> None:

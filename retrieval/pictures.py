@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from retrieval.folder import Folder
 from retrieval.images import MAX_BYTES, ImageRejected
-from retrieval.inputs import InputReader, base_of, hashes_of, is_safe
+from retrieval.inputs import InputReader, base_of, hashes_of, is_relative, is_safe
 from retrieval.metadata import text
 from retrieval.source_contents import Lines, lines_of, place_of
 from retrieval.source_files import IMAGE_SUFFIXES, File, files_in, inputs_table, kind_of, suffix
@@ -152,10 +152,10 @@ class _Named:
         names, files = [], []
         for path in sorted(paths):
             place = place_of(self._reader, self._root, File(list_name, 0, 0), path)
-            is_relative = not place.file.startswith("/") and "://" not in place.file
-            if not place.reason and (not is_relative or _lies_inside(self._root, place.file, self._links_out)):
+            file = place.file
+            if not place.reason and (not is_relative(file) or _lies_inside(self._root, file, self._links_out)):
                 names.append(path)
-                files.append(place.file)
+                files.append(file)
         return _read(self._reader, inputs_table(File(list_name, 0, 0), names, {"file": files}))
 
 

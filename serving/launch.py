@@ -20,6 +20,8 @@ from urllib.request import urlopen
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
 os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+# One that does not answer any more has no requests to end with.
+os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
 # Without it a replica keeps a thousand log records to itself until one of them is an error.
 os.environ.setdefault("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "1")
 # Between replicas, 4 MiB by default: a thousand rows with metadata may be more.
@@ -116,7 +118,8 @@ def running(prepared: Prepared, *, everywhere: bool = False) -> Iterator[str]:
         yield url
     finally:
         if everywhere:
-            serve.delete(APPLICATION)
+            with suppress(TimeoutError):  # the controller goes on with it
+                serve.delete(APPLICATION)
 
 
 def _run(application: Application) -> None:
