@@ -516,6 +516,24 @@ class TrainedAggregator(Artifact[AggregatorManifest]):
         both = self.manifest.models.keys() & other.manifest.models.keys()
         check_same_models(other, self, [role for role in get_args(Role) if role in both | {"vision"}])
 
+    def check_generator(self, uri: str, fingerprint: str) -> None:
+        """Refuse a generator whose images this aggregator did not learn from, if it says whose they were.
+
+        Args:
+            uri: of the generator at hand, for the message.
+            fingerprint: of the generator at hand.
+
+        Raises:
+            ValueError: naming both.
+        """
+        record = self.manifest.models.get("generator")
+        if record and record.fingerprint != fingerprint:
+            raise ValueError(
+                f"the aggregator {self.uri} learned from images of {record.uri} ({record.fingerprint},"
+                f" {record.settings}), the profile imagines with {uri} ({fingerprint}): other weights,"
+                " steps, guidance or size. Use the profile it was trained with, or train one for this profile."
+            )
+
     @property
     def learned_labels(self) -> list[str]:
         """The labels that it was trained or validated on; none if that is not known."""

@@ -14,7 +14,7 @@ from retrieval.hits import Hits, checked_k, merge_topk
 from retrieval.query import QueryEncoder, pool
 
 if TYPE_CHECKING:
-    from retrieval.generator import Generator, Imagined
+    from retrieval.generator import Imagined
 
 Mode = Literal["text", "visual", "fused"]
 
@@ -55,7 +55,7 @@ class Finder:
         check_made_by(index, "vision", encoder.vision.uri, encoder.vision.fingerprint)
         if aggregator:
             aggregator.check_fits(index)
-            check_generator(aggregator, encoder.generator)
+            aggregator.check_generator(encoder.generator.uri, encoder.generator.fingerprint)
         self.encoder = encoder
         self.shards = index.shards()
         self.network = aggregator.network() if aggregator else None
@@ -88,18 +88,3 @@ class Finder:
         rows: pa.Table = self.shards[hits.shards[0, i]].rows
         row = rows.slice(int(hits.rows[0, i]), 1).to_pylist()[0]
         return Found(row, *(float(part[0, i]) for part in (hits.scores, hits.text_part, hits.visual_part)))
-
-
-def check_generator(aggregator: TrainedAggregator, generator: Generator) -> None:
-    """Refuse a generator whose images the aggregator did not learn from.
-
-    Raises:
-        ValueError: naming both.
-    """
-    record = aggregator.manifest.models.get("generator")
-    if record and record.fingerprint != generator.fingerprint:
-        raise ValueError(
-            f"the aggregator {aggregator.uri} learned from images of {record.uri} ({record.fingerprint},"
-            f" {record.settings}), the profile imagines with {generator.uri} ({generator.fingerprint}): other weights,"
-            " steps, guidance or size. Use the profile it was trained with, or train one for this profile."
-        )

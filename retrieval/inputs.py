@@ -356,9 +356,7 @@ def image_columns(schema: pa.Schema) -> list[str]:
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether it is a folder with nothing in it, as one is that nothing is mounted at."""
-    if not folder.is_dir():
-        return False
+    """Whether there is nothing in a folder, as in one that nothing is mounted at."""
     with os.scandir(folder) as entries:
         return next(entries, None) is None
 

@@ -109,9 +109,9 @@ class Preprocess:
 
     def _resized(self, reduced: Reduced) -> Image.Image:
         """The first step of `pixels`, to the very size and from the very region that it has for the whole image."""
-        if self.side is None:
+        resize = self.steps[0]
+        if not isinstance(resize, Resize):
             raise ValueError(f"the image was reduced, but {self.geometry[0]} needs it whole; decode it with side None")
-        resize: Any = self.steps[0]
         middle = _middle(reduced.width, reduced.height)
         left, top, right, bottom = reduced.box
         x, y = (right - left) / reduced.width, (bottom - top) / reduced.height

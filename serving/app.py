@@ -36,7 +36,6 @@ ROUTER = RequestRouterConfig(initial_backoff_s=0.025, backoff_multiplier=1, max_
 waits, in the order of arrival; their waits grow to half a second and are not taken back when a request of another task
 gets through, so that with its own settings a queue drains at four requests a second however fast the replica is."""
 
-
 log = logging.getLogger("ray.serve")
 
 
@@ -70,7 +69,8 @@ def build(args: ServeArgs | Mapping[str, str]) -> Application:
 
 def front(service: Service) -> Application:
     """Bind the ingress of a planned service."""
-    busy, settings = BackpressureConfig(status_code=503, retry_after_s=1), service.profile.serve
+    settings = service.profile.serve
+    busy = BackpressureConfig(status_code=503, retry_after_s=1)
     return _scaled(Ingress, settings.ingress, settings, backpressure_config=busy).bind(service)
 
 

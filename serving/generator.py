@@ -63,11 +63,10 @@ class ImaginingGenerator:
 
     def __init__(self, profile: Profile, vision: DeploymentHandle, aggregator: str | None = None) -> None:
         from cluster.models import load_generator, record_of  # by replicas alone: see encoders.py
-        from retrieval.finder import check_generator
 
         self._generator = load_generator(profile)
         if aggregator:
-            check_generator(TrainedAggregator.open(aggregator), self._generator)
+            TrainedAggregator.open(aggregator).check_generator(self._generator.uri, self._generator.fingerprint)
         self._model = Model(record_of(self._generator))
         self._vision = vision
         self._preprocess: Preprocess | None = None
