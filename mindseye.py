@@ -270,7 +270,7 @@ def search(
     sheet
         Save a contact sheet (PNG) here.
     """
-    from cluster.models import load_aggregator, load_query_encoder
+    from cluster.loading import load_aggregator, load_query_encoder
     from cluster.profile import load_profile
     from retrieval.artifacts import Index
     from retrieval.finder import Finder

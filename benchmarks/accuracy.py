@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import pyplot as plt
 
-from cluster.models import load_generator
+from cluster.loading import load_generator
 from cluster.profile import Profile, load_profile
 from cluster.session import session
 from demo.run import vocabulary

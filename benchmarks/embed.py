@@ -50,14 +50,14 @@ from safetensors.torch import save_file
 from torchvision.io import ImageReadMode, decode_jpeg
 
 import pipelines.gallery
-from cluster.models import load_vision, load_vlm
+from cluster.loading import load_vision, load_vlm
 from cluster.profile import Generator, IndexSettings, Models, Profile, Queries, Stage
 from cluster.session import session
 from pipelines.gallery import build_gallery, summary_of
 from retrieval.artifacts import Gallery
-from retrieval.devices import pick_device, pick_dtype
-from retrieval.encoders import RANDOM_SEED, VLM, VisionEncoder
 from retrieval.images import SIDES_TO_SPARE, decode, decode_reduced
+from retrieval.models.devices import pick_device, pick_dtype
+from retrieval.models.encoders import RANDOM_SEED, VLM, VisionEncoder
 
 CORES = os.cpu_count() or 1
 BATCH = 32

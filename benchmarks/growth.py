@@ -28,7 +28,7 @@ from pipelines.growth import Selection, compact, index_batch, remove, worst
 from pipelines.index import build_index
 from retrieval.artifacts import BatchRecord, Gallery, GalleryManifest, Index
 from retrieval.fusion import fused_query
-from retrieval.shard import Shard
+from retrieval.index.shard import Shard
 
 ROUNDS, SHARE = 5, 5
 WEIGHTS = (0.0, 0.5, 1.0)

@@ -42,11 +42,11 @@ from cluster.session import session
 from pipelines.index import build_index
 from retrieval.artifacts import Gallery, Index, ModelRecord, Role, fixed_size_list, matrix
 from retrieval.fusion import fused_query, unit
-from retrieval.hits import Hits, merge_topk
-from retrieval.index_kinds import fitted_factory, new_index, search_parameters, train
+from retrieval.index.files import LAMBDA_GRID, VECTORS
+from retrieval.index.hits import Hits, merge_topk
+from retrieval.index.kinds import fitted_factory, new_index, search_parameters, train
+from retrieval.index.shard import Shard, fill, training_sample
 from retrieval.metrics import neighbour_recall
-from retrieval.shard import Shard, fill, training_sample
-from retrieval.shard_files import LAMBDA_GRID, VECTORS
 
 DIM = 320
 ROWS_PER_PART = 16_384

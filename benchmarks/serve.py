@@ -35,12 +35,12 @@ import psutil
 import torch
 import yaml
 
-from cluster.models import load_query_encoder
+from cluster.loading import load_query_encoder
 from cluster.ports import free_port
 from cluster.profile import PROFILES, load_profile
 from retrieval.artifacts import Index, QuerySet, vision_vectors
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
-from retrieval.hits import merge_topk
+from retrieval.index.hits import merge_topk
 from retrieval.query import pool
 
 MODES = {

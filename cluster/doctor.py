@@ -60,7 +60,7 @@ def _faiss() -> Check:
 def _torch() -> Check:
     import torch
 
-    from retrieval.devices import has_fast_bfloat16, pick_device
+    from retrieval.models.devices import has_fast_bfloat16, pick_device
 
     device = pick_device("auto")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
@@ -80,7 +80,7 @@ def _shared_memory() -> tuple[bool, str, str]:
 
 
 def _models(profile_name: str) -> Iterator[Check]:
-    from cluster.models import load_generator, load_vision, load_vlm
+    from cluster.loading import load_generator, load_vision, load_vlm
     from cluster.profile import Profile, load_profile
 
     try:

@@ -110,7 +110,7 @@ def index(
 def _check_kind(factory: str, settings: Settings) -> None:
     """Raise a ValueError where FAISS refuses a kind for the models' dimensions, before everything is embedded."""
     from pipelines.gallery import look_at_encoders
-    from retrieval.index_kinds import new_index
+    from retrieval.index.kinds import new_index
 
     if factory != "auto":
         encoders = look_at_encoders(settings)

@@ -16,7 +16,7 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
-from cluster.models import load_aggregator
+from cluster.loading import load_aggregator
 from cluster.profile import Profile
 from cluster.session import progress
 from demo.grammar import Category, describe

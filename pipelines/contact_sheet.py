@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator, matrix, text_vectors, vision_vectors
 from retrieval.fusion import fused_query, products
 from retrieval.images import ImageRejected, decode
-from retrieval.pictures import Pictures
 from retrieval.query import pool
+from retrieval.sources.lookup import Pictures
 
 SIDE, GAP, MARGIN = 72, 4, 16
 RIGHT, WRONG, NEUTRAL = (46, 160, 67), (218, 54, 51), (150, 150, 150)

@@ -15,8 +15,8 @@ from ray.actor import ActorHandle
 from cluster.profile import IndexSettings
 from cluster.session import progress
 from retrieval.artifacts import Index
-from retrieval.shard import Shard
-from retrieval.shard_files import ROWS
+from retrieval.index.files import ROWS
+from retrieval.index.shard import Shard
 
 NEIGHBOURS = 20
 _BLOCK = 1024

@@ -28,18 +28,18 @@ from ray.data.checkpoint.checkpoint_filter import CheckpointManager
 from ray.data.datasource import BlockBasedFileDatasink
 from ray.util.metrics import Counter
 
-from cluster.models import load_vision, load_vlm
+from cluster.loading import load_vision, load_vlm
 from cluster.profile import Profile
 from cluster.session import actor_pool
 from pipelines.tables import read_tables
 from retrieval.artifacts import REJECTED_SCHEMA, Gallery, ModelRecord, fixed_size_list
 from retrieval.folder import Folder
 from retrieval.images import ImageRejected, decode_reduced
-from retrieval.inputs import InputReader, is_relative
+from retrieval.sources.reader import InputReader, is_relative
 
 if TYPE_CHECKING:  # the first takes seconds, which the many tasks that never see a model should not
-    from retrieval.encoders import ImageEncoder
-    from retrieval.preprocess import Preprocess
+    from retrieval.models.encoders import ImageEncoder
+    from retrieval.models.preprocess import Preprocess
 
 BLOCKS, ROWS_PER_BLOCK = 1024, (64, 16_384)
 _OF_LIST = ("file", "offset", "length", "row_group", "row", "size", "mtime_ns")

@@ -20,7 +20,7 @@ import ray
 from pydantic import BaseModel, ConfigDict
 from ray.exceptions import RayError
 
-from cluster.models import load_vision, load_vlm, record_of
+from cluster.loading import load_vision, load_vlm, record_of
 from cluster.profile import Profile
 from cluster.session import check_room, check_shared, progress
 from pipelines.embedding import Encoders, embed, written

@@ -48,8 +48,8 @@ from retrieval.artifacts import (
     version_names,
 )
 from retrieval.folder import Folder
-from retrieval.index_kinds import memory_of
-from retrieval.shard_files import ROWS
+from retrieval.index.files import ROWS
+from retrieval.index.kinds import memory_of
 
 Say = Callable[[str], None]
 

@@ -43,12 +43,12 @@ from retrieval.artifacts import (
     version_names,
 )
 from retrieval.folder import Folder
-from retrieval.hits import Hits, merge_topk
-from retrieval.index_kinds import choose_factory, train, training_rows
+from retrieval.index.build import build_shard, save_trained
+from retrieval.index.files import LAMBDA_GRID, read_record
+from retrieval.index.hits import Hits, merge_topk
+from retrieval.index.kinds import choose_factory, train, training_rows
+from retrieval.index.shard import RECALL_AT
 from retrieval.metrics import neighbour_recall
-from retrieval.shard import RECALL_AT
-from retrieval.shard_build import build_shard, save_trained
-from retrieval.shard_files import LAMBDA_GRID, read_record
 
 PLAN, REFUSED, TRAINED = "plan.json", "refused.json", "trained.faiss"
 RECALL_QUERIES = 200

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retrieval.folder import Folder
-from retrieval.inputs import INPUTS, hashes_of
-from retrieval.metadata import conformed, unified
+from retrieval.sources.metadata import conformed, unified
+from retrieval.sources.reader import INPUTS, hashes_of
 
 ROWS_PER_FILE, ROWS_PER_GROUP = 65_536, 4_096
 _IDENTITY = ["path", "size", "mtime_ns"]

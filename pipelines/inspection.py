@@ -21,7 +21,7 @@ import ray
 from ray.actor import ActorHandle
 
 from cluster.hold import Hold, holds
-from cluster.models import load_vision, load_vlm
+from cluster.loading import load_vision, load_vlm
 from cluster.profile import Profile
 from cluster.session import progress
 from pipelines.embedding import decoded_side, written
@@ -39,8 +39,8 @@ from retrieval.artifacts import (
 )
 from retrieval.folder import Folder
 from retrieval.images import ImageRejected, decode_reduced
-from retrieval.pictures import Pictures
-from retrieval.shard_files import ROWS, verify
+from retrieval.index.files import ROWS, verify
+from retrieval.sources.lookup import Pictures
 
 SAME = 0.999
 """Least cosine of a vector and the one that is made of the same image again."""

@@ -20,7 +20,7 @@ import ray
 from PIL import Image
 from ray.actor import ActorHandle
 
-from cluster.models import load_query_encoder, prompt_templates, record_of
+from cluster.loading import load_query_encoder, prompt_templates, record_of
 from cluster.profile import Profile
 from cluster.session import actor_pool, check_room, progress
 from retrieval.artifacts import MANIFEST, QuerySet, QuerySetManifest, queryset_schema

@@ -2,7 +2,7 @@
 
 A source is an image folder (flat, or with class folders, of any depth), Parquet with the bytes in it, WebDataset tars,
 or a list of URIs (Parquet, CSV, text), at any pyarrow URI. ``list_inputs`` writes down once what is in it, as Parquet
-of the columns ``retrieval.inputs.INPUTS``, so that a job that goes on tomorrow has the same inputs.
+of the columns ``retrieval.sources.reader.INPUTS``, so that a job that goes on tomorrow has the same inputs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import ray
 
 from pipelines.input_list import Known, Listing, ListWriter, Seen, difference
 from retrieval.folder import Folder
-from retrieval.inputs import base_of
-from retrieval.source_contents import inputs_of
-from retrieval.source_files import IMAGE_SUFFIXES, File, files_in, inputs_table, kind_of, pieces, suffix
+from retrieval.sources.contents import inputs_of
+from retrieval.sources.files import IMAGE_SUFFIXES, File, files_in, inputs_table, kind_of, pieces, suffix
+from retrieval.sources.reader import base_of
 
 __all__ = ["Known", "Listing", "difference", "list_inputs"]
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from retrieval.artifacts import Index, TrainedAggregator, check_made_by
 from retrieval.fusion import DEFAULT_WEIGHT, check_weight, fused_query
-from retrieval.hits import Hits, checked_k, merge_topk
+from retrieval.index.hits import Hits, checked_k, merge_topk
 from retrieval.query import QueryEncoder, pool
 
 if TYPE_CHECKING:
-    from retrieval.generator import Imagined
+    from retrieval.models.generator import Imagined
 
 Mode = Literal["text", "visual", "fused"]
 

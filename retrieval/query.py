@@ -18,8 +18,8 @@ from retrieval.fusion import unit
 from retrieval.prompts import fill
 
 if TYPE_CHECKING:  # each brings in a library that takes seconds, and not every process has every model
-    from retrieval.encoders import VLM, VisionEncoder
-    from retrieval.generator import Generator, Imagined
+    from retrieval.models.encoders import VLM, VisionEncoder
+    from retrieval.models.generator import Generator, Imagined
 
 
 @dataclass(frozen=True)

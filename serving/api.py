@@ -20,11 +20,11 @@ from starlette.middleware import Middleware
 from cluster.profile import Limits, ServeSettings
 from retrieval.folder import Folder
 from retrieval.images import ImageRejected
-from serving.calls import Trouble, Unavailable
-from serving.gallery import GalleryPictures
-from serving.limits import BodyLimit, RateLimit
-from serving.messages import Served
-from serving.middleware import Key, Keys, LastResort, LoopbackNames, RequestId, SecurityHeaders, request_id
+from serving.deployments.calls import Trouble, Unavailable
+from serving.deployments.messages import Served
+from serving.guards.limits import BodyLimit, RateLimit
+from serving.guards.middleware import Key, Keys, LastResort, LoopbackNames, RequestId, SecurityHeaders, request_id
+from serving.pictures import GalleryPictures
 from serving.protocol import Fault, FaultAnswer, IndexSwitch, Info, Mode, SearchAnswer, SearchRequest
 from serving.search import Event, Search
 

@@ -13,20 +13,20 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
-from cluster.models import load_aggregator, prompt_templates
+from cluster.loading import load_aggregator, prompt_templates
 from cluster.profile import Profile, Replicas, ServeSettings, load_profile
 from retrieval.artifacts import QuerySet
 from retrieval.folder import Folder
-from serving.encoders import VisionTower, VLMTowers
-from serving.generator import ImaginingGenerator
+from serving.deployments.encoders import VisionTower, VLMTowers
+from serving.deployments.generator import ImaginingGenerator
+from serving.deployments.pointer import pointed_at
+from serving.deployments.ranker import Ranker
+from serving.deployments.shards import IndexShard
 from serving.ingress import Ingress, Service
-from serving.memory import warm
-from serving.pointer import pointed_at
+from serving.memory.memory import warm
+from serving.memory.store import open_store
 from serving.protocol import SearchRequest
-from serving.ranker import Ranker
 from serving.search import Defaults, Parts
-from serving.shards import IndexShard
-from serving.store import open_store
 
 LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)
 """One JSON object a line. Serve's own line for each request costs throughput, and the ingress has metrics."""
@@ -52,7 +52,7 @@ class ServeArgs(BaseModel):
     warm: str | None = None
     """A query set to remember."""
     store: str | None = None
-    """Where imagined queries are kept (``serving.store``); by default the profile's, else a file of this user."""
+    """Where imagined queries are kept (``serving.memory``); by default the profile's, else a file of this user."""
 
 
 def build(args: ServeArgs | Mapping[str, str]) -> Application:

@@ -12,11 +12,11 @@ from ray import serve
 
 from cluster.profile import Profile
 from serving.api import make_api
-from serving.calls import Unavailable
-from serving.memory import Memory
-from serving.middleware import read_keys
+from serving.deployments.calls import Unavailable
+from serving.guards.middleware import read_keys
+from serving.memory.memory import Memory
+from serving.memory.store import open_store
 from serving.search import Defaults, Parts, Search
-from serving.store import open_store
 
 AGAIN_SECONDS, WARM_SECONDS = 1, 10
 THREADS = 32

@@ -34,10 +34,10 @@ from ray.serve.config import HTTPOptions
 from cluster.profile import ServeSettings, load_profile
 from cluster.session import cluster_address, lacking, session
 from serving.app import LOGGING, ServeArgs, front, index_uri, plan, store_uri
-from serving.calls import Deadline
-from serving.middleware import check_exposure, read_keys
-from serving.pointer import pointer
-from serving.store import open_store
+from serving.deployments.calls import Deadline
+from serving.deployments.pointer import pointer
+from serving.guards.middleware import check_exposure, read_keys
+from serving.memory.store import open_store
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 APPLICATION = "mindseye"

@@ -1,7 +1,7 @@
 """What goes over the wire: typed requests, answers and events of the HTTP API, version 1.
 
 Bounds that no service would ever lift are here and show in the OpenAPI document; those an operator sets are in the
-profile's ``serve.limits`` and are checked by ``serving.limits``.
+profile's ``serve.limits`` and are checked by ``serving.guards.limits``.
 """
 
 from __future__ import annotations

@@ -18,9 +18,8 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.profile import ServeSettings
 from serving import metrics
-from serving.calls import Deadline, Trouble, Unavailable, call
-from serving.memory import Memory, Remembered, memory_key, normalised
-from serving.messages import (
+from serving.deployments.calls import Deadline, Trouble, Unavailable, call
+from serving.deployments.messages import (
     BY_VALUE_BYTES,
     PROBE,
     START_SECONDS,
@@ -32,6 +31,7 @@ from serving.messages import (
     Served,
     Tokens,
 )
+from serving.memory.memory import Memory, Remembered, memory_key, normalised
 from serving.protocol import (
     ImaginedEvent,
     ImaginedImage,

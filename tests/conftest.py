@@ -112,7 +112,7 @@ def profile(profile_file: Path) -> Any:
 @pytest.fixture(scope="session")
 def query_encoder(profile: Any) -> Any:
     """The ``retrieval.query.QueryEncoder`` of the tiny models."""
-    from cluster.models import load_query_encoder
+    from cluster.loading import load_query_encoder
 
     return load_query_encoder(profile)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from cluster.models import record_of
+from cluster.loading import record_of
 from demo.world import render, split
 from retrieval.artifacts import (
     Gallery,
@@ -21,9 +21,9 @@ from retrieval.artifacts import (
     gallery_schema,
     new_version,
 )
-from retrieval.encoders import VLM, VisionEncoder
 from retrieval.folder import Folder
-from retrieval.shard import Shard
+from retrieval.index.shard import Shard
+from retrieval.models.encoders import VLM, VisionEncoder
 
 
 class Collection(NamedTuple):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from cluster.profile import Training
 from retrieval.aggregator import Aggregator
-from retrieval.devices import has_fast_bfloat16
 from retrieval.metrics import average_precision
+from retrieval.models.devices import has_fast_bfloat16
 from training.dataset import Batch, Examples
 from training.loss import FusedContrast
 

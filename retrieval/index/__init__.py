@@ -1,0 +1,1 @@
+"""The FAISS index of one shard: kinds, building, searching, files."""

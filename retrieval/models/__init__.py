@@ -1,0 +1,1 @@
+"""Models behind small adapters: the VLM, the vision encoder and the generator, on the devices that are there."""

@@ -1,0 +1,1 @@
+"""One file for each Serve deployment, and what they say to one another."""

@@ -1,0 +1,108 @@
+"""What the deployments send one another: plain values, small enough to travel with a call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from retrieval.artifacts import ModelRecord
+from retrieval.index.hits import Hits
+
+PROBE = "a red striped star"
+"""The query of warm-ups and health checks."""
+START_SECONDS = 600
+"""How long models and shards may take to be there, and shards to fetch and map a new version."""
+BY_VALUE_BYTES = 512 * 1024
+"""Larger arguments go through Ray's object store: what is sent along with a call is limited, and slow when large."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which model a deployment runs; if it takes texts, the templates it puts them in and how many tokens it reads."""
+
+    record: ModelRecord
+    templates: Sequence[str] = ()
+    context: int = 0
+
+
+class Tokens(NamedTuple):
+    """How many tokens a text is in its longest template, and how many of them the VLM reads."""
+
+    given: int
+    read: int
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedText:
+    """``vlm_D1``, float32 of unit norm, and the text's tokens."""
+
+    vlm_D1: np.ndarray
+    tokens: Tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Imagination:
+    """What a query was imagined as: K accepted images, as vectors float32 (K, D2), seeds (K,) and small JPEGs; and a
+    reason for each image that was not accepted.
+    """
+
+    vision_KD2: np.ndarray
+    seeds: np.ndarray
+    thumbnails: list[bytes]
+    rejected: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one shard of the index found for a query: ``hits``, (1, k), and ``columns`` of its k rows in their order."""
+
+    hits: Hits
+    columns: dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One ranked row of the gallery."""
+
+    id: str
+    path: str
+    source: str
+    """What the path is relative to."""
+    label: str | None
+    metadata: dict[str, Any]
+    score: float
+    text_part: float
+    visual_part: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Rows, best first; the λ that they are ranked by; URI and name of the version that they are of; how many of its
+    shards answered; and the share of each image in v.
+    """
+
+    rows: list[Row]
+    weight: float
+    version: str
+    name: str
+    answered: int
+    total: int
+    attention: list[float | None]
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served: URI and name of an index version, its gallery's URI, rows, shards and models; and the λ where
+    a request gives none.
+    """
+
+    version: str
+    name: str
+    gallery: str
+    rows: int
+    shards: int
+    models: dict[str, str]
+    weight: float

@@ -1,0 +1,97 @@
+"""The shards of the index: one deployment for each, which maps its files into memory and searches them exactly."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray import serve
+
+from retrieval.artifacts import Index
+from retrieval.index.shard import Shard
+from serving.deployments.messages import Part
+from serving.deployments.pointer import pointed_at
+from serving.memory.store import open_store
+
+KEPT_VERSIONS = 2
+"""The one that is served and the one before, which answers under way still want."""
+
+
+@serve.deployment
+class IndexShard:
+    """Deployment ``number`` of so many ``deployments``: it holds the shards j of an index with j mod ``deployments`` =
+    ``number``, so that a version with more or fewer shards is served as well.
+
+    Versions of an index never change, so each call names the one it means; what is not open yet is opened then.
+    """
+
+    def __init__(self, number: int, deployments: int, index: str, store: str) -> None:
+        self._number = number
+        self._deployments = deployments
+        self._open: OrderedDict[str, list[Shard]] = OrderedDict()
+        self._opening = asyncio.Lock()
+        current = pointed_at(open_store(store), index)
+        self._keep(current.uri, self._load(current))
+
+    async def open(self, version: str) -> None:
+        """Open a version, so that no search has to wait for it.
+
+        Raises:
+            ValueError: there is none at that URI, or a file of it is damaged.
+        """
+        await self._shards(version)
+
+    async def search(self, version: str, query_D: np.ndarray, k: int) -> list[Part]:
+        """Return the k best rows of each of its shards for one fused query, float32 (D1 + D2,)."""
+        shards = await self._shards(version)
+        return await asyncio.to_thread(_search, shards, query_D, k)
+
+    async def path(self, version: str, id: str) -> tuple[str, str] | None:
+        """Return path and batch of the row of that id, or None if it is not in these shards."""
+        return await asyncio.to_thread(_path, await self._shards(version), id)
+
+    async def check_health(self) -> None:
+        """Search for a row that is there, as queries do."""
+        version, shards = next(reversed(self._open.items()))
+        for shard in shards:
+            if len(shard):
+                [part] = await asyncio.to_thread(_search, [shard], np.asarray(shard.vectors[0], np.float32), 1)
+                if not np.isfinite(part.hits.scores).all():
+                    raise RuntimeError(f"shard deployment {self._number} finds nothing in {version}")
+
+    async def _shards(self, version: str) -> list[Shard]:
+        if version not in self._open:
+            async with self._opening:
+                if version not in self._open:
+                    self._keep(version, await asyncio.to_thread(lambda: self._load(Index.open(version))))
+        self._open.move_to_end(version)
+        return self._open[version]
+
+    def _load(self, index: Index) -> list[Shard]:
+        return [index.shard(j) for j in range(self._number, len(index.manifest.shards), self._deployments)]
+
+    def _keep(self, version: str, shards: list[Shard]) -> None:
+        self._open[version] = shards
+        while len(self._open) > KEPT_VERSIONS:
+            self._open.popitem(last=False)  # searches under way hold on to it
+
+
+def _search(shards: Sequence[Shard], query_D: np.ndarray, k: int) -> list[Part]:
+    found = []
+    for shard in shards:
+        hits = shard.search(query_D, k)
+        rows = shard.rows.drop_columns("id").take(pa.array(hits.rows[0]))
+        found.append(Part(hits, rows.to_pydict()))
+    return found
+
+
+def _path(shards: Sequence[Shard], id: str) -> tuple[str, str] | None:
+    for shard in shards:
+        place = pc.index(shard.rows["id"], id).as_py()
+        if place >= 0 and shard.alive[place]:
+            return shard.rows["path"][place].as_py(), shard.rows["batch"][place].as_py()
+    return None

@@ -1,0 +1,1 @@
+"""What stands before the API: keys, rates, sizes, and who may connect."""

@@ -1,0 +1,1 @@
+"""The query memory: what was imagined once, and the stores that keep it."""

@@ -1,0 +1,221 @@
+"""A gallery to an index: shards that answer as one, versions, and what refuses to be built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import D1, D2, directions, write_gallery
+
+from cluster.profile import Profile
+from cluster.session import session
+from pipelines.growth import worst
+from pipelines.index import build_index, cut
+from retrieval.artifacts import Gallery, Index, PartRecord
+from retrieval.fusion import fused_query, unit
+from retrieval.index.files import LAMBDA_GRID, verify
+from retrieval.index.hits import Hits, merge_topk
+from retrieval.index.shard import Shard
+
+ROWS = 300
+SHARDS = (1, 2, 7)
+
+
+def with_twins() -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Ids and vectors of which two thirds are copies of one of fifteen rows, so that most cuts go through a tie."""
+    rng = np.random.default_rng(0)
+    vlm, vision = directions(ROWS, D1, rng), directions(ROWS, D2, rng)
+    copies, originals = rng.permutation(ROWS)[: 2 * ROWS // 3], rng.integers(0, 15, 2 * ROWS // 3)
+    vlm[copies], vision[copies] = vlm[originals], vision[originals]
+    return [f"{rng.integers(2**32):08x}-{i}" for i in range(ROWS)], vlm, vision
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    ids, vlm, vision = with_twins()
+    return write_gallery(tmp_path_factory.mktemp("twins"), vlm, vision, ids=ids, labels=["a", None] * (ROWS // 2))
+
+
+@pytest.fixture(scope="module")
+def root(gallery: Gallery, profile: Profile, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where three versions lie, of 1, 2 and 7 shards."""
+    root = tmp_path_factory.mktemp("index")
+    for count in SHARDS:
+        build_index(gallery, str(root), profile, shards=count)
+    return root
+
+
+def search(index: Index, query_QD: np.ndarray, k: int) -> Hits:
+    return merge_topk([shard.search(query_QD, k) for shard in index.shards()], k)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("version", "shards"), enumerate(SHARDS, 1))
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_sharded_search_equals_unsharded_to_the_bit(root: Path, version: int, shards: int, weight: float) -> None:
+    ids, vlm, vision = with_twins()
+    whole = Shard.build(ids, np.concatenate([vlm, vision], axis=1).astype(np.float16), vlm_dim=D1)
+    index = Index.open(root / f"{version:06d}")
+    assert len(index.manifest.shards) == shards
+    rng = np.random.default_rng(7)
+    queries = fused_query(directions(5, D1, rng), directions(5, D2, rng), weight)
+    queries[0] = fused_query(vlm[3], vision[3], weight)  # its twins score highest
+    for k in (1, 10, 40):
+        found, exact = search(index, queries, k), whole.search(queries, k)
+        np.testing.assert_array_equal(found.ids, exact.ids)
+        for part in ("scores", "text_part", "visual_part"):
+            np.testing.assert_array_equal(getattr(found, part), getattr(exact, part))
+    assert len(set(search(index, queries[:1], 10).scores[0])) == 1
+
+
+@pytest.mark.ray
+def test_versions_are_numbered_and_the_newest_is_opened(root: Path, gallery: Gallery) -> None:
+    assert sorted(path.name for path in root.iterdir()) == ["000001", "000002", "000003"]
+    newest = Index.open(root)
+    assert newest.version == "000003"
+    assert [record.name for record in newest.manifest.shards] == [f"shard-{i:05d}" for i in range(7)]
+    assert newest.manifest.rows == ROWS == sum(record.rows for record in newest.manifest.shards)
+    assert newest.manifest.gallery == gallery.uri
+    assert newest.manifest.models == gallery.manifest.models
+    assert newest.manifest.recall == {depth: {str(weight): 1.0 for weight in LAMBDA_GRID} for depth in ("10", "100")}
+    assert newest.manifest.sources == {"000001": "nowhere"}
+
+
+@pytest.mark.ray
+def test_every_row_lies_whole_in_one_shard_and_shards_are_of_a_size(root: Path, gallery: Gallery) -> None:
+    index = Index.open(root)
+    expected = {row["id"]: row for table in gallery.tables() for row in table.to_pylist()}
+    for number, shard in enumerate(index.shards()):
+        assert verify(root / index.version / index.manifest.shards[number].name) is None
+        assert len(shard) in (ROWS // 7, ROWS // 7 + 1)
+        for row, vector in zip(shard.rows.to_pylist(), shard.vectors, strict=True):
+            given = expected.pop(row["id"])
+            assert row == {name: given[name] for name in ("id", "path", "label", "width", "height", "batch")}
+            np.testing.assert_array_equal(vector, given["vlm"] + given["vision"])
+    assert not expected
+
+
+def test_parts_are_cut_into_shards_of_equally_many_rows() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        parts = [PartRecord(name=f"parts/{i}", rows=int(rows)) for i, rows in enumerate(rng.integers(1, 50, 12))]
+        total = sum(part.rows for part in parts)
+        shards = int(rng.integers(1, min(total, 40)))
+        slices = cut(parts, shards)
+        sizes = [sum(piece.stop - piece.start for piece in of_shard) for of_shard in slices]
+        assert len(sizes) == shards
+        assert max(sizes) - min(sizes) <= 1
+        taken = sorted((piece.part, row) for of in slices for piece in of for row in range(piece.start, piece.stop))
+        assert taken == sorted((part.name, row) for part in parts for row in range(part.rows))
+    # Neighbours in the list, which are of one category, do not all lie in one shard.
+    of_first = [piece.part for piece in cut([PartRecord(name=f"parts/{i:03d}", rows=10) for i in range(100)], 4)[0]]
+    assert max(int(name[-3:]) for name in of_first) > 80
+
+
+@pytest.mark.ray
+def test_order_of_the_gallery_does_not_matter(root: Path, profile: Profile, tmp_path: Path) -> None:
+    ids, vlm, vision = with_twins()
+    turned = slice(None, None, -1)
+    labels = (["a", None] * (ROWS // 2))[turned]
+    gallery = write_gallery(tmp_path / "g", vlm[turned], vision[turned], ids=ids[turned], labels=labels, parts=5)
+    index = build_index(gallery, str(tmp_path / "index"), profile, shards=2)
+    queries = fused_query(vlm[:20], vision[:20], 0.5)
+    found, same = search(index, queries, 10), search(Index.open(root / "000002"), queries, 10)
+    np.testing.assert_array_equal(found.ids, same.ids)
+    np.testing.assert_array_equal(found.scores, same.scores)
+
+
+@pytest.mark.ray
+def test_build_that_was_killed_is_gone_on_with_by_the_same_plan_alone(
+    gallery: Gallery, profile: Profile, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> Index:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build_index(gallery, str(tmp_path), profile, shards=3)
+    (tmp_path / "000001/shard-00001.json").unlink()  # its files may be half written
+    (tmp_path / "000001/shard-00001/vectors.npy").write_bytes(b"half")
+    kept = (tmp_path / "000001/shard-00000/vectors.npy").stat().st_mtime_ns
+    with pytest.raises(ValueError, match="can not be gone on with: shards was 3, is now 2") as caught:
+        build_index(gallery, str(tmp_path), profile, shards=2)
+    assert "--overwrite" in str(caught.value)
+    said: list[str] = []
+    index = build_index(gallery, str(tmp_path), profile, shards=3, say=said.append)
+    assert said == ["going on with index version 000001: 2 of 3 shards are done"]
+    assert (index.version, index.manifest.rows) == ("000001", ROWS)
+    assert (tmp_path / "000001/shard-00000/vectors.npy").stat().st_mtime_ns == kept
+    for number, record in enumerate(index.manifest.shards):
+        verify(tmp_path / "000001" / record.name, record.files)
+        assert len(index.shard(number)) == 100
+
+
+@pytest.mark.ray
+def test_version_that_finds_too_little_is_not_published(profile: Profile, tmp_path: Path, ray_session: None) -> None:
+    rng = np.random.default_rng(0)
+    gallery = write_gallery(tmp_path / "gallery", directions(900, D1, rng), directions(900, D2, rng))
+    settings = profile.index.model_copy(update={"recall_floor": 1.0})
+    strict = profile.model_copy(update={"index": settings})
+    with pytest.raises(ValueError, match=r"version 000001 of .* is not published: it finds too little \(recall@10"):
+        build_index(gallery, str(tmp_path / "index"), strict, factory="HNSW2")
+    with pytest.raises(ValueError, match="there is no index"):
+        Index.open(tmp_path / "index")
+    index = build_index(gallery, str(tmp_path / "index"), strict, factory="Flat")
+    assert index.version == "000002"
+    assert set(index.manifest.recall) == {"10", "100"}
+
+
+@pytest.mark.ray
+def test_quantised_index_recalls_the_neighbours_at_every_weight(
+    profile: Profile, tmp_path: Path, ray_session: None
+) -> None:
+    rng = np.random.default_rng(0)
+    of_class = rng.integers(60, size=6000)
+    vlm, vision = (unit(directions(60, dim, rng)[of_class] + 0.8 * directions(6000, dim, rng)) for dim in (24, 32))
+    gallery = write_gallery(tmp_path / "gallery", vlm, vision)
+    index = build_index(gallery, str(tmp_path / "index"), profile, shards=2, factory="IVF64,SQ8")
+    assert {record.factory for record in index.manifest.shards} == {"IVF64,SQ8"}
+    assert set(index.manifest.recall["100"]) == {str(weight) for weight in LAMBDA_GRID}
+    assert worst(index) >= 0.95
+    assert (tmp_path / "index/000001/trained.faiss").exists()
+    # Not only by its own word, and for queries other than its own.
+    queries = unit(directions(100, 24, rng) + vlm[:100]), unit(directions(100, 32, rng) + vision[:100])
+    for weight in LAMBDA_GRID:
+        joint = fused_query(*queries, weight)
+        found = search(index, joint, 10).ids
+        exact = merge_topk([shard.exact(joint, 10) for shard in index.shards()], 10).ids
+        assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)]) >= 0.95
+
+
+def test_too_few_or_too_many_shards_are_refused(gallery: Gallery, profile: Profile, tmp_path: Path) -> None:
+    for shards in (0, -1, ROWS + 1):
+        with pytest.raises(ValueError, match=f"an index of 300 rows has 1 to 300 shards, not {shards}"):
+            build_index(gallery, str(tmp_path), profile, shards=shards)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("factory", ["nonsense", "IVF10,PQ7", "Flat,RFlat"])
+def test_unfit_factory_is_refused_before_anything_is_written(
+    gallery: Gallery, profile: Profile, tmp_path: Path, factory: str
+) -> None:
+    with pytest.raises(ValueError, match=f"index factory '{factory}'"):
+        build_index(gallery, str(tmp_path), profile, factory=factory)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.ray
+def test_error_of_a_worker_reaches_the_user_as_one_plain_message(
+    profile: Profile, tmp_path: Path, ray_session: None
+) -> None:
+    rng = np.random.default_rng(0)
+    vision = directions(4, D2, rng)
+    vision[2] = 0
+    gallery = write_gallery(tmp_path, directions(4, D1, rng), vision, ids=["a", "b", "c", "d"])
+    with pytest.raises(ValueError, match="the vision vector of row 'c' has norm 0") as caught, session():
+        build_index(gallery, str(tmp_path / "index"), profile, shards=1)
+    assert type(caught.value) is ValueError
+    assert "\n" not in str(caught.value)

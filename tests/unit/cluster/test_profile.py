@@ -1,0 +1,222 @@
+"""Profiles: those that ship, one's own, and what is said of a wrong one."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.loading import prompt_templates
+from cluster.profile import PROFILES, load_profile
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def settings(profile_settings: dict[str, Any]) -> dict[str, Any]:
+    return copy.deepcopy(profile_settings)
+
+
+def written(tmp_path: Path, settings: Any) -> Path:
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+def refusal(file: Path) -> str:
+    """Return what is said of the profile in ``file``, which must name the file."""
+    with pytest.raises(ValueError) as error:  # noqa: PT011  # the callers look at the message
+        load_profile(file)
+    assert str(file) in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("file", sorted(PROFILES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_profiles_load_by_name(file: Path) -> None:
+    profile = load_profile(file.stem)
+    assert profile.name == file.stem
+    assert all(template.count("{}") == 1 for template in prompt_templates(profile))
+
+
+def test_the_three_that_are_promised_ship() -> None:
+    assert {"tiny", "fast", "paper"} <= {file.stem for file in PROFILES.glob("*.yaml")}
+
+
+def test_models_of_the_tiny_profile_lie_in_the_installation_wherever_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    models = load_profile("tiny").models
+    assert models.vlm == f"local-dir:{ROOT}/demo/models/vlm"
+    assert models.vision == f"local-dir:{ROOT}/demo/models/vision"
+
+
+def test_models_of_ones_own_profile_lie_beside_its_file(
+    tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "sub"
+    (place / "models/generator").mkdir(parents=True)
+    written(place, settings)
+    for away, name in ((tmp_path, "sub/own.yaml"), (place, "own.yaml"), (Path("/"), place / "own.yaml")):
+        monkeypatch.chdir(away)
+        models = load_profile(name).models
+        assert models.vlm == f"local-dir:{place}/models/vlm"
+        assert models.vision == f"local-dir:{place}/models/vision"
+        assert models.generator.uri == f"{place}/models/generator"
+
+
+def test_a_profile_without_suffix_is_ones_own_even_if_a_yaml_of_that_name_lies_beside_it(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    written(tmp_path, settings)
+    with pytest.raises(ValueError, match="there is no profile"):
+        load_profile(tmp_path / "own")
+
+
+def test_absolute_folders_and_hub_names_stay(tmp_path: Path, settings: dict[str, Any]) -> None:
+    settings["models"] |= {"vlm": "ViT-L-14/openai", "vision": f"local-dir:{tmp_path}/elsewhere"}
+    settings["models"]["generator"]["uri"] = "stabilityai/sd-turbo"
+    models = load_profile(written(tmp_path, settings)).models
+    assert models.vlm == "ViT-L-14/openai"
+    assert models.vision == f"local-dir:{tmp_path}/elsewhere"
+    assert models.generator.uri == "stabilityai/sd-turbo"
+
+
+@pytest.mark.parametrize("uri", ["demo/models/generator", "./generator", "../generator"])
+def test_a_generator_that_is_no_hub_name_is_a_folder_even_if_it_is_missing(
+    tmp_path: Path, settings: dict[str, Any], uri: str
+) -> None:
+    settings["models"]["generator"]["uri"] = uri
+    assert load_profile(written(tmp_path, settings)).models.generator.uri == str(tmp_path / uri)
+
+
+def test_a_profile_is_called_after_its_file_unless_it_has_a_name(tmp_path: Path, settings: dict[str, Any]) -> None:
+    assert load_profile(written(tmp_path, settings)).name == "own"
+    assert load_profile(written(tmp_path, settings | {"name": "mine"})).name == "mine"
+
+
+def test_what_is_left_out_has_a_default(tmp_path: Path, settings: dict[str, Any]) -> None:
+    settings["embed"] = {"max_actors": 3, "batch": 8}
+    profile = load_profile(written(tmp_path, settings))
+    assert (profile.embed.cpus, profile.embed.gpus, profile.embed.min_actors) == (1, 0, 1)
+    assert profile.index.factory == "auto"
+
+
+def test_keys_lie_beside_the_profile(tmp_path: Path, settings: dict[str, Any]) -> None:
+    settings["serve"] = {"keys_file": "keys"}
+    assert load_profile(written(tmp_path, settings)).serve.keys_file == str(tmp_path / "keys")
+    settings["serve"] = {"keys_file": "/etc/keys"}
+    assert load_profile(written(tmp_path, settings)).serve.keys_file == "/etc/keys"
+
+
+def test_a_generator_that_would_fill_the_ingress_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    settings["serve"] = {
+        "ingress": {"ongoing": 32},
+        "generator": {"max_replicas": 2, "ongoing": 8, "batch": 4, "queued": 16},
+    }
+    with pytest.raises(ValueError, match=r"the generator takes in 32 requests .* 32 .*lower generator\.ongoing"):
+        load_profile(written(tmp_path, settings))
+    settings["serve"]["generator"]["queued"] = 15
+    assert load_profile(written(tmp_path, settings)).serve.generator.queued == 15
+
+
+def test_nothing_changes_after_loading(profile: Any) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        profile.embed.batch = 5
+
+
+# Refusals
+
+
+def test_a_missing_profile_is_named_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no profile 'papper'.*fast, paper, tiny"):
+        load_profile("papper")
+    with pytest.raises(ValueError, match="there is no profile"):
+        load_profile(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"models: [", "not valid YAML"),
+        (b"a: b: c", "not valid YAML"),
+        (b"models:\n\t- x", "not valid YAML"),
+        (b"- a\n- b", "not list"),
+        (b"just words", "not str"),
+        (b"", "must hold fields and values"),
+        (b"models: \xff\xfe", "not UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_settings_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "own.yaml").write_bytes(content)
+    assert reason in refusal(tmp_path / "own.yaml")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("embed.max_actor", 2),
+        ("colour", "red"),
+        ("models.generator.stepz", 4),
+        ("embed.batch", "many"),
+        ("embed.batch", "8"),
+        ("embed.batch", True),
+        ("embed.batch", 2.5),
+        ("embed.batch", 0),
+        ("embed.cpus", -1),
+        ("embed.gpus", float("nan")),
+        ("models.vlm", 5),
+        ("models.device", "gpu"),
+        ("models.dtype", "half"),
+        ("models.generator.steps", 0),
+        ("models.generator.guidance", -1.0),
+        ("models.generator", "stabilityai/sd-turbo"),
+        ("queries.images", 0),
+        ("queries.templates", "imagenett"),
+        ("queries.templates", ["a photo"]),
+        ("queries.templates", ["{} and {}"]),
+        ("queries.templates", []),
+        ("index.rows_per_shard", 0),
+        ("imagine", None),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_file(
+    tmp_path: Path, settings: dict[str, Any], field: str, value: Any
+) -> None:
+    *groups, name = field.split(".")
+    place = settings
+    for group in groups:
+        place = place[group]
+    place[name] = value
+    message = refusal(written(tmp_path, settings))
+    assert f"  {field}" in message
+    assert "1 wrong setting" in message
+
+
+@pytest.mark.parametrize("field", ["models", "embed", "imagine", "queries", "index", "models.vlm", "embed.max_actors"])
+def test_a_missing_setting_is_named(tmp_path: Path, settings: dict[str, Any], field: str) -> None:
+    *groups, name = field.split(".")
+    place = settings
+    for group in groups:
+        place = place[group]
+    del place[name]
+    assert f"  {field}: Field required" in refusal(written(tmp_path, settings))
+
+
+def test_more_actors_at_least_than_at_most_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    settings["imagine"] = settings["imagine"] | {"min_actors": 4, "max_actors": 2}
+    message = refusal(written(tmp_path, settings))
+    assert "imagine" in message
+    assert "max_actors (2) is below min_actors (4)" in message
+
+
+def test_all_wrong_settings_are_listed_at_once(tmp_path: Path, settings: dict[str, Any]) -> None:
+    settings["embed"] = settings["embed"] | {"batch": 0}
+    settings["index"] = settings["index"] | {"shards": 3}
+    message = refusal(written(tmp_path, settings))
+    assert "2 wrong setting" in message
+    assert "embed.batch" in message
+    assert "index.shards" in message

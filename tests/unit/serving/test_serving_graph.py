@@ -1,0 +1,293 @@
+"""The graph's answers against those of the plain pipeline in one process, to the bit; real deployments, tiny models."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+from collections.abc import Callable, Coroutine
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from serving_graph import local, local_service
+from tiny_artifacts import Collection, write_index
+
+from cluster.loading import record_of
+from cluster.profile import Profile
+from demo.world import split
+from retrieval.aggregator import Aggregator
+from retrieval.artifacts import Index, TrainedAggregator
+from retrieval.finder import Answer, Finder
+from retrieval.fusion import fused_query, unit
+from retrieval.index.hits import merge_topk
+from retrieval.query import QueryEncoder
+from serving.deployments.calls import Unavailable, call
+from serving.deployments.generator import ImaginingGenerator
+from serving.deployments.ranker import Ranker
+from serving.deployments.shards import IndexShard
+from serving.ingress import Service
+from serving.protocol import SearchAnswer, SearchRequest
+from serving.search import Search
+
+COLOURS = ("red", "blue", "green", "yellow", "pink", "purple", "teal", "orange")
+THINGS = ("star", "house", "fish", "moon", "bolt")
+WORDS = ("", "striped ", "dotted ", "small ", "checkered ")
+QUERIES = [f"{colour} {word}{thing}" for colour, word, thing in itertools.product(COLOURS, WORDS, THINGS)]
+SECONDS = 30.0
+
+
+@pytest.fixture(scope="module")
+def service(collection: Collection, profile_file: Path) -> Service:
+    return local_service(target=str(collection.folder), profile=str(profile_file), store="memory:")
+
+
+@pytest.fixture(scope="module")
+def finder(query_encoder: QueryEncoder, collection: Collection) -> Finder:
+    return Finder(query_encoder, collection.index)
+
+
+@pytest.fixture(scope="module")
+def with_shards(tmp_path_factory: pytest.TempPathFactory, collection: Collection) -> Callable[[int], Index]:
+    """The collection's rows in an index of so many shards."""
+
+    def index(shards: int) -> Index:
+        folder = tmp_path_factory.mktemp("index")
+        [table] = collection.gallery.tables(["id", "path", "label", "width", "height", "batch"])
+        return write_index(folder, collection.gallery, table, collection.vlm_ND1, collection.vision_ND2, shards=shards)
+
+    return index
+
+
+def run(test: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(test)
+
+
+async def warmed(service: Service) -> Search:
+    search = service.search()
+    await search.warm_up()
+    return search
+
+
+def as_tuples(answer: SearchAnswer | Answer) -> list[tuple]:
+    """Id and scores of each result, unrounded."""
+    if isinstance(answer, SearchAnswer):
+        return [(found.id, found.score, found.text_part, found.visual_part) for found in answer.results]
+    return [(found.row["id"], found.score, found.text_part, found.visual_part) for found in answer.results]
+
+
+def test_two_hundred_queries_by_text_equal_the_plain_pipeline(service: Service, finder: Finder) -> None:
+    assert len(set(QUERIES)) == 200
+
+    async def answers() -> list[SearchAnswer]:
+        search = await warmed(service)
+        return [await search.answer(SearchRequest(query=query, mode="text", k=7), "") for query in QUERIES]
+
+    for query, answer in zip(QUERIES, run(answers()), strict=True):
+        assert as_tuples(answer) == as_tuples(finder.search(query, 7, mode="text")), query
+        assert (answer.stage, answer.weight, answer.degraded) == ("text", 0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "weight"), [("fused", None), ("fused", 0.25), ("visual", None), ("fused", 1.0), ("fused", 0.0)]
+)
+def test_fused_answers_equal_the_plain_pipeline_made_and_remembered(
+    service: Service, finder: Finder, mode: Any, weight: float | None
+) -> None:
+    async def check() -> None:
+        search = await warmed(service)
+        for seed, query in enumerate(QUERIES[:40:8]):
+            plain = finder.search(query, 24, mode=mode, weight=weight, images=2, seed=seed)
+            for memory in ("off", "off") if plain.weight == 0 else ("miss", "hit"):
+                request = SearchRequest(query=query, mode=mode, weight=weight, k=24, images=2, seed=seed)
+                answer = await search.answer(request, "")
+                assert as_tuples(answer) == as_tuples(plain)
+                assert (answer.memory, answer.weight, answer.degraded) == (memory, plain.weight, None)
+                if plain.imagined:
+                    assert [image.seed for image in answer.imagined] == plain.imagined.seeds.tolist()
+                    assert sum(image.attention or 0 for image in answer.imagined) == pytest.approx(1)
+
+    run(check())
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_any_number_of_shards_gives_the_same_ranking(
+    shards: int, with_shards: Callable[[int], Index], profile: Profile, query_encoder: QueryEncoder, finder: Finder
+) -> None:
+    """200 queries with λ all over [0, 1] and random images, in a graph of so many shards, all ties included."""
+    index = with_shards(shards)
+    bound = [IndexShard.options(name=f"Shard{i}").bind(i, shards, index.uri, "memory:") for i in range(shards)]
+    ranker = local(Ranker.bind(profile, index.uri, None, "memory:", {}, bound))
+    vlm_QD1 = query_encoder.text_vectors(QUERIES)
+    vision_QD2 = unit(np.random.default_rng(0).standard_normal((len(QUERIES), query_encoder.vision.dim)))
+
+    async def check() -> None:
+        for q, weight in enumerate(np.linspace(0, 1, 200)):
+            k = 1 + q % 30
+            ranking = await call(
+                "", ranker.rank, vlm_QD1[q], vision_QD2[q], float(weight), k, None, SECONDS, seconds=SECONDS
+            )
+            query = fused_query(vlm_QD1[q], vision_QD2[q], weight)
+            plain = merge_topk([shard.search(query, k) for shard in finder.shards], k)
+            assert [row.id for row in ranking.rows] == plain.ids[0].tolist()
+            assert [row.score for row in ranking.rows] == plain.scores[0].tolist()
+            assert [row.text_part for row in ranking.rows] == plain.text_part[0].tolist()
+            assert (ranking.answered, ranking.total) == (shards, shards)
+
+    run(check())
+
+
+def test_a_generator_that_the_aggregator_did_not_learn_from_is_refused(
+    query_encoder: QueryEncoder, profile: Profile, tmp_path: Path
+) -> None:
+    other = record_of(query_encoder.generator).model_copy(update={"fingerprint": "sha256:other"})
+    models = {"vision": record_of(query_encoder.vision), "generator": other}
+    trained = TrainedAggregator.save(tmp_path / "a", Aggregator(query_encoder.vision.dim), models, {})
+    with pytest.raises(ValueError, match="train one for this profile"):
+        ImaginingGenerator.func_or_class(profile, None, trained.uri)
+
+
+def test_the_aggregator_and_its_weight_are_used(
+    service: Service, collection: Collection, query_encoder: QueryEncoder, profile_file: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    network = Aggregator(query_encoder.vision.dim)
+    with torch.no_grad():
+        network.lamda.fill_(-1.0)
+        for parameter in network.layers.parameters():
+            parameter.normal_(std=0.3)
+    trained = TrainedAggregator.save(tmp_path, network.eval(), {"vision": record_of(query_encoder.vision)}, {})
+    plain = Finder(query_encoder, collection.index, trained).search("a red star", 24, images=3)
+    bound = [IndexShard.options(name=f"Shard{i}").bind(i, 2, collection.index.uri, "memory:") for i in range(2)]
+    ranker = local(Ranker.bind(service.profile, collection.index.uri, trained.uri, "memory:", {}, bound))
+    [query] = query_encoder.encode(["a red star"], 3)
+
+    async def rank() -> Any:
+        arguments = (query.vlm_D1, query.vision_KD2, plain.weight, 24, None, SECONDS)
+        return await call("", ranker.rank, *arguments, seconds=SECONDS)
+
+    ranking = run(rank())
+    assert [(row.id, row.score) for row in ranking.rows] == [row[:2] for row in as_tuples(plain)]
+    assert plain.weight == trained.manifest.weight
+    expected = network.attention(torch.from_numpy(query.vision_KD2[None]))[0].tolist()
+    assert ranking.attention == pytest.approx(expected)
+    assert len(set(np.round(ranking.attention, 4))) > 1
+
+
+def test_a_picture_is_searched_for_by_both_its_vectors(
+    service: Service, finder: Finder, collection: Collection, query_encoder: QueryEncoder
+) -> None:
+    image = Image.open(collection.folder / "images" / f"{split('unseen')[0].name}/1.png").convert("RGB")
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    vlm, vision = (
+        encoder.encode_images(encoder.preprocess.pixels(image)[None])
+        for encoder in (query_encoder.vlm, query_encoder.vision)
+    )
+
+    async def check() -> None:
+        search = await warmed(service)
+        for mode, weight in (("text", 0.0), ("visual", 1.0), ("fused", 0.5), ("fused", 0.2)):
+            given = weight if weight == 0.2 else None
+            answer = await search.by_picture(buffer.getvalue(), "", k=5, mode=mode, weight=given)
+            plain = merge_topk([shard.search(fused_query(vlm, vision, weight), 5) for shard in finder.shards], 5)
+            assert [row[:2] for row in as_tuples(answer)] == list(
+                zip(plain.ids[0], plain.scores[0].tolist(), strict=True)
+            )
+            assert (answer.stage, answer.weight, answer.memory, answer.imagined) == (mode, weight, "off", [])
+        assert answer.results[0].path == f"{split('unseen')[0].name}/1.png"
+        with pytest.raises(ValueError, match="SVG is not read"):
+            await search.by_picture(b"<svg/>", "", k=5)
+
+    run(check())
+
+
+def test_texts_that_are_encoded_together_get_their_own_vectors(service: Service, query_encoder: QueryEncoder) -> None:
+    async def encode() -> list[Any]:
+        vlm = service.parts.vlm
+        return await asyncio.gather(*(call("", vlm.encode_text, text, seconds=SECONDS) for text in QUERIES[:50]))
+
+    for text, encoded in zip(QUERIES, run(encode()), strict=False):
+        np.testing.assert_allclose(encoded.vlm_D1, query_encoder.text_vectors([text])[0], atol=2e-6)
+        assert encoded.tokens.given == query_encoder.vlm.token_count(f"a photo of a {text}")
+
+
+def test_queries_that_wait_together_are_imagined_together_and_each_gets_its_own(
+    service: Service, query_encoder: QueryEncoder
+) -> None:
+    asked = [(text, images, seed) for text in QUERIES[:3] for images, seed in ((1, 0), (2, 0), (2, 1))]
+
+    async def imagine() -> list[Any]:
+        generator = service.parts.generator
+        assert generator
+        return await asyncio.gather(*(call("", generator.imagine, *each, seconds=SECONDS) for each in asked))
+
+    for (text, images, seed), imagination in zip(asked, run(imagine()), strict=True):
+        [plain] = query_encoder.encode([text], images, seed=seed)
+        assert imagination.seeds.tolist() == plain.imagined.seeds.tolist()
+        np.testing.assert_allclose(imagination.vision_KD2, plain.vision_KD2, atol=0.02)  # pixels may differ by a level
+        assert all(Image.open(BytesIO(data)).format == "JPEG" for data in imagination.thumbnails)
+
+
+def test_every_deployment_can_tell_that_it_is_well(service: Service) -> None:
+    async def check() -> None:
+        parts = service.parts
+        for handle in (parts.vlm, parts.vision, parts.generator, parts.ranker):
+            await handle.check_health.remote()
+
+    run(check())
+
+
+def test_the_index_moves_on_and_an_answer_stays_with_its_version(
+    service: Service, with_shards: Callable[[int], Index], collection: Collection, finder: Finder
+) -> None:
+    other = with_shards(5)  # more shards than there are deployments
+
+    async def check() -> None:
+        search = await warmed(service)
+        stages = search.stages(SearchRequest(query="a teal moon", k=5), "")
+        _, first = await anext(stages)
+        served = await search.switch(other.folder.uri.removesuffix(f"/{other.version}"))
+        assert (served.version, served.shards, served.rows) == (other.uri, 5, 24)
+        rest = [data async for _, data in stages]
+        assert first.shards.total == rest[-1].shards.total == 2
+        answer = await search.answer(SearchRequest(query="a teal moon", k=5, mode="text"), "")
+        assert answer.shards.answered == answer.shards.total == 5
+        assert as_tuples(answer) == as_tuples(finder.search("a teal moon", 5, mode="text"))
+        with pytest.raises(ValueError, match="there is no index"):
+            await search.switch("/nowhere")
+        await search.switch(str(collection.folder / "index"))
+
+    run(check())
+
+
+def test_an_index_of_other_models_is_refused(
+    service: Service, collection: Collection, tmp_path: Path, profile_file: Path
+) -> None:
+    version = shutil.copytree(collection.index.uri, tmp_path / "000001")
+    manifest = collection.index.manifest.model_copy(deep=True)
+    manifest.models["vision"].fingerprint = "sha256:other"
+    (version / "manifest.json").write_text(manifest.model_dump_json())
+
+    async def switch() -> None:
+        search = await warmed(service)
+        with pytest.raises(ValueError, match="the vision models differ"):
+            await search.switch(str(tmp_path))
+
+    run(switch())
+    with pytest.raises(ValueError, match="was made by the vision model"):
+        local_service(target=str(tmp_path), profile=str(profile_file), store="memory:")
+
+
+def test_without_shards_nothing_is_ranked(service: Service, profile: Profile, collection: Collection) -> None:
+    ranker = local(Ranker.bind(profile, collection.index.uri, None, "memory:", {}, []))
+
+    async def rank() -> None:
+        with pytest.raises(Unavailable, match="every shard of the index is not running"):
+            await call("", ranker.rank, np.ones(24, np.float32), None, 0.0, 1, None, SECONDS, seconds=SECONDS)
+
+    run(rank())

@@ -1,0 +1,524 @@
+"""The order of a search, what it waits for, and what it says when something is missing: with parts that are fakes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from ray.exceptions import ActorDiedError
+from ray.serve.exceptions import BackPressureError
+from waiting import until
+
+import serving.ingress
+from cluster.profile import ServeSettings
+from retrieval.artifacts import ModelRecord
+from serving.deployments.calls import Deadline, Unavailable, call
+from serving.deployments.messages import EncodedText, Imagination, Model, Ranking, Row, Served, Tokens
+from serving.ingress import Ingress
+from serving.memory.memory import Memory
+from serving.memory.store import MemoryStore
+from serving.protocol import ImaginedEvent, SearchAnswer, SearchRequest
+from serving.search import Defaults, Parts, Search
+
+
+class Handle:
+    """What a deployment handle is to its callers."""
+
+    def __init__(self, replica: Any) -> None:
+        self._replica = replica
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._replica, name)
+        # A call has begun when `remote` returns, and can be cancelled.
+        return type("Method", (), {"remote": staticmethod(lambda *given: asyncio.ensure_future(method(*given)))})
+
+
+def record(role: str) -> ModelRecord:
+    return ModelRecord(uri=role, fingerprint=f"sha256:{role}", dim=2)
+
+
+class VLM:
+    def __init__(self) -> None:
+        self.encoded: list[str] = []
+        self.length = 5
+
+    async def model(self) -> Model:
+        return Model(record("vlm"), ["{}"], context=32)
+
+    async def encode_text(self, text: str) -> EncodedText:
+        self.encoded.append(text)
+        return EncodedText(np.array([1, 0], np.float32), Tokens(self.length, 32))
+
+    async def tokens(self, text: str) -> Tokens:
+        return Tokens(self.length, 32)
+
+
+class Vision:
+    async def model(self) -> Model:
+        return Model(record("vision"))
+
+
+class Generator:
+    """Imagines ``images`` images once it ``may``; or fails with ``error``."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.stopped: list[str] = []
+        self.may = asyncio.Event()
+        self.may.set()
+        self.runs = asyncio.Event()
+        self.runs.set()
+        self.error: Exception | None = None
+        self.rejected = 0
+
+    async def model(self) -> Model:
+        await self.runs.wait()
+        return Model(record("generator"))
+
+    async def imagine(self, text: str, images: int, seed: int) -> Imagination:
+        self.asked.append(text)
+        try:
+            await self.may.wait()
+        except asyncio.CancelledError:
+            self.stopped.append(text)
+            raise
+        if self.error:
+            raise self.error
+        accepted = images - self.rejected
+        vectors = np.eye(max(accepted, 2), 2, dtype=np.float32)[:accepted]
+        return Imagination(vectors, np.arange(accepted) + 10, [b"jpeg"] * accepted, ["safety"] * self.rejected)
+
+
+class Ranker:
+    """Ranks one row, whose score is the number of images that it was ranked by."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[float, int, str | None]] = []
+        self.current = "v1"
+        self.answered = 5
+        self.error: Exception | None = None
+
+    async def served(self) -> Served:
+        return Served("v1", "v1", "gallery", rows=1, shards=5, models={}, weight=0.5)
+
+    async def rank(self, t: Any, vision: Any, weight: float, k: int, version: str | None, seconds: float) -> Ranking:
+        if self.error:
+            raise self.error
+        count = 0 if vision is None else len(vision)
+        self.asked.append((weight, count, version))
+        row = Row("a b/c", "a/0.png", "images", "a", {"width": 64}, float(count), 0.0, 0.0)
+        used = version or self.current
+        return Ranking([row], weight, used, used, self.answered, 5, [1 / count] * count if count else [])
+
+
+class World:
+    """A search among fakes."""
+
+    def __init__(self, *, generator: bool = True, **settings: Any) -> None:
+        self.vlm, self.vision, self.generator, self.ranker = VLM(), Vision(), Generator(), Ranker()
+        parts = Parts(
+            Handle(self.vlm),  # type: ignore[arg-type]
+            Handle(self.vision),  # type: ignore[arg-type]
+            Handle(self.generator) if generator else None,  # type: ignore[arg-type]
+            Handle(self.ranker),  # type: ignore[arg-type]
+        )
+        self.memory = Memory(MemoryStore())
+        defaults = Defaults(images=3, generator_fingerprint=None if generator else "sha256:generator")
+        self.search = Search(parts, self.memory, ServeSettings(**settings), defaults)
+
+    async def warmed(self) -> World:
+        await self.search.warm_up()
+        self.generator.asked.clear()
+        self.ranker.asked.clear()
+        return self
+
+    async def answer(self, query: str = "a star", **options: Any) -> SearchAnswer:
+        return await self.search.answer(SearchRequest(query=query, **options), "id")
+
+    async def stages(self, **options: Any) -> list[tuple[str, Any]]:
+        request = SearchRequest(query="a star", **options)
+        return [stage async for stage in self.search.stages(request, "id")]
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 60))
+
+
+class Joining:
+    """What an ingress is made of (``serving.ingress.Service``), in front of fakes."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def search(self) -> Search:
+        return self.world.search
+
+    def api(self, search: Search, *, behind_serve: bool) -> FastAPI:
+        return FastAPI()
+
+
+def test_an_ingress_that_joins_a_running_service_knows_its_parts_when_it_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def begun(world: World) -> Any:
+        replica = Ingress.func_or_class.__new__(Ingress.func_or_class)
+        await Ingress.func_or_class.__init__(replica, Joining(world))
+        return replica
+
+    async def check() -> None:
+        assert (await begun(World())).search.ready
+        monkeypatch.setattr(serving.ingress, "WARM_SECONDS", 0.1)
+        world = World()
+        world.generator.runs.clear()
+        replica = await begun(world)  # texts do not wait for the generator
+        assert not replica.search.ready
+        await replica.check_health()
+        world.generator.runs.set()
+        await replica._warming
+        assert replica.search.ready
+
+    run(check())
+
+
+def test_a_new_query_is_answered_in_stages_and_a_remembered_one_without_model() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        stages = await world.stages(k=2)
+        assert [name for name, _ in stages] == ["text", "imagined", "fused"]
+        text, imagined, fused = (data for _, data in stages)
+        assert (text.stage, text.weight, text.memory, text.imagined) == ("text", 0.0, "miss", [])
+        assert isinstance(imagined, ImaginedEvent)
+        assert [image.seed for image in imagined.imagined] == [10, 11, 12]
+        assert (fused.stage, fused.weight, fused.results[0].score) == ("fused", 0.5, 3.0)
+        assert [image.attention for image in fused.imagined] == [1 / 3] * 3
+        assert fused.results[0].url == "/v1/images/a%20b%2Fc"
+        assert set(fused.timings_ms) == {"text", "text_rank", "imagine", "rank", "total"}
+        assert await world.memory.remembered_image(imagined.imagined[1].url.split("/")[3], 1) == b"jpeg"
+        texts = list(world.vlm.encoded)
+        again = await world.answer("  a \n star")
+        assert (again.memory, again.query, again.results) == ("hit", "a star", fused.results)
+        assert (world.generator.asked, world.vlm.encoded) == (["a star"], texts)
+
+    run(check())
+
+
+@pytest.mark.parametrize("options", [{"mode": "text"}, {"mode": "text", "weight": 0.7}, {"weight": 0.0}])
+def test_a_search_by_text_imagines_nothing(options: dict[str, Any]) -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        [(name, answer)] = await world.stages(**options)
+        assert (name, answer.stage, answer.weight, answer.memory) == ("text", "text", 0.0, "off")
+        assert world.generator.asked == []
+
+    run(check())
+
+
+@pytest.mark.parametrize(
+    ("options", "weight", "stage"),
+    [({"mode": "visual", "weight": 0.2}, 1.0, "visual"), ({"weight": 1.0}, 1.0, "fused")],
+)
+def test_weight_and_stage_follow_the_mode(options: dict[str, Any], weight: float, stage: str) -> None:
+    async def check() -> None:
+        answer = await (await World().warmed()).answer(**options)
+        assert (answer.weight, answer.stage) == (weight, stage)
+
+    run(check())
+
+
+def test_kind_images_and_seed_are_other_queries_and_weight_and_k_are_not() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        for options in ({}, {"seed": 1}, {"images": 2}, {"kind": "description"}):
+            assert (await world.answer(**options)).memory == "miss"
+        assert (await world.answer(weight=0.9, k=50)).memory == "hit"
+
+    run(check())
+
+
+def test_many_who_ask_the_same_wait_for_one_generation() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        answers = await asyncio.gather(*(world.answer() for _ in range(100)))
+        assert world.generator.asked == ["a star"]
+        assert {answer.stage for answer in answers} == {"fused"}
+
+    run(check())
+
+
+def test_both_stages_are_of_one_version() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        stages = world.search.stages(SearchRequest(query="a star"), "id")
+        _, text = await anext(stages)
+        world.ranker.current = "v2"
+        rest = [data async for _, data in stages]
+        assert isinstance(text, SearchAnswer)
+        assert (text.index_version, rest[-1].index_version) == ("v1", "v1")
+        assert (await world.answer()).index_version == "v2"
+
+    run(check())
+
+
+def died() -> Exception:
+    return ActorDiedError()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (BackPressureError(num_queued_requests=1, max_queued_requests=1), "as many requests waiting as it may"),
+        (died(), "the generator is not running"),
+        (RuntimeError("a trace"), "the generator failed"),
+    ],
+)
+def test_when_the_generator_does_not_answer_the_text_does(error: Exception, reason: str) -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        world.generator.error = error
+        stages = await world.stages()
+        assert [name for name, _ in stages] == ["text", "fused"]
+        answer = stages[-1][1]
+        assert (answer.stage, answer.weight, answer.imagined) == ("text", 0.0, [])
+        assert reason in answer.degraded
+        world.generator.error = None
+        assert (await world.answer()).stage == "fused"
+
+    run(check())
+
+
+def test_nobody_waits_for_a_generator_that_is_gone() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        world.generator.error = died()
+        world.generator.runs.clear()
+        await world.answer()
+        for _ in range(3):
+            answer = await world.answer()
+            assert answer.degraded == "the generator is not running"
+        assert len(world.generator.asked) == 1
+        world.generator.error = None
+        world.generator.runs.set()
+        await asyncio.sleep(0.01)
+        assert (await world.answer()).stage == "fused"
+
+    run(check())
+
+
+def test_at_the_deadline_the_text_answers_and_the_images_are_remembered() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        world.generator.may.clear()
+        answer = await world.answer(deadline_ms=2000)
+        assert (answer.stage, answer.degraded) == ("text", "no image was imagined by the deadline")
+        world.generator.may.set()
+        await until(lambda: not world.search.memory._flights)
+        assert (await world.answer()).memory == "hit"
+        assert world.generator.asked == ["a star"]
+
+    run(check())
+
+
+def test_a_generator_that_is_late_is_asked_for_no_image_until_it_answers_again() -> None:
+    async def check() -> None:
+        world = await World(deadline_ms=2000).warmed()
+        world.generator.may.clear()
+        world.generator.runs.clear()
+        assert (await world.answer()).degraded == "no image was imagined by the deadline"
+        await until(lambda: not world.search.memory._flights)
+        # With a deadline of its own, which this one must not wait for.
+        assert (await world.answer("a moon")).degraded == "the generator did not answer in time"
+        assert world.generator.asked == ["a star"]
+        world.generator.may.set()
+        world.generator.runs.set()
+        await asyncio.sleep(0.05)
+        assert (await world.answer("a moon")).stage == "fused"
+
+    run(check())
+
+
+def test_a_memory_that_hangs_costs_the_images_and_not_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hangs(key: str) -> None:
+        await asyncio.sleep(60)
+
+    async def check() -> None:
+        world = await World(deadline_ms=2000).warmed()
+        monkeypatch.setattr(world.memory, "recall", hangs)
+        answer = await world.answer()
+        assert (answer.stage, answer.degraded) == ("text", "no image was imagined by the deadline")
+
+    run(check())
+
+
+def test_no_request_may_wait_longer_than_the_service_allows() -> None:
+    async def check() -> None:
+        world = await World(deadline_ms=2000).warmed()
+        world.generator.may.clear()
+        assert (await world.answer(deadline_ms=60_000)).stage == "text"
+
+    run(check())
+
+
+def test_when_the_last_client_goes_the_generation_ends() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        world.generator.may.clear()
+        one, other = (asyncio.create_task(world.answer()) for _ in range(2))
+        await until(lambda: world.generator.asked)
+        await asyncio.sleep(0.05)  # for the other to wait as well
+        one.cancel()
+        await asyncio.sleep(0.05)
+        assert world.generator.stopped == []
+        other.cancel()
+        await until(lambda: world.generator.stopped == ["a star"])
+        stages = world.search.stages(SearchRequest(query="a moon"), "id")
+        await anext(stages)
+        await until(lambda: world.generator.asked[-1] == "a moon")
+        await stages.aclose()
+        await until(lambda: world.generator.stopped == ["a star", "a moon"])
+
+    run(check())
+
+
+def test_dropped_images_are_left_out_without_imagining_again() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        await world.answer()
+        answer = await world.answer(drop=[1])
+        assert (answer.memory, answer.results[0].score) == ("hit", 2.0)
+        assert [(image.dropped, image.attention) for image in answer.imagined] == [
+            (False, 0.5),
+            (True, None),
+            (False, 0.5),
+        ]
+        every = await world.answer(drop=[0, 1, 2])
+        assert (every.stage, every.degraded) == ("text", "every imagined image was left out")
+        assert [image.dropped for image in every.imagined] == [True] * 3
+        with pytest.raises(ValueError, match=r"drop names images \[7\], and there are \[0, 1, 2\]"):
+            await world.answer(drop=[7])
+        assert world.generator.asked == ["a star"]
+
+    run(check())
+
+
+def test_without_an_accepted_image_the_text_answers_and_says_why() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        world.generator.rejected = 3
+        stages = await world.stages()
+        assert [name for name, _ in stages] == ["text", "fused"]
+        assert stages[-1][1].degraded == "no image could be imagined (safety)"
+
+    run(check())
+
+
+def test_missing_shards_are_said() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        world.ranker.answered = 4
+        answer = await world.answer()
+        assert (answer.shards.answered, answer.shards.total) == (4, 5)
+        assert answer.degraded == "1 of 5 shards of the index did not answer"
+
+    run(check())
+
+
+def test_a_text_that_is_cut_is_told_on_a_miss_and_on_a_hit() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        world.vlm.length = 40
+        long = "a star " * 9
+        for _ in range(2):
+            answer = await world.answer(long)
+            assert answer.warnings == ["the query has 40 tokens, and the text model reads the first 32"]
+        world.vlm.length = 5
+        assert (await world.answer("short")).warnings == []
+
+    run(check())
+
+
+def test_when_nothing_can_be_ranked_the_search_fails_in_words() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        world.ranker.error = Unavailable("every shard", "down")
+        with pytest.raises(Unavailable, match="every shard is not running"):
+            await world.answer()
+        await asyncio.sleep(0.05)
+        world.ranker.error = BackPressureError(num_queued_requests=1, max_queued_requests=1)
+        with pytest.raises(Unavailable, match="the ranker has as many requests waiting as it may"):
+            await world.answer(mode="text")
+        with pytest.raises(ValueError, match="blank"):
+            await world.answer(" \t ")
+
+    run(check())
+
+
+def test_without_a_generator_only_remembered_queries_are_fused() -> None:
+    async def check() -> None:
+        world, other = await World(generator=False).warmed(), await World().warmed()
+        answer = await world.answer()
+        assert (answer.stage, "no generator" in (answer.degraded or "")) == ("text", True)
+        await other.answer()
+        world.memory._recent.update(other.memory._recent)
+        assert (await world.answer()).stage == "fused"
+
+    run(check())
+
+
+def test_before_the_models_are_known_texts_are_answered() -> None:
+    async def check() -> None:
+        world = World()
+        assert (await world.answer(mode="text")).stage == "text"
+        answer = await world.answer(weight=0.5)
+        assert (answer.stage, answer.degraded) == ("text", "the generator is still starting")
+        with pytest.raises(Unavailable, match="the service is still starting"):
+            await world.answer()
+        assert not world.search.ready
+
+    run(check())
+
+
+def test_a_call_is_bounded_and_repeated_once_when_the_replica_dies() -> None:
+    class Replica:
+        deaths = 1
+        times = 0
+
+        async def work(self) -> str:
+            self.times += 1
+            if self.times <= self.deaths:
+                raise died()
+            return "done"
+
+        async def sleep(self) -> None:
+            await asyncio.sleep(10)
+
+        async def refuse(self) -> None:
+            raise ValueError("that is wrong")
+
+    async def check() -> None:
+        replica = Replica()
+        handle = Handle(replica)
+        assert await call("it", handle.work, seconds=1) == "done"
+        replica.deaths = 9
+        with pytest.raises(Unavailable, match="it is not running"):
+            await call("it", handle.work, seconds=1)
+        assert replica.times == 4
+        with pytest.raises(Unavailable, match="it is not running"):
+            await call("it", handle.work, seconds=1, again=False)
+        assert replica.times == 5
+        with pytest.raises(Unavailable, match="it did not answer in time"):
+            await call("it", handle.sleep, seconds=0.01)
+        with pytest.raises(ValueError, match="that is wrong"):
+            await call("it", handle.refuse, seconds=1)
+
+    run(check())
+
+
+def test_a_deadline_passes_and_stays_at_zero() -> None:
+    deadline = Deadline(0)
+    assert deadline.left == 0
+    assert deadline.spent_ms >= 0
+    assert 9 < Deadline(10).left <= 10
