@@ -240,8 +240,9 @@ class Profile(Settings):
     serve: ServeSettings = ServeSettings()
 
 
-def load_profile(name: str | Path) -> Profile:
-    """Load a profile that ships with mindseye, by name, or your own, by the path of its YAML file.
+def load_profile(name: str | Path | Profile) -> Profile:
+    """Load a profile that ships with mindseye, by name, or your own, by the path of its YAML file; a loaded one is
+    returned as it is.
 
     Relative paths of local models and of the file of API keys are relative to the installation for shipped profiles, to
     the file for your own.
@@ -249,6 +250,8 @@ def load_profile(name: str | Path) -> Profile:
     Raises:
         ValueError: there is no such profile, or a field is unknown, missing or wrong; the message names file and field.
     """
+    if isinstance(name, Profile):
+        return name
     shipped = {path.stem: path for path in PROFILES.glob("*.yaml")}
     file = shipped.get(str(name), Path(name))
     if not file.is_file():

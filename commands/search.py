@@ -1,0 +1,84 @@
+"""``mindseye search``: one text, answered in this process."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Literal
+
+from rich.table import Table
+
+from commands.console import Profile, out, say_made, say_next
+
+
+def search(
+    text: str,
+    target: str,
+    *,
+    k: int = 10,
+    mode: Literal["text", "visual", "fused"] = "fused",
+    weight: float | None = None,
+    images: int | None = None,
+    seed: int = 0,
+    aggregator: str | None = None,
+    profile: Profile = "tiny",
+    sheet: Path | None = None,
+) -> None:
+    """Find images by words.
+
+    Parameters
+    ----------
+    text
+        What to find: a name or a description.
+    target
+        What mindseye index (or mindseye demo) made, or an index itself.
+    k
+        Number of results.
+    mode
+        Rank by text alone, by imagined images alone, or by both.
+    weight
+        λ of the fused ranking, 0 to 1; by default the aggregator's, else 0.5.
+    images
+        Images to imagine; by default the profile's.
+    seed
+        Seed of the images.
+    aggregator
+        A trained aggregator; by default the profile's. Without one, the images are averaged.
+    sheet
+        Save a contact sheet (PNG) here.
+    """
+    from cluster.loading import load_aggregator, load_query_encoder
+    from cluster.profile import load_profile
+    from retrieval.artifacts import Index
+    from retrieval.finder import Finder
+    from retrieval.folder import Folder
+
+    settings = load_profile(profile)
+    place = Folder(target)
+    opened = Index.open(place / "index" if place.exists("index") else place)
+    finder = Finder(load_query_encoder(settings), opened, load_aggregator(settings, aggregator))
+    wanted = settings.queries.images if images is None else images
+    answer = finder.search(text, k, mode=mode, weight=weight, images=wanted, seed=seed)
+    if answer.degraded:
+        out.print(f"ranked by text alone: {answer.degraded}", style="yellow")
+    table = Table(title=f"{text}   (λ = {answer.weight:.2f})", title_justify="left")
+    for heading in ("", "score", "text part", "visual part", "label", "path"):
+        table.add_column(heading, justify="left" if heading in ("label", "path") else "right")
+    for i, found in enumerate(answer.results, 1):
+        parts = (f"{value:.4f}" for value in (found.score, found.text_part, found.visual_part))
+        table.add_row(str(i), *parts, found.row["label"] or "", found.row["path"])
+    out.print(table)
+    if sheet:
+        from PIL import Image
+
+        from pipelines.contact_sheet import Section, Strip, draw, gallery_pictures
+
+        rows = [found.row for found in answer.results]
+        pictures = gallery_pictures(opened.manifest.sources, rows)
+        imagined = [Image.fromarray(pixels) for pixels in answer.imagined.pixels_KHWC] if answer.imagined else []
+        strips = [Strip("imagined", imagined, [None] * len(imagined))] if imagined else []
+        strips.append(Strip("found", [pictures[row["batch"], row["path"]] for row in rows], [None] * len(rows)))
+        sheet.write_bytes(draw([Section(text, strips)]))
+        say_made(str(sheet))
+    else:
+        say_next(f"mindseye search {shlex.quote(text)} {target} --sheet found.png")

@@ -1,0 +1,79 @@
+"""``mindseye train``: the aggregator, trained on your own classes, or imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from commands.console import Cluster, Profile, out, say_made, say_next
+
+
+def train(
+    gallery: str,
+    query_set: str,
+    target: str,
+    *,
+    evaluation: str | None = None,
+    profile: Profile = "tiny",
+    address: Cluster = None,
+) -> None:
+    """Train the aggregator and λ on a labelled gallery and a query set of the same labels.
+
+    The same command goes on where a killed run stopped.
+
+    Parameters
+    ----------
+    gallery
+        The gallery: TARGET/gallery of mindseye index, with labels.
+    query_set
+        The query set, of the same models. Queries and gallery images of one label belong together.
+    target
+        Folder or URI of the aggregator.
+    evaluation
+        A query set that the aggregator will be measured on: labels that it shares with this one are an error.
+    """
+    from cluster.profile import load_profile
+    from cluster.session import session
+    from retrieval.artifacts import Gallery, QuerySet
+    from training.trainer import train_aggregator
+
+    settings = load_profile(profile)
+    images, texts = Gallery.open(gallery), QuerySet.open(query_set)
+    measured = QuerySet.open(evaluation) if evaluation else None
+    with session(address):
+        made = train_aggregator(images, texts, target, settings, evaluation=measured, say=out.print)
+    left, manifest = made.left_out, made.aggregator.manifest
+    if left.unlabelled or left.without_images:
+        out.print(f"left out: {left.unlabelled} queries without a label, {left.without_images} without an image")
+    if left.without_rows:
+        out.print(
+            f"left out: {len(left.without_rows)} labels without a gallery image: {', '.join(left.without_rows[:10])}"
+        )
+    before, best = made.history[0]["map"], manifest.training["validation_map"]
+    out.print(
+        f"mAP on held-out labels: {before:.3f} before training, {best:.3f} at step {manifest.training['best_step']};"
+        f" λ = {manifest.weight:.3f}"
+    )
+    say_made(made.aggregator.uri, f"{made.aggregator.uri}/metrics.jsonl", f"{made.aggregator.uri}/curves.png")
+    say_next(f"mindseye evaluate GALLERY QUERIES_OF_OTHER_LABELS REPORT --aggregator {target}")
+
+
+def import_aggregator(file: Path, target: str, like: str) -> None:
+    """Take over a checkpoint that CLETIR's authors released.
+
+    Parameters
+    ----------
+    file
+        The checkpoint (.pth); only tensors are loaded from it.
+    target
+        Folder or URI of the aggregator.
+    like
+        A gallery of the models that the checkpoint was trained with.
+    """
+    from retrieval.artifacts import Gallery
+    from training.reference import import_reference
+
+    made = import_reference(file, target, Gallery.open(like))
+    manifest = made.manifest
+    out.print(f"{manifest.layers} layers of {manifest.dim} dimensions, λ = {manifest.weight:.3f}")
+    say_made(made.uri)
+    say_next(f"mindseye search TEXT TARGET --aggregator {target}")
