@@ -116,11 +116,6 @@ def session(address: str | None = None) -> Iterator[None]:
         with _plain_errors():
             yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Keeps harmless notes of Ray's core about restarting actors off the terminal.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # A second by default, after which the next stage waits for new workers to start and to import.
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "30000")
     # One CPU more than there are cores, for tasks that read and write: see actor_pool.
     local: dict = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + 1} if address == "local" else {}
     with _silent_stderr():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import signal
 import socket
@@ -13,19 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from urllib.request import urlopen
-
-# Read when Serve is imported, here and in the processes of a local Ray, which inherit it. Direct ingress, which it
-# brings along, is for the HAProxy alone and lets every replica drain for half a minute at the end. A proxy that is not
-# up after the ready check is killed, and Serve's start fails with it; on a busy machine it needs more than Serve's 5 s.
-os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
-os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-# One that does not answer any more has no requests to end with.
-os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
-# Without it a replica keeps a thousand log records to itself until one of them is an error.
-os.environ.setdefault("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "1")
-# Between replicas, 4 MiB by default: a thousand rows with metadata may be more.
-os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(64 * 2**20))
 
 from ray import serve
 from ray.serve import Application

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -36,9 +35,6 @@ from training.curves import draw_curves
 from training.dataset import Examples, LeftOut, load_examples, split_labels, stream
 from training.learner import Learner
 from training.tracking import Tracker
-
-# Ray Train takes note of a checkpoint when it next looks at its workers: by default that costs each validation 2 s.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 HISTORY = "metrics.jsonl"
 _WHERE_IT_RUNS = {"min_workers", "max_workers", "cpus", "gpus", "max_failures"}
