@@ -35,7 +35,8 @@ from pipelines.tables import read_tables
 from retrieval.artifacts import REJECTED_SCHEMA, Gallery, ModelRecord, fixed_size_list
 from retrieval.folder import Folder
 from retrieval.images import ImageRejected, decode_reduced
-from retrieval.sources.reader import InputReader, is_relative
+from retrieval.sources.places import is_relative
+from retrieval.sources.reader import InputReader
 
 if TYPE_CHECKING:  # the first takes seconds, which the many tasks that never see a model should not
     from retrieval.models.encoders import ImageEncoder

@@ -24,7 +24,7 @@ from cluster.loading import load_vision, load_vlm, record_of
 from cluster.profile import Profile
 from cluster.session import check_room, check_shared, progress
 from pipelines.embedding import Encoders, embed, written
-from pipelines.sources import Known, difference, list_inputs
+from pipelines.sources import list_inputs
 from retrieval.artifacts import (
     MANIFEST,
     BatchRecord,
@@ -38,6 +38,7 @@ from retrieval.artifacts import (
     now,
 )
 from retrieval.folder import Folder
+from retrieval.sources.known import Known, difference
 
 JOB, SUMMARY = "job.json", "summary.json"
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from retrieval.index.files import VECTORS, check_index_header, read_index
 from retrieval.index.kinds import fitted_factory, new_index, train, training_rows
 from retrieval.index.shard import Shard, check_unit_halves, fill, id_order, repeated, training_sample
-from retrieval.sources.metadata import agreed
+from retrieval.sources.metadata import with_common_types
 
 __all__ = ["build_shard", "load_trained", "save_trained", "train", "training_rows"]
 
@@ -110,7 +110,7 @@ def _dims(table: pa.Table) -> tuple[int, ...]:
 def _row_table(tables: Iterable[pa.Table]) -> tuple[pa.Table, NDArray[np.int64]]:
     """The row table in ascending id order; each row's place in it, -1 for repeated ids."""
     parts = [table.select([name for name in table.column_names if name not in ("vlm", "vision")]) for table in tables]
-    unsorted = pa.concat_tables(agreed(parts), promote_options="default").combine_chunks()
+    unsorted = pa.concat_tables(with_common_types(parts), promote_options="default").combine_chunks()
     parts.clear()
     if missing := unsorted["id"].null_count:
         raise ValueError(f"{missing} of {unsorted.num_rows} ids are missing")

@@ -23,7 +23,8 @@ from pipelines.gallery import build_gallery, gallery_of, grown_gallery, look_at_
 from retrieval.artifacts import Gallery, fixed_size_list, gallery_schema, matrix
 from retrieval.folder import Folder
 from retrieval.images import decode
-from retrieval.sources.reader import INPUTS, InputReader
+from retrieval.sources.inputs import INPUTS
+from retrieval.sources.reader import InputReader
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
 
