@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 
 from cluster.loading import load_aggregator
 from cluster.profile import Profile
-from cluster.session import progress
+from cluster.progress import ProgressCounter, progress
 from demo.grammar import Category, describe
 from demo.world import render, split
 from pipelines.contact_sheet import contact_sheet
@@ -26,8 +25,8 @@ from pipelines.evaluate import Evaluation, evaluate
 from pipelines.gallery import build_gallery
 from pipelines.index import build_index
 from pipelines.queries import build_queries
-from pipelines.vocabulary import VocabularyEntry
 from pipelines.report import write_report
+from pipelines.vocabulary import VocabularyEntry
 from retrieval.artifacts import Gallery, Index, QuerySet
 from retrieval.prompts import KINDS, Kind, query_text
 from training.trainer import train_aggregator
@@ -127,12 +126,12 @@ def render_gallery(folder: Path, categories: list[Category], count: int) -> None
 
 
 @ray.remote
-def _render_category(folder: Path, category: Category, count: int, counter: ActorHandle) -> None:
+def _render_category(folder: Path, category: Category, count: int, counter: ProgressCounter) -> None:
     target = folder / category.name
     target.mkdir(parents=True)
     for i in range(count):
         render(category, FIRST_IMAGE + i).save(target / f"{i:04d}.jpg", quality=92)
-    counter.add.remote(1)
+    counter.add(1)
 
 
 def vocabulary(categories: list[Category], kinds: tuple[Kind, ...]) -> list[VocabularyEntry]:

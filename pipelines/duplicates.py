@@ -16,7 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from cluster.profile import IndexSettings
-from cluster.progress import Counter, progress
+from cluster.progress import ProgressCounter, progress
 from pipelines.executor import current_executor
 from retrieval.artifacts import Index
 from retrieval.errors import UserError
@@ -86,7 +86,7 @@ def _ids(index: Index, number: int) -> np.ndarray:
     return ids.filter(kept).to_numpy(zero_copy_only=False)
 
 
-def _pairs_of_shard(index: Index, number: int, cosine: float, counter: Counter) -> pa.Table:
+def _pairs_of_shard(index: Index, number: int, cosine: float, counter: ProgressCounter) -> pa.Table:
     """Search every shard for the rows of one."""
     asking = index.shard(number)
     alive = np.flatnonzero(asking.alive)

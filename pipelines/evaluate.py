@@ -102,7 +102,8 @@ def evaluate(
             label that is measured, or no query can be measured (``nothing-to-measure``).
     """
     if images is not None and images < 1:
-        raise UserError(f"at least one image of each query must be used, not {images}", code="out-of-range", field="images")
+        message = f"at least one image of each query must be used, not {images}"
+        raise UserError(message, code="out-of-range", field="images")
     check_same_models(gallery, query_set, ("vlm", "vision"))
     queries, unlabelled, absent = _measurable(gallery, query_set)
     labels = queries["label"].to_pylist()

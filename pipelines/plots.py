@@ -34,8 +34,9 @@ def _draw_means(axes: Axes, evaluation: Evaluation) -> None:
         means = [evaluation.mean(system, kind) for kind in kinds]
         errors = np.array([[m.mean - m.low for m in means], [m.high - m.mean for m in means]])
         places = np.arange(len(kinds)) + (i - (len(systems) - 1) / 2) * width
-        style = {"capsize": 3, "label": system, "color": _COLOURS[i % len(_COLOURS)]}
-        bars = axes.bar(places, [m.mean for m in means], width * 0.92, yerr=errors, **style)
+        heights = [m.mean for m in means]
+        colour = _COLOURS[i % len(_COLOURS)]
+        bars = axes.bar(places, heights, width * 0.92, yerr=errors, capsize=3, label=system, color=colour)
         axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=7, rotation=90)
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set_ylim(0, 1.05)

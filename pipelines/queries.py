@@ -6,9 +6,8 @@ encoders would move every generated image and save nothing.
 
 from __future__ import annotations
 
-import collections
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from PIL import Image
 
 from cluster.loading import load_query_encoder, prompt_templates, record_of
 from cluster.profile import Profile, load_profile
-from cluster.progress import Counter, progress
+from cluster.progress import ProgressCounter, progress
 from cluster.session import check_room, session
-from pipelines.executor import Workers, current_executor
+from pipelines.executor import TableFiles, Workers, current_executor
 from pipelines.vocabulary import VocabularyEntry, read_vocabulary
 from retrieval.artifacts import MANIFEST, ModelRecord, QuerySet, QuerySetManifest, Role, queryset_schema
 from retrieval.errors import UserError
@@ -100,14 +99,14 @@ def build_queries(
     blocks = [rows.slice(start, stage.batch) for start in range(0, rows.num_rows, stage.batch)]
     with progress("imagining queries", rows.num_rows) as counter:
         workers = Workers(Imaginer, (profile, images, seed, counter), stage)
-        executor.write(blocks, workers, sink=_QueryFiles(folder / "queries"))
+        executor.write(blocks, workers, sink=TableFiles(folder / "queries"))
     manifest = QuerySetManifest(
         queries=rows.num_rows, images=images, seed=seed, templates=prompt_templates(profile), models=models
     )
     written = QuerySet(folder, manifest).table(["id", "rejected"])
     if written.num_rows != rows.num_rows:
         raise RuntimeError(f"{written.num_rows} queries of {rows.num_rows} arrived in {folder.uri}")
-    manifest.rejected = dict(collections.Counter(reason for row in written["rejected"].to_pylist() for reason in row))
+    manifest.rejected = dict(Counter(reason for row in written["rejected"].to_pylist() for reason in row))
     return QuerySet.publish(folder, manifest)
 
 
@@ -137,16 +136,6 @@ def _describe_models(profile: Profile) -> dict[Role, ModelRecord]:
     return {role: record_of(getattr(encoder, role)) for role in _ROLES}
 
 
-@dataclass(frozen=True)
-class _QueryFiles:
-    """The Parquet parts of a query set."""
-
-    folder: Folder
-
-    def write(self, rows: pa.Table, name: str) -> None:
-        self.folder.write_table(f"{name}.parquet", rows)
-
-
 class Imaginer:
     """Imagines and encodes batches of vocabulary rows.
 
@@ -157,7 +146,7 @@ class Imaginer:
         counter: counts the queries that are done.
     """
 
-    def __init__(self, profile: Profile, images: int, seed: int, counter: Counter) -> None:
+    def __init__(self, profile: Profile, images: int, seed: int, counter: ProgressCounter) -> None:
         self.encoder = load_query_encoder(profile)
         self.images, self.seed, self.counter = images, seed, counter
         self.schema = queryset_schema(self.encoder.vlm.dim, self.encoder.vision.dim)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.progress import Counter, progress
+from cluster.progress import ProgressCounter, progress
 from pipelines.executor import Each, Files, Shared, current_executor
 from retrieval.artifacts import Gallery, fixed_size_list, matrix
 from retrieval.fusion import products
@@ -90,7 +90,7 @@ def _find_positives(rows: pa.Table, rankings: Shared[_Rankings]) -> pa.Table:
 
 
 def _count_better(
-    rows: pa.Table, rankings: Shared[_Rankings], positives: Shared[_Positives], counter: Counter
+    rows: pa.Table, rankings: Shared[_Rankings], positives: Shared[_Positives], counter: ProgressCounter
 ) -> pa.Table:
     """Return how many rows of one block come before each positive: one row, ``better``, of P counts."""
     scores_MN = _scores(rankings.get().joint_MD, rows)
