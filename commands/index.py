@@ -101,9 +101,7 @@ def add(
     from commands.index_report import print_index
     from pipelines import job
 
-    report = job.add(
-        source, target, profile, overwrite=overwrite, take_over=take_over, address=address, log=out.print
-    )
+    report = job.add(source, target, profile, overwrite=overwrite, take_over=take_over, address=address, log=out.print)
     print_index(report)
     say_made(report.index.uri)
     say_next(f"mindseye index list {target}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # take seconds to import
 
     from pipelines.batch_contents import Summary
     from pipelines.growth import Removed
-    from pipelines.inspection import TargetState, VersionState
+    from pipelines.inspection import TargetState, Version
     from pipelines.job import DuplicatesReport, IndexReport
     from pipelines.verification import Finding
     from retrieval.artifacts import Index
@@ -52,7 +52,7 @@ def print_duplicates(report: DuplicatesReport) -> None:
     out.print(f"{report.pairs.num_rows:,} of {report.rows:,} images are duplicates")
 
 
-def print_versions(versions: list[VersionState]) -> None:
+def print_versions(versions: list[Version]) -> None:
     """Print a table of versions."""
     from pipelines.publication import worst_recall
 

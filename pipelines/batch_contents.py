@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from retrieval.artifacts import BatchRecord, Gallery, PartRecord
+from retrieval.artifacts import Gallery
+from retrieval.artifacts.manifests import BatchRecord, PartRecord
 from retrieval.folder import Folder
 
 SUMMARY = "summary.json"

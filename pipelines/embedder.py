@@ -14,11 +14,11 @@ from ray.util.metrics import Counter
 from cluster.profile import Profile
 from cluster.progress import ProgressCounter
 from pipelines.encoders import Encoders, load_encoders
-from retrieval.artifacts import fixed_size_list
-from retrieval.errors import UserError
+from retrieval.artifacts.columns import fixed_size_list
+from retrieval.errors import DamagedError, UserError
 
 if TYPE_CHECKING:  # takes seconds to import
-    from retrieval.models.encoders import ImageEncoder
+    from retrieval.models.image_encoder import ImageEncoder
 
 
 class Embedder:
@@ -87,7 +87,7 @@ def _unit_vectors(encoder: ImageEncoder, pixels_BHWC: np.ndarray) -> tuple[np.nd
     """Vectors (B, D) of a batch, and which rows of them are unit vectors (B,): an encoder can fail at one image."""
     try:
         rows_BD = encoder.encode_images(pixels_BHWC)
-    except ValueError:
+    except DamagedError:
         if len(pixels_BHWC) == 1:
             return np.zeros((1, encoder.dim), np.float32), np.zeros(1, bool)
         found = [_unit_vectors(encoder, pixels_BHWC[i : i + 1]) for i in range(len(pixels_BHWC))]

@@ -22,7 +22,8 @@ from pipelines.decoder import Decoder
 from pipelines.embedder import Embedder
 from pipelines.encoders import Encoders
 from pipelines.executor import Checkpoint, Each, Files, Workers, current_executor
-from retrieval.artifacts import REJECTED_SCHEMA, Gallery
+from retrieval.artifacts import Gallery
+from retrieval.artifacts.gallery import REJECTED_SCHEMA
 from retrieval.folder import Folder
 from retrieval.sources.reader import InputReader
 

@@ -15,8 +15,9 @@ from pipelines.executor import current_executor
 from retrieval.artifacts import ModelRecord
 
 if TYPE_CHECKING:  # takes seconds to import, which a driver should not
-    from retrieval.models.encoders import VLM, VisionEncoder
     from retrieval.models.preprocess import Preprocess
+    from retrieval.models.vision import VisionEncoder
+    from retrieval.models.vlm import VLM
 
 
 class Encoders(NamedTuple):

@@ -16,16 +16,10 @@ from pipelines.batch_contents import SUMMARY, Contents, Summary, contents, dupli
 from pipelines.batches import JOB, OpenBatch, is_overwriting, open_batch, unfinished_batches
 from pipelines.embedding import embed, written
 from pipelines.encoders import Encoders, describe_encoders
-from retrieval.artifacts import (
-    MANIFEST,
-    BatchRecord,
-    Gallery,
-    GalleryManifest,
-    PartRecord,
-    check_made_by,
-    gallery_schema,
-    now,
-)
+from retrieval.artifacts import MANIFEST, Gallery
+from retrieval.artifacts.compatibility import check_made_by
+from retrieval.artifacts.gallery import gallery_schema
+from retrieval.artifacts.manifests import BatchRecord, GalleryManifest, PartRecord, now
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 

@@ -23,16 +23,9 @@ from pipelines.publication import publish, worst_recall
 from pipelines.quantisers import TRAINED, train_quantisers
 from pipelines.selection import Replaced, Selection, find_rows, parts_without
 from pipelines.shards import build_shards, cut, dims
-from retrieval.artifacts import (
-    REMOVED_SCHEMA,
-    BatchRecord,
-    Gallery,
-    GalleryManifest,
-    Index,
-    PartRecord,
-    new_version,
-    now,
-)
+from retrieval.artifacts import Gallery, Index
+from retrieval.artifacts.index import REMOVED_SCHEMA, new_version
+from retrieval.artifacts.manifests import BatchRecord, GalleryManifest, PartRecord, now
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.index.kinds import memory_of

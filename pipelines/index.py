@@ -18,7 +18,8 @@ from pipelines.index_plan import open_version, plan_of
 from pipelines.publication import publish
 from pipelines.quantisers import train_quantisers
 from pipelines.shards import build_shards, cut, dims
-from retrieval.artifacts import Gallery, Index, IndexManifest
+from retrieval.artifacts import Gallery, Index
+from retrieval.artifacts.manifests import IndexManifest
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.index.kinds import choose_factory

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from retrieval.artifacts import Gallery, PartRecord, new_version, published_versions, version_names
+from retrieval.artifacts import Gallery
+from retrieval.artifacts.index import PLAN, new_version, version_states
+from retrieval.artifacts.manifests import PartRecord
 from retrieval.errors import UserError
 from retrieval.folder import Folder
-
-PLAN, REFUSED = "plan.json", "refused.json"
 
 
 class Plan(BaseModel):
@@ -40,11 +40,9 @@ def open_version(root: Folder, plan: Plan, overwrite: bool) -> Folder:
     Raises:
         UserError: one was started with another plan (``unfinished-version``).
     """
-    newest = max(published_versions(root), default="")
-    for name in version_names(root):
+    for name, state in version_states(root).items():
         version = root / name
-        # One that is older than what was published since would be no newest version, and nobody's.
-        if name <= newest or version.exists(REFUSED) or not version.exists(PLAN):
+        if state != "unfinished" or not version.exists(PLAN):
             continue
         started = Plan.model_validate(version.read_json(PLAN))
         if started == plan:

@@ -14,20 +14,21 @@ import pyarrow as pa
 from cluster.hold import Hold, holds
 from pipelines.batches import JOB, Job, unfinished_batches
 from pipelines.embedding import written
-from pipelines.index_plan import PLAN, REFUSED, Plan
-from retrieval.artifacts import MANIFEST, REJECTED_SCHEMA, Gallery, Index, published_versions, version_names
+from pipelines.index_plan import Plan
+from retrieval.artifacts import MANIFEST, Gallery, Index
+from retrieval.artifacts.gallery import REJECTED_SCHEMA
+from retrieval.artifacts.index import PLAN, VersionState, version_states
 from retrieval.folder import Folder
 
 
 @dataclass(frozen=True)
-class VersionState:
-    """One version of an index: published, refused, unfinished, left behind by a newer one, or pruned but for what
-    others use of it.
-    """
+class Version:
+    """One version of an index."""
 
     name: str
-    state: str
+    state: VersionState
     index: Index | None
+    """None if it is not published."""
 
 
 class JobState(NamedTuple):
@@ -45,24 +46,15 @@ class JobState(NamedTuple):
 class TargetState(NamedTuple):
     holds: list[Hold]
     jobs: list[JobState]
-    versions: list[VersionState]
+    versions: list[Version]
 
 
-def versions(root: Folder) -> list[VersionState]:
+def versions(root: Folder) -> list[Version]:
     """Return the versions of an index, oldest first."""
-    found = []
-    newest = max(published_versions(root), default="")
-    for name in version_names(root):
-        version = root / name
-        if version.exists(MANIFEST):
-            found.append(VersionState(name, "published", Index.open(version)))
-        elif version.exists(REFUSED):
-            found.append(VersionState(name, "refused", None))
-        elif version.exists(PLAN):
-            found.append(VersionState(name, "unfinished" if name > newest else "left behind", None))
-        else:
-            found.append(VersionState(name, "pruned", None))  # it keeps what others use of it
-    return found
+    return [
+        Version(name, state, Index.open(root / name) if state == "published" else None)
+        for name, state in version_states(root).items()
+    ]
 
 
 def state(target: Folder) -> TargetState:
@@ -70,7 +62,8 @@ def state(target: Folder) -> TargetState:
     gallery, root = target / "gallery", target / "index"
     jobs = [_batch_state(batch) for batch in unfinished_batches(gallery) if batch.exists(JOB)]
     known = versions(root)
-    jobs += [_version_state(root / each.name) for each in known if each.state == "unfinished"]
+    unfinished = [root / each.name for each in known if each.state == "unfinished"]
+    jobs += [_version_state(version) for version in unfinished if version.exists(PLAN)]
     return TargetState(holds(target), jobs, known)
 
 
@@ -94,9 +87,9 @@ def _batch_state(batch: Folder) -> JobState:
 
 
 def _version_state(version: Folder) -> JobState:
-    shards = Plan.model_validate(version.read_json(PLAN)).shards if version.exists(PLAN) else 0
+    plan = Plan.model_validate(version.read_json(PLAN))
     done = [name for name in version.files(suffix=".json") if name.startswith("shard-")]
-    return JobState(f"index version {version.name}", len(done), shards, "shards", _newest(version, ""))
+    return JobState(f"index version {version.name}", len(done), plan.shards, "shards", _newest(version, ""))
 
 
 def _newest(folder: Folder, name: str) -> float | None:

@@ -27,7 +27,8 @@ from pipelines.index import build_index
 from pipelines.selection import Selection
 from pipelines.sizes import parse_size
 from pipelines.verification import Finding, check_target
-from retrieval.artifacts import MANIFEST, Gallery, Index, published_versions
+from retrieval.artifacts import MANIFEST, Gallery, Index
+from retrieval.artifacts.index import published_versions
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.index.kinds import new_index

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipelines.batches import overwritten_batches
-from pipelines.index_plan import PLAN, REFUSED
-from retrieval.artifacts import MANIFEST, Gallery, Index, published_versions, version_names
+from retrieval.artifacts import MANIFEST, Gallery, Index
+from retrieval.artifacts.index import PLAN, published_versions, version_states
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 
@@ -21,14 +21,12 @@ def prune(gallery: Gallery, root: Folder, keep: int) -> list[str]:
     if keep < 1:
         raise UserError(f"at least one version must be kept, not {keep}", code="nothing-kept", field="keep")
     published = published_versions(root)
-    newest = published[-1] if published else ""
     kept = [Index.open(root / name) for name in published[-keep:]]
     needed = {(record.version, record.name) for index in kept for record in index.manifest.shards}
     deleted = []
-    for name in version_names(root):
+    for name, state in version_states(root).items():
         version = root / name
-        unfinished = not version.exists(MANIFEST) and not version.exists(REFUSED)
-        if name in published[-keep:] or (unfinished and name > newest):
+        if name in published[-keep:] or state == "unfinished":
             continue
         version.delete(PLAN)  # first: without a manifest, a plan is that of a build to resume
         version.delete(MANIFEST)

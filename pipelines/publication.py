@@ -6,9 +6,9 @@ import time
 
 from cluster.profile import IndexSettings
 from cluster.progress import progress
-from pipelines.index_plan import REFUSED
 from pipelines.recall import measure_recall
 from retrieval.artifacts import Index
+from retrieval.artifacts.index import REFUSED
 from retrieval.errors import UserError
 
 

@@ -15,10 +15,11 @@ from cluster.profile import IndexSettings
 from cluster.progress import ProgressCounter, progress
 from pipelines.executor import Each, Files, Shared, current_executor
 from pipelines.faiss_threads import faiss_threads
-from retrieval.artifacts import Gallery, PartRecord, matrix
+from retrieval.artifacts import Gallery
+from retrieval.artifacts.columns import matrix
+from retrieval.artifacts.manifests import PartRecord
 from retrieval.folder import Folder
-from retrieval.index.build import save_trained
-from retrieval.index.kinds import train, training_rows
+from retrieval.index.train import save_trained, train, training_rows
 
 TRAINED = "trained.faiss"
 

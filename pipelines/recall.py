@@ -9,9 +9,9 @@ from cluster.progress import ProgressCounter
 from pipelines.executor import Shared, current_executor
 from pipelines.faiss_threads import faiss_threads
 from retrieval.artifacts import Index
-from retrieval.index.files import LAMBDA_GRID
+from retrieval.index.effort import LAMBDA_GRID
 from retrieval.index.hits import Hits, merge_topk
-from retrieval.index.shard import RECALL_AT
+from retrieval.index.tuning import RECALL_AT, sample_queries
 from retrieval.metrics import neighbour_recall
 
 QUERIES = 200
@@ -57,7 +57,7 @@ def _sample_queries(index: Index) -> np.ndarray:
         shard = index.shard(number)
         # Rows lie in the order of their ids, which are hashes, so any run of them is a fair sample.
         rows = np.flatnonzero(shard.alive)[-QUERIES // len(asked) :]
-        for queries, of_shard in zip(by_weight, shard.sample_queries(rows, np.random.default_rng(1)), strict=True):
+        for queries, of_shard in zip(by_weight, sample_queries(shard, rows, np.random.default_rng(1)), strict=True):
             queries.append(of_shard)
     return np.concatenate([np.concatenate(queries) for queries in by_weight])
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.executor import Shared, current_executor
-from retrieval.artifacts import Gallery, Index, PartRecord
+from retrieval.artifacts import Gallery, Index
+from retrieval.artifacts.manifests import PartRecord
 from retrieval.folder import Folder
 from retrieval.index.files import ROWS
 

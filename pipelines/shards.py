@@ -18,7 +18,8 @@ from cluster.progress import Log, ProgressCounter, progress, silent
 from pipelines.executor import Shared, current_executor
 from pipelines.faiss_threads import faiss_threads
 from pipelines.quantisers import TRAINED
-from retrieval.artifacts import Gallery, PartRecord, ShardRecord
+from retrieval.artifacts import Gallery
+from retrieval.artifacts.manifests import PartRecord, ShardRecord
 from retrieval.folder import Folder
 from retrieval.index.build import build_shard
 from retrieval.index.files import read_record

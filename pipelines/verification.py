@@ -17,14 +17,17 @@ from cluster.progress import ProgressCounter, progress
 from pipelines.decoder import decoded_side
 from pipelines.encoders import load_encoders
 from pipelines.executor import current_executor
-from retrieval.artifacts import Gallery, Index, PartRecord, Role, matrix
+from retrieval.artifacts import Gallery, Index, Role
+from retrieval.artifacts.columns import matrix
+from retrieval.artifacts.manifests import PartRecord
+from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.images import ImageRejected, decode_reduced
 from retrieval.index.files import ROWS, verify
 from retrieval.sources.lookup import Pictures
 
 if TYPE_CHECKING:  # takes seconds to import
-    from retrieval.models.encoders import ImageEncoder
+    from retrieval.models.image_encoder import ImageEncoder
 
 SAME = 0.999
 """Least cosine of a vector and the one that is made of the same image again."""
@@ -75,7 +78,7 @@ def _check_shard(index: Index, number: int, counter: ProgressCounter) -> str | N
             return f"{folder.uri} has {len(ids):,} different ids, its record says {record.rows:,}"
         if strange := set(index.removed_ids(number).to_pylist()) - ids:
             return f"{len(strange)} removed ids are none of {folder.uri}"
-    except (OSError, ValueError) as error:
+    except (OSError, UserError, pa.ArrowException) as error:
         return str(error)
     finally:
         counter.add(1)
@@ -85,7 +88,7 @@ def _check_shard(index: Index, number: int, counter: ProgressCounter) -> str | N
 def _check_part(folder: Folder, part: PartRecord, counter: ProgressCounter) -> str | None:
     try:
         rows = sum(table.num_rows for table in folder.tables(part.name))  # reads all of it, so that damage is seen
-    except (OSError, ValueError) as error:
+    except (OSError, pa.ArrowException) as error:
         return f"{folder.uri}/{part.name} cannot be read: {error}"
     finally:
         counter.add(1)
