@@ -24,11 +24,12 @@ from pipelines.contact_sheet import contact_sheet
 from pipelines.evaluate import Evaluation, evaluate
 from pipelines.gallery import build_gallery
 from pipelines.index import build_index
-from pipelines.queries import VocabularyEntry, build_queries
+from pipelines.queries import build_queries
 from pipelines.report import write_report
+from pipelines.vocabulary import VocabularyEntry
 from retrieval.artifacts import Gallery, Index, QuerySet
 from retrieval.prompts import KINDS, Kind, query_text
-from training.trainer import train_aggregator
+from training.trainer import train
 
 WEIGHTS = tuple(round(0.1 * i, 1) for i in range(1, 10))
 FIRST_IMAGE = 100_000
@@ -84,12 +85,12 @@ def run_demo(folder: Path, profile: Profile, say: Callable[[str], None], size: S
     say("training an aggregator on fitting categories")
     # In this process: workers would take longer to start than to train on so little.
     alone = profile.train.model_copy(update={"min_workers": 0, "max_workers": 0})
-    made = train_aggregator(
+    made = train(
         fitting_gallery,
         fitting_queries,
         str(folder / "aggregator"),
         profile.model_copy(update={"train": alone}),
-        say=say,
+        log=say,
     ).aggregator
 
     say("the gallery of unseen categories: embedding, indexing")
@@ -102,11 +103,9 @@ def run_demo(folder: Path, profile: Profile, say: Callable[[str], None], size: S
     shipped = load_aggregator(profile)
     aggregators = {"trained": made} | ({"shipped": shipped} if shipped else {})
     evaluation = evaluate(gallery, queries, weight=weight, aggregators=aggregators)
-    reports = write_report(evaluation, folder / "report")
-    sheet = folder / "report" / "contact-sheet.png"
     best, learned = list(aggregators.items())[-1]
-    sheet.write_bytes(contact_sheet(gallery, queries, evaluation.weights[best], aggregator=learned))
-    places = [*reports, str(sheet.absolute()), made.uri]
+    sheet = contact_sheet(gallery, queries, evaluation.weights[best], aggregator=learned)
+    places = [*write_report(evaluation, sheet, folder / "report"), made.uri]
     return DemoResult(gallery, index, queries, evaluation, places, unseen[-1].name)
 
 
