@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from errors import refused
+from plain_shard import build
 from synthetic import D1, D2, directions, write_gallery
 
 from cluster.profile import Profile
@@ -20,7 +21,6 @@ from retrieval.fusion import fused_query, unit
 from retrieval.index.effort import LAMBDA_GRID
 from retrieval.index.files import verify
 from retrieval.index.hits import Hits, merge_topk
-from retrieval.index.shard import Shard
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -56,11 +56,11 @@ def search(index: Index, query_QD: np.ndarray, k: int) -> Hits:
     return merge_topk([shard.search(query_QD, k) for shard in index.shards()], k)
 
 
-@pytest.mark.parametrize(("version", "shards"), enumerate(SHARDS, 1))
+@pytest.mark.parametrize(("version", "shards"), list(enumerate(SHARDS, 1)))
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 def test_sharded_search_equals_unsharded_to_the_bit(root: Path, version: int, shards: int, weight: float) -> None:
     ids, vlm, vision = with_twins()
-    whole = Shard.build(ids, np.concatenate([vlm, vision], axis=1).astype(np.float16), vlm_dim=D1)
+    whole = build(ids, np.concatenate([vlm, vision], axis=1).astype(np.float16), vlm_dim=D1)
     index = Index.open(root / f"{version:06d}")
     assert len(index.manifest.shards) == shards
     rng = np.random.default_rng(7)
@@ -90,7 +90,7 @@ def test_every_row_lies_whole_in_one_shard_and_shards_are_of_a_size(root: Path, 
     index = Index.open(root)
     expected = {row["id"]: row for table in gallery.tables() for row in table.to_pylist()}
     for number, shard in enumerate(index.shards()):
-        assert verify(root / index.version / index.manifest.shards[number].name) is None
+        verify(root / index.version / index.manifest.shards[number].name, index.manifest.shards[number].files)
         assert len(shard) in (ROWS // 7, ROWS // 7 + 1)
         for row, vector in zip(shard.rows.to_pylist(), shard.vectors, strict=True):
             given = expected.pop(row["id"])
