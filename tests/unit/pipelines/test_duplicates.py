@@ -59,7 +59,7 @@ def test_close_vectors_are_found(doubled: Doubled) -> None:
     np.fill_diagonal(cosines, 0)
     rows = {id: row for row, id in enumerate(doubled.ids)}
     with session("none"):
-        found = near_duplicates(doubled.index, COSINE, IndexSettings()).to_pylist()
+        found = near_duplicates(doubled.index, COSINE, IndexSettings(rows_per_shard=1000)).to_pylist()
     # Groups are chains of pairs here, each through the row of the vector that was copied.
     groups: dict[str, set[str]] = {}
     for pair in found:
@@ -75,7 +75,7 @@ def test_close_vectors_are_found(doubled: Doubled) -> None:
 def test_cosine_out_of_range_is_refused(doubled: Doubled) -> None:
     for cosine in (0, -0.5, 1.01, 2, float("nan")):
         with refused("out-of-range", "cosine"):
-            near_duplicates(doubled.index, cosine, IndexSettings())
+            near_duplicates(doubled.index, cosine, IndexSettings(rows_per_shard=1000))
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.floats(0.5, 1, width=32)), max_size=20))

@@ -84,7 +84,7 @@ def test_query_set_opens_and_records_how_it_was_made(queries: QuerySet, profile:
 
 def test_published_query_set_is_not_overwritten(queries: QuerySet, profile: Profile) -> None:
     before = queries.table()
-    with refused("exists", "target"):
+    with refused("target-exists", "target"):
         imagine(VOCABULARY[:1], queries.uri, profile, address="none")
     assert queries.table().equals(before)
 

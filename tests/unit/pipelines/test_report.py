@@ -120,7 +120,7 @@ def test_measuring_is_one_call(collection: Any, tmp_path: Path, trained: bool) -
     aggregator = None
     if trained:
         network = Aggregator(dims[1]).eval()
-        aggregator = TrainedAggregator.save(tmp_path / "a", network, {"vision": records["vision"]}, {}).uri
+        aggregator = TrainedAggregator.save(tmp_path / "a", network, {"vision": records["vision"]}, {})
     report = tmp_path / "report"
     measured = measure(collection.gallery.uri, queries.uri, report, aggregator=aggregator, weight=0.3, address="none")
     result = measured.evaluation
