@@ -29,7 +29,7 @@ from pipelines.report import write_report
 from pipelines.vocabulary import VocabularyEntry
 from retrieval.artifacts import Gallery, Index, QuerySet
 from retrieval.prompts import KINDS, Kind, query_text
-from training.trainer import train_aggregator
+from training.trainer import train
 
 WEIGHTS = tuple(round(0.1 * i, 1) for i in range(1, 10))
 FIRST_IMAGE = 100_000
@@ -85,12 +85,12 @@ def run_demo(folder: Path, profile: Profile, say: Callable[[str], None], size: S
     say("training an aggregator on fitting categories")
     # In this process: workers would take longer to start than to train on so little.
     alone = profile.train.model_copy(update={"min_workers": 0, "max_workers": 0})
-    made = train_aggregator(
+    made = train(
         fitting_gallery,
         fitting_queries,
         str(folder / "aggregator"),
         profile.model_copy(update={"train": alone}),
-        say=say,
+        log=say,
     ).aggregator
 
     say("the gallery of unseen categories: embedding, indexing")
