@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from importlib.metadata import version
@@ -18,12 +19,15 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from cluster.profile import Limits, ServeSettings
+from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.images import ImageRejected
+from serving import metrics
 from serving.deployments.calls import Trouble, Unavailable
 from serving.deployments.messages import Served
+from serving.guards.keys import Key, Keys, LoopbackNames
 from serving.guards.limits import BodyLimit, RateLimit
-from serving.guards.middleware import Key, Keys, LastResort, LoopbackNames, RequestId, SecurityHeaders, request_id
+from serving.guards.middleware import INTERNAL, LastResort, RequestId, SecurityHeaders, request_id
 from serving.pictures import GalleryPictures
 from serving.protocol import Fault, FaultAnswer, IndexSwitch, Info, Mode, SearchAnswer, SearchRequest
 from serving.search import Event, Search
@@ -35,18 +39,21 @@ FREE_PATHS = (*OPEN_PATHS, "/v1/images/*", "/v1/imagined/*")
 """What does not count as a request: a page shows dozens of pictures for each search."""
 RETRY_SECONDS = 1
 _STATUS: Mapping[Trouble, int] = {"busy": 503, "down": 503, "starting": 503, "late": 504, "failed": 500}
-_STATUS_CODES = {404: "not-found", 405: "method-not-allowed", 415: "not-a-picture"}
+_STATUS_CODES = {404: "not-found", 405: "method-not-allowed", 415: "not-a-picture", 500: "internal"}
 # Parameters of a GET that are text; all others are written as in JSON.
 _TEXTS = {"query", "kind", "mode"}
 _STILL = {"Cache-Control": "private, max-age=3600"}
+EXPECTED = (HTTPException, RequestValidationError, Unavailable, UserError, ImageRejected)
+"""What is answered in its own words; every other exception is logged, and answered with a neutral sentence."""
+
+log = logging.getLogger("ray.serve")
 
 
-class BadRequest(ValueError):
-    """A request that can not be answered, for the sake of one field."""
+class BadRequest(UserError):
+    """A request that asks for more than it may, in one field."""
 
     def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
+        super().__init__(message, code="over-the-limit", field=field)
 
 
 def make_api(
@@ -89,7 +96,7 @@ def make_api(
         responses={code: {"model": FaultAnswer} for code in (422, 429, 503, 504)},
     )
     _answer_faults(api)
-    pictures = GalleryPictures(search)
+    pictures = GalleryPictures(search.places)
 
     @api.post("/v1/search", tags=["search"])
     async def search_by_text(body: SearchRequest) -> SearchAnswer:
@@ -154,7 +161,11 @@ def make_api(
     async def switch_index(body: IndexSwitch) -> Info:
         """Serve another index, or another version of it, from now on. Answers when that is so."""
         if keys and not _lies_in(index, body.index):
-            raise ValueError("index names none of this service's own: with API keys on, it serves no others")
+            raise UserError(
+                "index names none of this service's own: with API keys on, it serves no others",
+                code="not-allowed",
+                field="index",
+            )
         return _info(await search.switch(body.index))
 
     @api.get("/healthz", tags=["service"])
@@ -221,8 +232,12 @@ async def _events(first: Event, stages: AsyncGenerator[Event]) -> AsyncGenerator
             yield _event(*first)
             async for name, data in stages:
                 yield _event(name, data)
-        except (Unavailable, ValueError) as error:
+        except EXPECTED as error:
             yield _event("error", _fault(error)[1])
+        except Exception:
+            log.exception("the stream of request %s failed", request_id.get())
+            metrics.refused.count(code="internal")
+            yield _event("error", _fault(HTTPException(500, INTERNAL))[1])
         else:
             yield "event: done\ndata: {}\n\n"
 
@@ -270,7 +285,7 @@ def _as_json(value: str) -> Any:
     try:
         return json.loads(value)
     except ValueError:
-        return value  # to be refused with the words for this field
+        return value  # the model says what is wrong with this field
 
 
 def _parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
@@ -292,7 +307,7 @@ def _answer_faults(api: FastAPI) -> None:
             headers["Retry-After"] = str(RETRY_SECONDS)
         return JSONResponse(body.model_dump(), status, headers)
 
-    for kind in (HTTPException, RequestValidationError, Unavailable, ValueError):
+    for kind in EXPECTED:
         api.add_exception_handler(kind, answer)
 
 

@@ -1,4 +1,4 @@
-"""The diffusion model as a deployment: one generation at a time on each replica, for as many requests as wait."""
+"""The diffusion model as a deployment: each replica runs one generation at a time, for as many requests as wait."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from retrieval.artifacts import TrainedAggregator
 from retrieval.images import thumbnail
 from serving import metrics
 from serving.deployments.calls import call
-from serving.deployments.messages import BY_VALUE_BYTES, PROBE, Imagination, Model
+from serving.deployments.messages import PROBE, Imagination, Model
+from serving.ray_names import sized_for
 
 if TYPE_CHECKING:
     from retrieval.models.generator import Imagined
@@ -57,7 +58,7 @@ class _Order:
 class ImaginingGenerator:
     """Imagines texts, and has the images encoded by the vision encoder: what goes back to the caller is small.
 
-    A pipeline makes one batch at a time. Requests that come meanwhile make up the next one, as far as they want equally
+    A pipeline makes one batch at a time. Requests that come meanwhile make up the next one, if they want equally
     many images of the same seed. A generation stops at the next denoising step once nobody waits for it.
     """
 
@@ -76,7 +77,7 @@ class ImaginingGenerator:
         self._orders: deque[_Order] = deque()
         self._painter: asyncio.Task[None] | None = None
         self._painting_since: float | None = None
-        self._generator.imagine([PROBE], 1, batch=self._images_at_once)  # a first run is slow, and not to be a request
+        self._generator.imagine([PROBE], 1, batch=self._images_at_once)  # the first run is slow
         self._succeeded = time.monotonic()
 
     async def model(self) -> Model:
@@ -86,15 +87,14 @@ class ImaginingGenerator:
         """Imagine a text as up to ``images`` images.
 
         Raises:
-            ValueError: the text is blank or too long.
+            UserError: the text is blank or too long.
             Unavailable: the vision encoder does not answer.
         """
         imagined = await self._imagined(text, images, seed)
         if self._preprocess is None:
             self._preprocess = await self._ask_vision(self._vision.preprocess)
         pixels_KHWC, thumbnails = await asyncio.to_thread(_prepared, imagined, self._preprocess)
-        large = pixels_KHWC.nbytes > BY_VALUE_BYTES
-        encode = self._vision.options(method_name="encode_pictures", _by_reference=large or None)
+        encode = sized_for(self._vision, "encode_pictures", pixels_KHWC.nbytes)
         return Imagination(await self._ask_vision(encode, pixels_KHWC), imagined.seeds, thumbnails, imagined.rejected)
 
     async def check_health(self) -> None:
