@@ -9,22 +9,23 @@ from retrieval.artifacts import ModelRecord, TrainedAggregator
 from retrieval.prompts import templates
 
 if TYPE_CHECKING:
-    from retrieval.models.encoders import VLM, VisionEncoder
     from retrieval.models.generator import Generator
+    from retrieval.models.vision import VisionEncoder
+    from retrieval.models.vlm import VLM
     from retrieval.query import QueryEncoder
 
 # The libraries behind the models take seconds to import, so each function imports what it loads by.
 
 
 def load_vlm(profile: Profile) -> VLM:
-    from retrieval.models.encoders import VLM
+    from retrieval.models.vlm import VLM
 
     models = profile.models
     return VLM.load(models.vlm, device=models.device, dtype=models.dtype)
 
 
 def load_vision(profile: Profile) -> VisionEncoder:
-    from retrieval.models.encoders import VisionEncoder
+    from retrieval.models.vision import VisionEncoder
 
     models = profile.models
     return VisionEncoder.load(models.vision, device=models.device, dtype=models.dtype)

@@ -12,7 +12,9 @@ import pyarrow as pa
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator, matrix, text_vectors, vision_vectors
+from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
+from retrieval.artifacts.columns import matrix
+from retrieval.artifacts.queryset import text_vectors, vision_vectors
 from retrieval.fusion import fused_query, products
 from retrieval.images import ImageRejected, decode
 from retrieval.query import pool

@@ -18,17 +18,10 @@ import ray
 
 from cluster.session import progress
 from pipelines.tables import read_tables
-from retrieval.artifacts import (
-    Gallery,
-    QuerySet,
-    Role,
-    TrainedAggregator,
-    check_disjoint,
-    check_same_models,
-    matrix,
-    text_vectors,
-    vision_vectors,
-)
+from retrieval.artifacts import Gallery, QuerySet, Role, TrainedAggregator
+from retrieval.artifacts.columns import matrix
+from retrieval.artifacts.compatibility import check_disjoint, check_same_models
+from retrieval.artifacts.queryset import text_vectors, vision_vectors
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query, products
 from retrieval.metrics import Interval, average_precision, bootstrap_mean, count_better, paired_bootstrap, precision_at
 from retrieval.prompts import KINDS

@@ -23,7 +23,9 @@ from ray.actor import ActorHandle
 from cluster.loading import load_query_encoder, prompt_templates, record_of
 from cluster.profile import Profile
 from cluster.session import actor_pool, check_room, progress
-from retrieval.artifacts import MANIFEST, QuerySet, QuerySetManifest, queryset_schema
+from retrieval.artifacts import MANIFEST, QuerySet
+from retrieval.artifacts.manifests import QuerySetManifest
+from retrieval.artifacts.queryset import queryset_schema
 from retrieval.folder import Folder
 from retrieval.images import thumbnail
 from retrieval.prompts import KINDS, Kind, query_text, usable

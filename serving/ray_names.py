@@ -12,11 +12,13 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from retrieval.errors import DamagedError, UserError
+
 BY_VALUE_BYTES = 512 * 1024
 """Larger arguments go through Ray's object store: what is sent along with a call is limited, and slow when large."""
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_USER_ERROR = re.compile(r"\bUserError: (.+)")
+_USER_ERROR = re.compile(rf"\b(?:{UserError.__name__}|{DamagedError.__name__}): (.+)")
 
 
 def sized_for(handle: Any, method: str, size: int) -> Any:

@@ -19,15 +19,11 @@ import pyarrow as pa
 import ray
 
 from cluster.session import progress
-from retrieval.artifacts import (
-    Gallery,
-    QuerySet,
-    check_same_models,
-    gallery_schema,
-    matrix,
-    text_vectors,
-    vision_vectors,
-)
+from retrieval.artifacts import Gallery, QuerySet
+from retrieval.artifacts.columns import matrix
+from retrieval.artifacts.compatibility import check_same_models
+from retrieval.artifacts.gallery import gallery_schema
+from retrieval.artifacts.queryset import text_vectors, vision_vectors
 from retrieval.folder import Folder
 
 Batch = dict[str, np.ndarray]

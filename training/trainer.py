@@ -28,7 +28,8 @@ from ray.train.collective import broadcast_from_rank_zero
 from cluster.profile import Profile, Training
 from cluster.session import check_room, progress
 from retrieval.aggregator import Aggregator
-from retrieval.artifacts import MANIFEST, Gallery, QuerySet, TrainedAggregator, check_disjoint
+from retrieval.artifacts import MANIFEST, Gallery, QuerySet, TrainedAggregator
+from retrieval.artifacts.compatibility import check_disjoint
 from retrieval.folder import Folder
 from training import checkpoint
 from training.curves import draw_curves

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from retrieval.artifacts import fixed_size_list, matrix
+from retrieval.artifacts.columns import fixed_size_list, matrix
 from retrieval.prompts import usable
 
 
