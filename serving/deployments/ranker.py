@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from cluster.profile import Profile
 from retrieval.artifacts import Index, Role, TrainedAggregator
 from retrieval.artifacts.compatibility import check_made_by, check_same_models
-from retrieval.errors import UserError
+from retrieval.errors import DamagedError, UserError
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
 from retrieval.index.hits import merge_topk
 from serving import metrics
@@ -149,7 +149,7 @@ class Ranker:
         Raises:
             UserError: there is none at that URI, a file of it is damaged, or other models made it.
         """
-        await self._adopt(await asyncio.to_thread(Index.open, index))
+        await self._adopt(await asyncio.to_thread(_open, index))
         await asyncio.to_thread(self._store.set_setting, pointer(self._started_with), index)
         return await self.served()
 
@@ -195,7 +195,7 @@ class Ranker:
             raise UserError(
                 "that index was made by other models than this service runs: index the gallery with this service's"
                 " profile, or start a service with the index's profile",
-                code="other-models",
+                code="other-model",
                 field="index",
             ) from error
 
@@ -211,9 +211,8 @@ class Ranker:
             await asyncio.gather(*opening)
         except UserError as error:  # it may name a local copy of the file
             log.warning("%s", error)
-            raise UserError(
+            raise DamagedError(
                 f"a file of index version {index.version} is damaged or missing; the service's log names it",
-                code="damaged",
                 field="index",
             ) from error
 
@@ -258,6 +257,21 @@ class Ranker:
             elif isinstance(reply, BaseException):
                 raise reply
         return replies
+
+
+def _open(index: str) -> Index:
+    """Open the index that a client named."""
+    try:
+        return Index.open(index)
+    except UserError:
+        raise
+    except ValueError as error:  # of the library that reads such a URI
+        log.warning("%s: %s", index, error)
+        raise UserError(
+            "the index cannot be opened: give a local path, or a URI such as s3://bucket/index",
+            code="bad-uri",
+            field="index",
+        ) from error
 
 
 def _merged(parts: Sequence[Part], k: int, sources: Mapping[str, str]) -> list[Row]:

@@ -61,12 +61,12 @@ class SqliteStore:
             raise
         except sqlite3.DatabaseError as error:
             raise UserError(
-                f"{self.path} is no query memory ({error}); {remedy}", code="not-a-store", field="store"
+                f"{self.path} is no query memory ({error}); {remedy}", code="wrong-kind", field="store"
             ) from error
         if found not in (0, self.FORMAT):
             raise UserError(
                 f"{self.path} is a query memory of format {found}, not {self.FORMAT}; {remedy}",
-                code="other-format",
+                code="wrong-format",
                 field="store",
             )
         self._database.executescript(f"BEGIN IMMEDIATE;{self._TABLES};PRAGMA user_version = {self.FORMAT};COMMIT")

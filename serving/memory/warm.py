@@ -24,7 +24,7 @@ def warm(store: Store, queries: QuerySet) -> int:
     if missing := {"generator", "vision", "vlm"} - set(made_by):
         raise UserError(
             f"the query set {queries.uri} does not say which model made it: {', '.join(sorted(missing))}",
-            code="model-unknown",
+            code="unknown-model",
             field="warm",
         )
     count = 0

@@ -131,5 +131,5 @@ def test_a_query_set_is_loaded_row_for_row(tmp_path: Path) -> None:
 def test_a_query_set_of_unknown_models_is_refused(tmp_path: Path) -> None:
     vectors = directions(1, D1, np.random.default_rng(0)), [directions(2, D2, np.random.default_rng(0))]
     queries = write_queries(tmp_path, *vectors, labels=[None])
-    with refused("model-unknown", "warm"):
+    with refused("unknown-model", "warm"):
         warm(MemoryStore(), queries)

@@ -171,13 +171,13 @@ def test_several_processes_write_one_file_at_once(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_store_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("these are notes\n" * 100)
-    with refused("not-a-store", "store"):
+    with refused("wrong-kind", "store"):
         SqliteStore(tmp_path / "notes.txt")
     assert (tmp_path / "notes.txt").read_text() == "these are notes\n" * 100
     SqliteStore(tmp_path / "newer")
     with sqlite3.connect(tmp_path / "newer") as database:
         database.execute("PRAGMA user_version = 9")
-    with refused("other-format", "store"):
+    with refused("wrong-format", "store"):
         SqliteStore(tmp_path / "newer")
     with pytest.raises(StoreError, match=r"File exists|Not a directory"):
         SqliteStore(tmp_path / "notes.txt" / "inside")
