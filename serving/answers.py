@@ -51,9 +51,9 @@ class Asked:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        begun = time.monotonic()
+        started = time.monotonic()
         yield
-        self.timings_ms[stage] = (time.monotonic() - begun) * 1000
+        self.timings_ms[stage] = (time.monotonic() - started) * 1000
 
 
 def answer(

@@ -69,7 +69,7 @@ def make_api(
     """Make the ASGI application of a service.
 
     Args:
-        keys: who may ask; without any, everyone who can reach it.
+        keys: the API keys that are accepted; without any, requests need none.
         store: its URI, where requests are counted if it is a Redis.
         aggregator: the name to show.
         index: URI of what the service was started with. Where keys are on, only that can be switched to and what lies

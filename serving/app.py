@@ -158,7 +158,7 @@ def _scaled(
         request_router_config=ROUTER,
         logging_config=LOGGING,
         health_check_period_s=5,
-        # As long as a request may take; who has none does not wait.
+        # As long as a request may take; a replica without one does not wait.
         graceful_shutdown_timeout_s=settings.deadline_ms / 1000,
         **further,
     )

@@ -1,4 +1,4 @@
-"""The pictures of the gallery for who has found them: as they are, and small; and where the rows of answers lie."""
+"""The pictures of the gallery, as they are and small, by the id of their row; and where each row's picture is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from serving.deployments.calls import Unavailable, call
 from serving.deployments.messages import Row
 
 PATHS = 20_000
-"""Rows whose places are cached: who has got an answer asks for its pictures next."""
+"""Rows whose places are cached: the pictures of an answer are asked for next."""
 THUMBNAILS = 2_000
 """Small pictures that are cached, of about 5 KB each."""
 # How files begin that every browser shows; others are sent as JPEG.

@@ -45,7 +45,7 @@ class LateBoundApp(ABC):
 
 
 def user_error_in(messages: Iterable[str]) -> str | None:
-    """Return what a ``UserError`` said that a replica's constructor raised; None if none of ``messages`` has one.
+    """Return the message of a ``UserError`` that a replica's constructor raised; None if none of ``messages`` has one.
 
     Of such an exception Serve's controller keeps a message alone, with a coloured traceback in it.
     """

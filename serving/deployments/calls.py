@@ -39,8 +39,8 @@ class Deadline:
     """The moment by which an answer is due, on the monotonic clock, which no change of the time of day moves."""
 
     def __init__(self, seconds: float) -> None:
-        self.begun = time.monotonic()
-        self.due = self.begun + seconds
+        self.started = time.monotonic()
+        self.due = self.started + seconds
 
     @property
     def left(self) -> float:
@@ -49,7 +49,7 @@ class Deadline:
 
     @property
     def spent_ms(self) -> float:
-        return (time.monotonic() - self.begun) * 1000
+        return (time.monotonic() - self.started) * 1000
 
 
 async def call(

@@ -3,7 +3,7 @@
 Each row of a batch is encoded by itself, but kernels for other batch sizes round differently: under load a vector may
 differ in its last bits from the one that the same request gets alone.
 
-Libraries of models are imported by the replicas alone: who builds the graph need not wait for them.
+Libraries of models are imported by the replicas alone: the process that builds the graph need not wait for them.
 """
 
 from __future__ import annotations

@@ -128,17 +128,17 @@ class LastResort(HttpMiddleware):
     """Turns an exception that nothing else caught into an answer that says nothing of it, and a log entry that does."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+        started = False
 
         async def watched_send(message: Message) -> None:
-            nonlocal begun
-            begun = begun or message["type"] == "http.response.start"
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
             await send(message)
 
         try:
             await self.app(scope, receive, watched_send)
         except Exception:
             log.exception("request %s to %s failed", request_id.get(), scope["path"])
-            if begun:  # the server cuts the connection, so that half an answer is not taken for a whole one
+            if started:  # the server cuts the connection, so that half an answer is not taken for a whole one
                 raise
             await refuse(scope, receive, send, 500, "internal", INTERNAL)

@@ -34,8 +34,8 @@ class MemoryStore:
     def claim(self, key: str, owner: str, seconds: float) -> bool:
         now = time.monotonic()
         with self._lock:
-            holder, until = self._leases.get(key, (owner, now))
-            if holder != owner and until > now:
+            owned_by, until = self._leases.get(key, (owner, now))
+            if owned_by != owner and until > now:
                 return False
             self._leases[key] = (owner, now + seconds)
             return True
