@@ -14,7 +14,7 @@ from ray.exceptions import RayTaskError
 from ray.serve._private import client, deployment_state, replica
 from ray.serve.handle import DeploymentHandle
 
-from retrieval.errors import UserError
+from retrieval.errors import DamagedError, UserError
 from serving.deployments.encoders import VisionTower
 from serving.ingress import Ingress
 from serving.ray_names import BY_VALUE_BYTES, LateBoundApp, sized_for, user_error_in
@@ -34,6 +34,7 @@ def test_the_message_of_a_constructor_is_found_in_what_serve_keeps() -> None:
     text = f"A replica failed to start with exception. Retrying 1 more time(s). Error:\n{message}"
     assert user_error_in(["", text]) == "there is no index at s3://a/b: make one"
     assert user_error_in([f"\x1b[31m{text}\x1b[39m"]) == "there is no index at s3://a/b: make one"
+    assert user_error_in([failed_constructor(DamagedError("shard 1 is cut short"))]) == "shard 1 is cut short"
     assert user_error_in([failed_constructor(RuntimeError("ours")), failed_constructor(ValueError("ours"))]) is None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import pytest
+from event_stream import events
 from PIL import Image
 from starlette.testclient import TestClient
 from tiny_artifacts import Collection
@@ -42,15 +43,6 @@ def client(limited: Service) -> Iterator[TestClient]:
         assert client.portal
         client.portal.call(search.warm_up)
         yield client
-
-
-def events(body: str) -> list[tuple[str, Any]]:
-    """The events of a stream, whole."""
-    found = []
-    for block in body.removesuffix("\n\n").split("\n\n"):
-        name, data = block.split("\n")
-        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
-    return found
 
 
 def fault(response: Any, status: int, code: str | None = None, field: str | None = None) -> str:

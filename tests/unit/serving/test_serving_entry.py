@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import sqlite3
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +99,43 @@ def test_damaged_bytes_are_never_an_entry() -> None:
     for wrong in damaged:
         with pytest.raises(DamagedEntry):
             Remembered.from_bytes(wrong)
+
+
+# What version 0.1.0 left behind
+
+KEY = "5bef424629b50ee425a020af0de2df5af78bd77c60ca3005c9c1c2e4080ea228"
+ENTRY = (  # deflated, in base 85
+    "c-pO0F>ljA6n>5!$3&Lu0ihse@YsO?enF6`N>Rnokuf1Y6qnk8_|m3QhYTG$G8TkTg%Ik%z)*<+B({p7Yz&P20K~+EM9q757h;}bi%LA{eE0l)"
+    "?|bij@0`SGl!-kNKAMQ}UU;jy@%_WYt+UDc^S5XBCu{G1=4gQp5CB;dd~l%-9<I<V2Yo=#!>41OpytyWz!XP-<G=!F<9Ltndxo?BE6-8Dzl!V7"
+    "yh94KO#E1EiGdUmrIE;et@-u9a2(J^b1X$d>u1RMT%k)f%i$!sm-gfB4B#BO&V}MTRk}ZrcjIEA+b-ym-ym)p#RHK+h`hU+TdUH1nG*-B+xR%F"
+    "(5~aigorZwX2?4&Xon@*9-fMaRe2gxIlfioaB=L!Sv*Psz9O%sYO?~)ZLvJBkcX`SUCp<v_WMF}Ko+!%=R<i&YiB!A6?uqIUD!TwQqXTN)hE8I"
+    "_@wqFFYlEHcu=(dNPUgFr?`gd;=uH{j^lZxm`c5Nlu!4fYwPbv=EF5}Gkm26wxe>tfw?u&_th<-K5W<Yow8tIA(Wd}G6#$oFuYaR!?GM@{yct_"
+    ";j0Y4$?!6NUPqVVU8c9m@J+U_9>aSqe#r14i=Q%l%Hn4XpZz&sZI8|Dn)!(FkC@&u!;cw$!hEt7))(*(e(jRD`=9kLi(4f<J{D1!$^LlWvuQsO"
+    "w0`>Jdgs&moz6mg)+xqvykXv7DXD4M+Ae&TQ7Yu_=<iyozQHKP@>2SZ(f=EM0}V^OeE"
+)
+STORE = """
+    CREATE TABLE entries (key TEXT PRIMARY KEY, used INTEGER NOT NULL, value BLOB NOT NULL);
+    CREATE INDEX by_use ON entries (used);
+    CREATE TABLE leases (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL);
+    CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+    INSERT INTO settings VALUES ('index of here', 's3://there');
+    PRAGMA user_version = 1;
+"""
+
+
+def test_what_an_earlier_version_remembered_is_a_hit(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "memory") as database:
+        database.executescript(STORE)
+        database.execute("INSERT INTO entries VALUES (?, 1, ?)", (KEY, zlib.decompress(base64.b85decode(ENTRY))))
+    store = SqliteStore(tmp_path / "memory")
+    found = asyncio.run(Memory(store).recall(key()))
+    assert key() == KEY
+    assert found
+    assert (found.text, found.kind, found.rejected) == ("red star", "name", ["constant"])
+    np.testing.assert_array_equal(found.vlm_D1, np.array([0.6, 0.8], np.float32))
+    np.testing.assert_array_equal(found.vision_KD2, np.array([[1, 0, 0], [0, 0.6, 0.8]], np.float32))
+    assert (found.seeds.tolist(), found.indices.tolist(), found.thumbnails) == ([7, 9], [0, 2], [b"one", b"two"])
+    assert store.setting("index of here") == "s3://there"
 
 
 # A vocabulary that was imagined in batch

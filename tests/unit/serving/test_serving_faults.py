@@ -4,7 +4,6 @@ must. A client sees a word and a neutral sentence, never ours as its own mistake
 
 from __future__ import annotations
 
-import json
 import shutil
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from event_stream import events
 from starlette.testclient import TestClient
 from tiny_artifacts import Collection
 
@@ -138,9 +138,9 @@ def test_the_vision_encoder(
 def test_the_generator(client: TestClient, breaks: Callable[..., None], serve_log: pytest.LogCaptureFixture) -> None:
     breaks(Generator, "imagine")
     by_text(client.post("/v1/search", json={"query": "a star that is not imagined"}), "the generator failed")
-    events = client.post("/v1/search/stream", json={"query": "a star that is not imagined"})
-    assert [name for name, _ in stages(events.text)] == ["text", "fused", "done"]
-    silent(events.text)
+    streamed = client.post("/v1/search/stream", json={"query": "a star that is not imagined"})
+    assert [name for name, _ in events(streamed.text)] == ["text", "fused", "done"]
+    silent(streamed.text)
     logged(serve_log, "the generator")
 
 
@@ -148,7 +148,7 @@ def test_the_ranker(client: TestClient, breaks: Callable[..., None], serve_log: 
     breaks(serving.deployments.ranker, "fused_query", lambda vlm, vision, weight: weight > 0)
     by_text(client.post("/v1/search", json={"query": "a star that is not fused"}), "the ranker failed")
     failed(client.post("/v1/search", json={"query": "a star that is not fused"}), "the ranker failed")  # remembered
-    told = stages(client.post("/v1/search/stream", json={"query": "a star that is not fused"}).text)
+    told = events(client.post("/v1/search/stream", json={"query": "a star that is not fused"}).text)
     assert [name for name, _ in told] == ["text", "imagined", "fused", "done"]
     logged(serve_log, "the ranker")
 
@@ -207,7 +207,7 @@ def test_the_ingress_itself(
         response = client.post("/v1/search", json={"query": "x"})
         assert (response.status_code, response.json()["error"]["code"]) == (500, "internal")
         streamed = client.post("/v1/search/stream", json={"query": "x"})
-    [(_, _), (name, body)] = stages(streamed.text)
+    [(_, _), (name, body)] = events(streamed.text)
     assert (name, body["error"]["code"]) == ("error", "internal")
     for text in (response.text, streamed.text):
         silent(text)
@@ -224,12 +224,3 @@ def test_a_switch_to_an_index_with_a_damaged_shard(
     expected = (422, "invalid") if isinstance(error, UserError) else (500, "failed")
     assert (response.status_code, response.json()["error"]["code"]) == expected
     assert client.post("/v1/search", json={"query": "a red star", "mode": "text"}).json()["degraded"] is None
-
-
-def stages(body: str) -> list[tuple[str, Any]]:
-    """The events of a stream."""
-    found = []
-    for block in body.removesuffix("\n\n").split("\n\n"):
-        name, data = block.split("\n")
-        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
-    return found

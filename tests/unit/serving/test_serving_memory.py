@@ -330,7 +330,6 @@ def begin(*replicas: subprocess.Popen[str]) -> None:
         one.stdin.flush()
 
 
-@pytest.mark.slow
 def test_processes_on_one_file_make_each_entry_once(tmp_path: Path) -> None:
     replicas = [replica(tmp_path / "memory", 0.5, "query", 15) for _ in range(2)]
     begin(*replicas)
@@ -339,7 +338,6 @@ def test_processes_on_one_file_make_each_entry_once(tmp_path: Path) -> None:
     assert [texts for _, texts in made] == ["1", "1"]
 
 
-@pytest.mark.slow
 def test_a_process_that_is_killed_while_making_is_replaced(tmp_path: Path) -> None:
     store, maker = SqliteStore(tmp_path / "memory"), Maker(0)
     killed = replica(tmp_path / "memory", 60, "query", 2)
