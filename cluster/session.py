@@ -32,6 +32,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from cluster.imports import ours_first
 from cluster.profile import Stage
 from retrieval.folder import Folder
 
@@ -119,7 +120,7 @@ def session(address: str | None = None) -> Iterator[None]:
     # One CPU more than there are cores, for tasks that read and write: see actor_pool.
     local: dict = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + 1} if address == "local" else {}
     with _silent_stderr():
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        ray.init(address=address, runtime_env=ours_first(), log_to_driver=False, logging_level=logging.ERROR, **local)
     data_defaults()
     if local:
         _local.set()
