@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 
 from cluster.loading import load_aggregator
 from cluster.profile import Profile
-from cluster.session import progress
+from cluster.progress import ProgressCounter, progress
 from demo.grammar import Category, describe
 from demo.world import render, split
 from pipelines.contact_sheet import contact_sheet
@@ -128,12 +127,12 @@ def render_gallery(folder: Path, categories: list[Category], count: int) -> None
 
 
 @ray.remote
-def _render_category(folder: Path, category: Category, count: int, counter: ActorHandle) -> None:
+def _render_category(folder: Path, category: Category, count: int, counter: ProgressCounter) -> None:
     target = folder / category.name
     target.mkdir(parents=True)
     for i in range(count):
         render(category, FIRST_IMAGE + i).save(target / f"{i:04d}.jpg", quality=92)
-    counter.add.remote(1)
+    counter.add(1)
 
 
 def vocabulary(categories: list[Category], kinds: tuple[Kind, ...]) -> list[VocabularyEntry]:

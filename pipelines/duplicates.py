@@ -10,10 +10,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.actor import ActorHandle
 
 from cluster.profile import IndexSettings
-from cluster.session import progress
+from cluster.progress import ProgressCounter, progress
 from retrieval.artifacts import Index
 from retrieval.index.files import ROWS
 from retrieval.index.shard import Shard
@@ -69,7 +68,7 @@ def _alive(index: Index, number: int) -> np.ndarray:
 
 
 @ray.remote
-def _pairs_of_shard(index: Index, number: int, cosine: float, counter: ActorHandle) -> pa.Table:
+def _pairs_of_shard(index: Index, number: int, cosine: float, counter: ProgressCounter) -> pa.Table:
     asking = index.shard(number)
     alive = np.flatnonzero(asking.alive)
     blocks = [alive[start : start + _BLOCK] for start in range(0, len(alive), _BLOCK)]
@@ -78,7 +77,7 @@ def _pairs_of_shard(index: Index, number: int, cosine: float, counter: ActorHand
         shard = asking if other == number else index.shard(other)  # the last one goes when this is open
         for rows_B in blocks:
             found.append(_pairs(asking, rows_B, shard, cosine))
-            counter.add.remote(len(rows_B))
+            counter.add(len(rows_B))
     return pa.concat_tables(found)
 
 

@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.actor import ActorHandle
 from ray.data.block import BlockAccessor
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.checkpoint.checkpoint_filter import CheckpointManager
@@ -30,7 +29,8 @@ from ray.util.metrics import Counter
 
 from cluster.loading import load_vision, load_vlm
 from cluster.profile import Profile
-from cluster.session import actor_pool
+from cluster.progress import ProgressCounter
+from pipelines.ray_executor import actor_pool
 from pipelines.tables import read_tables
 from retrieval.artifacts import REJECTED_SCHEMA, Gallery, ModelRecord, fixed_size_list
 from retrieval.folder import Folder
@@ -69,7 +69,7 @@ def embed(
     profile: Profile,
     encoders: Encoders,
     schema: pa.Schema,
-    counter: ActorHandle,
+    counter: ProgressCounter,
 ) -> None:
     """Embed the inputs that are listed in ``batch`` and not yet written there.
 
@@ -167,7 +167,7 @@ class Decoder:
         vision: Preprocess,
         *,
         batch: str = "",
-        counter: ActorHandle | None = None,
+        counter: ProgressCounter | None = None,
     ) -> None:
         self.reader = reader
         self.batch = batch
@@ -214,7 +214,7 @@ class Decoder:
         for name, views_BHWC in pixels.items():
             table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(views_BHWC)))
         if self.counter is not None:
-            self.counter.add.remote(read=read - begun, decode=time.perf_counter() - read)
+            self.counter.add(read=read - begun, decode=time.perf_counter() - read)
         return table
 
 
@@ -232,7 +232,7 @@ class Embedder:
         ValueError: this machine has other weights under a model's URI than the job began with.
     """
 
-    def __init__(self, profile: Profile, expected: Encoders, counter: ActorHandle | None = None) -> None:
+    def __init__(self, profile: Profile, expected: Encoders, counter: ProgressCounter | None = None) -> None:
         self.vlm = load_vlm(profile)
         self.vision = load_vision(profile)
         for model, record in ((self.vlm, expected.vlm), (self.vision, expected.vision)):
@@ -276,7 +276,7 @@ class Embedder:
             if count:
                 self.embedded.inc(count, {"batch": batch, "outcome": outcome})
         now = time.perf_counter()
-        self.counter.add.remote(table.num_rows, embed=now - begun, wait=begun - self.idle_since)
+        self.counter.add(table.num_rows, embed=now - begun, wait=begun - self.idle_since)
         self.idle_since = now
 
 
@@ -317,7 +317,7 @@ class GallerySink(BlockBasedFileDatasink):
     there twice.
     """
 
-    def __init__(self, folder: Folder, schema: pa.Schema, rows: int, counter: ActorHandle | None = None) -> None:
+    def __init__(self, folder: Folder, schema: pa.Schema, rows: int, counter: ProgressCounter | None = None) -> None:
         super().__init__(folder.path, filesystem=folder.filesystem, min_rows_per_file=rows, file_format="parquet")
         self.folder = folder
         self.schema = schema
@@ -335,4 +335,4 @@ class GallerySink(BlockBasedFileDatasink):
             if table.num_rows:
                 self.folder.write_table(name.removesuffix(".parquet") + ending, table)
         if self.counter is not None:
-            self.counter.add.remote(write=time.perf_counter() - begun)
+            self.counter.add(write=time.perf_counter() - begun)

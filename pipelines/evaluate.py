@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from cluster.session import progress
+from cluster.progress import ProgressCounter, progress
 from pipelines.tables import read_tables
 from retrieval.artifacts import (
     Gallery,
@@ -190,9 +190,9 @@ def _positives(rows: pa.Table, shared: Any) -> pa.Table:
     return pa.table({"ranking": ranking, "id": rows["id"].take(pa.array(row)), "score": scores})
 
 
-def _counts(rows: pa.Table, shared: Any, wanted: Any, counter: Any) -> pa.Table:
+def _counts(rows: pa.Table, shared: Any, wanted: Any, counter: ProgressCounter) -> pa.Table:
     joint_MD, _, _ = ray.get(shared)
     scores, ids = ray.get(wanted)
     counts = np.concatenate(count_better(_scores(rows, joint_MD), rows["id"].to_numpy(), scores, ids))
-    counter.add.remote(rows.num_rows)
+    counter.add(rows.num_rows)
     return pa.table({"counts": pa.FixedSizeListArray.from_arrays(pa.array(counts), len(counts))})

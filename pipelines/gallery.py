@@ -22,7 +22,8 @@ from ray.exceptions import RayError
 
 from cluster.loading import load_vision, load_vlm, record_of
 from cluster.profile import Profile
-from cluster.session import check_room, check_shared, progress
+from cluster.progress import progress
+from cluster.session import check_room, check_shared
 from pipelines.embedding import Encoders, embed, written
 from pipelines.sources import Known, difference, list_inputs
 from retrieval.artifacts import (
@@ -212,7 +213,7 @@ def _embedded_batch(
         with progress("embedding images", job.inputs - done) as counter:
             embed(batch, job.inputs, source_uri, profile, encoders, schema, counter)
             with suppress(RayError):  # a summary is not worth a job
-                spent = ray.get(counter.seconds.remote())
+                spent = counter.seconds()
     parts, rejected = _contents(folder, batch)
     rows = sum(part.rows for part in parts)
     if not rows:

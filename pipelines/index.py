@@ -15,7 +15,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -24,12 +24,11 @@ import numpy as np
 import pyarrow as pa
 import ray
 from pydantic import BaseModel, ConfigDict
-from ray.actor import ActorHandle
-from ray.exceptions import RayError
 from ray.util.metrics import Counter
 
 from cluster.profile import IndexSettings, Profile
-from cluster.session import check_room, progress
+from cluster.progress import ProgressCounter, progress
+from cluster.session import check_room
 from pipelines.tables import read_tables
 from retrieval.artifacts import (
     Gallery,
@@ -177,15 +176,15 @@ def train_quantisers(
         )
     with progress("training the index", min(wanted, rows)) as counter:
         cpus = _cpus(1, settings)
-        ray.get(counter.add.remote(_train.options(num_cpus=cpus).remote(version, sample, factory, cpus)))
+        counter.add(ray.get(_train.options(num_cpus=cpus).remote(version, sample, factory, cpus)))
     return version
 
 
-def _sampled(rows: pa.Table, share: float, counter: ActorHandle) -> pa.Table:
+def _sampled(rows: pa.Table, share: float, counter: ProgressCounter) -> pa.Table:
     # By the hash of the id, so that the sample does not depend on how the gallery is cut.
     hashes = np.fromiter((zlib.crc32(id.encode()) for id in rows["id"].to_pylist()), np.uint32, rows.num_rows)
     rows = rows.filter(pa.array(hashes < share * 2**32))
-    counter.add.remote(rows.num_rows)
+    counter.add(rows.num_rows)
     return rows
 
 
@@ -247,7 +246,7 @@ def _build_shard(
     factory: str,
     trained: Folder | None,
     cpus: float,
-    counter: ActorHandle,
+    counter: ProgressCounter,
     name: str,
     slices: Sequence[Slice],
     share: float,
@@ -269,7 +268,7 @@ def _build_shard(
             factory=factory,
             trained=template,
             share=share,
-            added=counter.add.remote,
+            added=counter.add,
         )
         built = read_record(folder)
         if local is None:
@@ -278,8 +277,8 @@ def _build_shard(
     rows = built["rows"]
     record = ShardRecord(version=version.name, name=name, rows=rows, factory=built["factory"], files=files)
     version.write_json(_marker(name), record.model_dump())
-    with suppress(RayError):  # waited for, so that the last shard is counted when the job says how many there were
-        ray.get(counter.add.remote(expected - rows))  # of the same id as others
+    counter.add(expected - rows)  # of the same id as others
+    counter.flush()  # so that the last shard is counted when the job logs how many there were
     Counter("mindseye_index_shard_rows", "Rows of shards that were built.", tag_keys=("version",)).inc(
         rows, {"version": version.name}
     )
@@ -342,7 +341,7 @@ def publish(index: Index, settings: IndexSettings, begun: float) -> Index:
     return Index.publish(index.folder, index.manifest)
 
 
-def measure_recall(index: Index, settings: IndexSettings, counter: ActorHandle) -> dict[str, dict[str, float]]:
+def measure_recall(index: Index, settings: IndexSettings, counter: ProgressCounter) -> dict[str, dict[str, float]]:
     """Return recall of the default search against exact search over all shards, by depth and λ, on queries that no
     shard has tuned itself with.
     """
@@ -389,13 +388,13 @@ def _sample_queries(index: Index) -> np.ndarray:
 
 
 def _found_and_exact(
-    index: Index, number: int, query_QD: np.ndarray, cpus: float, counter: ActorHandle
+    index: Index, number: int, query_QD: np.ndarray, cpus: float, counter: ProgressCounter
 ) -> tuple[Hits, Hits]:
     with _threads(cpus):
         shard = index.shard(number)
         depth = max(RECALL_AT)
         found = shard.search(query_QD, depth), shard.exact(query_QD, depth)
-    counter.add.remote(1)
+    counter.add(1)
     return found
 
 

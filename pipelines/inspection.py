@@ -18,12 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from ray.actor import ActorHandle
 
 from cluster.hold import Hold, holds
 from cluster.loading import load_vision, load_vlm
 from cluster.profile import Profile
-from cluster.session import progress
+from cluster.progress import ProgressCounter, progress
 from pipelines.embedding import decoded_side, written
 from pipelines.gallery import JOB, Job, unfinished_batches
 from pipelines.index import PLAN, REFUSED, Plan
@@ -167,7 +166,7 @@ def _newest(folder: Folder, name: str) -> float | None:
 
 
 @ray.remote(max_retries=3)
-def _check_shard(index: Index, number: int, counter: ActorHandle) -> str | None:
+def _check_shard(index: Index, number: int, counter: ProgressCounter) -> str | None:
     record, folder = index.manifest.shards[number], index.shard_folder(number)
     try:
         with tempfile.TemporaryDirectory(prefix="mindseye-verify-") as copy:
@@ -184,18 +183,18 @@ def _check_shard(index: Index, number: int, counter: ActorHandle) -> str | None:
     except (OSError, ValueError) as error:
         return str(error)
     finally:
-        counter.add.remote(1)
+        counter.add(1)
     return None
 
 
 @ray.remote(max_retries=3)
-def _check_part(folder: Folder, part: PartRecord, counter: ActorHandle) -> str | None:
+def _check_part(folder: Folder, part: PartRecord, counter: ProgressCounter) -> str | None:
     try:
         rows = sum(table.num_rows for table in folder.tables(part.name))  # reads all of it, so that damage is seen
     except (OSError, ValueError) as error:
         return f"{folder.uri}/{part.name} can not be read: {error}"
     finally:
-        counter.add.remote(1)
+        counter.add(1)
     return None if rows == part.rows else f"{folder.uri}/{part.name} has {rows:,} rows, recorded were {part.rows:,}"
 
 

@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from PIL import Image
-from ray.actor import ActorHandle
 
 from cluster.loading import load_query_encoder, prompt_templates, record_of
 from cluster.profile import Profile
-from cluster.session import actor_pool, check_room, progress
+from cluster.progress import ProgressCounter, progress
+from cluster.session import check_room
+from pipelines.ray_executor import actor_pool
 from retrieval.artifacts import MANIFEST, QuerySet, QuerySetManifest, queryset_schema
 from retrieval.folder import Folder
 from retrieval.images import thumbnail
@@ -162,7 +163,7 @@ def _look_at_models(profile: Profile) -> dict:
 class Imaginer:
     """Batches of vocabulary rows to rows of a query set."""
 
-    def __init__(self, profile: Profile, images: int, seed: int, counter: ActorHandle) -> None:
+    def __init__(self, profile: Profile, images: int, seed: int, counter: ProgressCounter) -> None:
         self.encoder = load_query_encoder(profile)
         self.images, self.seed, self.counter = images, seed, counter
         self.schema = queryset_schema(self.encoder.vlm.dim, self.encoder.vision.dim)
@@ -170,7 +171,7 @@ class Imaginer:
     def __call__(self, batch: pa.Table) -> pa.Table:
         encoded = self.encoder.encode(batch["text"].to_pylist(), self.images, seed=self.seed)
         rows = [row | _as_columns(query) for row, query in zip(batch.to_pylist(), encoded, strict=True)]
-        self.counter.add.remote(len(rows))
+        self.counter.add(len(rows))
         return pa.Table.from_pylist(rows, schema=self.schema)
 
 

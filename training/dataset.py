@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 import ray
 
-from cluster.session import progress
+from cluster.progress import ProgressCounter, progress
 from retrieval.artifacts import (
     Gallery,
     QuerySet,
@@ -222,13 +222,13 @@ def _parts(gallery: Gallery) -> ray.data.Dataset:
 
 
 def _sample(
-    parts: pa.Table, folder: Folder, labels: pa.Array, per_label: int, seed: int, counter: Any
+    parts: pa.Table, folder: Folder, labels: pa.Array, per_label: int, seed: int, counter: ProgressCounter
 ) -> Iterator[pa.Table]:
     key = f"{seed}".encode()
     for part in parts["part"].to_pylist():
         kept = _SAMPLE.empty_table()
         for rows in folder.tables(part, rows=_ROWS_AT_ONCE, columns=["id", "label"]):
-            counter.add.remote(rows.num_rows)
+            counter.add(rows.num_rows)
             rows = rows.filter(pa.compute.is_in(rows["label"], labels))
             order = [hashlib.blake2b(i.encode(), digest_size=8, key=key).hexdigest() for i in rows["id"].to_pylist()]
             rows = rows.append_column("order", pa.array(order, pa.string())).cast(_SAMPLE)

@@ -22,11 +22,11 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.actor import ActorHandle
 from ray.train.collective import broadcast_from_rank_zero
 
 from cluster.profile import Profile, Training
-from cluster.session import check_room, progress
+from cluster.progress import ProgressCounter, progress
+from cluster.session import check_room
 from retrieval.aggregator import Aggregator
 from retrieval.artifacts import MANIFEST, Gallery, QuerySet, TrainedAggregator, check_disjoint
 from retrieval.folder import Folder
@@ -52,7 +52,7 @@ class Run:
     dim: int
     training: ray.ObjectRef
     validation: ray.ObjectRef
-    counter: ActorHandle
+    counter: ProgressCounter
     tracker: Tracker
 
 
@@ -194,7 +194,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any]:
     validation: Examples = ray.get(run.validation)
     drawing = {"batch": settings.batch, "positives": settings.positives, "seed": settings.seed}
     batches = stream(run.training, range(learner.step_number, settings.steps), drawing | {"rank": rank, "world": world})
-    counted = ray.get(run.counter.done.remote())
+    counted = run.counter.done()
     losses: list[float] = []
     outcome: dict[str, Any] = {"fault": None}
     if not state["history"]:
@@ -209,7 +209,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any]:
             break
         losses.append(done.loss)
         if rank == 0 and learner.step_number > counted:  # after a restart, what was done before counts as well
-            run.counter.add.remote(learner.step_number - counted)
+            run.counter.add(learner.step_number - counted)
             counted = learner.step_number
         if learner.step_number % settings.validate_every == 0 or learner.step_number == settings.steps:
             _validate(run, learner, validation, state, losses)
