@@ -57,7 +57,7 @@ def _faiss() -> Check:
     try:
         import faiss
     except ImportError as error:
-        return Check("faiss", False, str(error), "pip install faiss-cpu, or faiss-gpu where CUDA 12 is at hand")
+        return Check("faiss", False, str(error), "in the checkout: pip install -e .")
     kind = "with GPU" if hasattr(faiss, "StandardGpuResources") else "CPU"
     return Check("faiss", True, f"{faiss.__version__}, {kind}, {faiss.get_compile_options().strip()}")
 

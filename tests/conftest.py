@@ -44,7 +44,18 @@ from command_line import Run, Said
 
 from cluster.ports import free_port
 
-DATA = Path(os.environ.get("MINDSEYE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+HERE = Path(__file__).parent
+DATA = Path(os.environ.get("MINDSEYE_DATA") or HERE.parents[1] / "shared" / "data")
+SIZES = ("ray", "service", "faults")
+"""Folders whose tests need the machine for themselves; each gives its tests the mark of its name."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    size = item.path.relative_to(HERE).parts[0]
+    if size in SIZES:
+        item.add_marker(size)
+    elif "ray_session" in getattr(item, "fixturenames", ()):
+        item.add_marker("ray")
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +156,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """The one Ray of the test run: local, of two CPUs. Tests that use it are marked ``ray``."""
+    """The one Ray of the test run: local, of two CPUs. Tests that use it are never run in parallel."""
     import ray
 
     from cluster.session import data_defaults

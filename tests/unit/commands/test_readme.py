@@ -37,7 +37,7 @@ def test_there_are_commands_to_check() -> None:
 
 @pytest.mark.parametrize(("document", "command"), _commands("make"))
 def test_make_targets_exist(document: str, command: str) -> None:
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert command.split()[1] in targets, document
 
 
