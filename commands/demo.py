@@ -19,8 +19,8 @@ def demo(folder: Path = Path("demo-out"), *, profile: Profile = "tiny", address:
     from cluster.ports import free_port
     from cluster.profile import load_profile
     from cluster.session import cluster_address, session
+    from commands.results import results_table
     from demo.run import run_demo
-    from pipelines.report import results_table
     from serving.client import search as ask
     from serving.launch import prepare, running
 

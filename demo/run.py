@@ -24,8 +24,9 @@ from pipelines.contact_sheet import contact_sheet
 from pipelines.evaluate import Evaluation, evaluate
 from pipelines.gallery import build_gallery
 from pipelines.index import build_index
-from pipelines.queries import VocabularyEntry, build_queries
+from pipelines.queries import build_queries
 from pipelines.report import write_report
+from pipelines.vocabulary import VocabularyEntry
 from retrieval.artifacts import Gallery, Index, QuerySet
 from retrieval.prompts import KINDS, Kind, query_text
 from training.trainer import train_aggregator
@@ -102,11 +103,9 @@ def run_demo(folder: Path, profile: Profile, say: Callable[[str], None], size: S
     shipped = load_aggregator(profile)
     aggregators = {"trained": made} | ({"shipped": shipped} if shipped else {})
     evaluation = evaluate(gallery, queries, weight=weight, aggregators=aggregators)
-    reports = write_report(evaluation, folder / "report")
-    sheet = folder / "report" / "contact-sheet.png"
     best, learned = list(aggregators.items())[-1]
-    sheet.write_bytes(contact_sheet(gallery, queries, evaluation.weights[best], aggregator=learned))
-    places = [*reports, str(sheet.absolute()), made.uri]
+    sheet = contact_sheet(gallery, queries, evaluation.weights[best], aggregator=learned)
+    places = [*write_report(evaluation, sheet, folder / "report"), made.uri]
     return DemoResult(gallery, index, queries, evaluation, places, unseen[-1].name)
 
 

@@ -16,7 +16,8 @@ from demo.grammar import describe
 from demo.run import render_gallery
 from demo.world import split
 from pipelines.gallery import build_gallery
-from pipelines.queries import VocabularyEntry, build_queries
+from pipelines.queries import build_queries
+from pipelines.vocabulary import VocabularyEntry
 from retrieval.artifacts import MANIFEST, Gallery, QuerySet
 from retrieval.folder import Folder
 from training.trainer import train_aggregator
