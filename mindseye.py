@@ -29,9 +29,9 @@ if TYPE_CHECKING:  # what _PUBLIC says, for editors and type checkers
     from cluster.profile import Profile as Profile
     from cluster.profile import load_profile as load_profile
     from cluster.session import session as session
-    from pipelines.queries import VocabularyEntry as VocabularyEntry
     from pipelines.queries import imagine as imagine
     from pipelines.report import measure as measure
+    from pipelines.vocabulary import VocabularyEntry as VocabularyEntry
     from retrieval.artifacts import Gallery as Gallery
     from retrieval.artifacts import Index as Index
     from retrieval.artifacts import QuerySet as QuerySet
@@ -54,7 +54,7 @@ _PUBLIC = {
     "QuerySet": "retrieval.artifacts:QuerySet",
     "TrainedAggregator": "retrieval.artifacts:TrainedAggregator",
     "UserError": "retrieval.errors:UserError",
-    "VocabularyEntry": "pipelines.queries:VocabularyEntry",
+    "VocabularyEntry": "pipelines.vocabulary:VocabularyEntry",
     "add": "pipelines.job:add",
     "client": "serving.client",
     "compact": "pipelines.job:compact",
