@@ -57,7 +57,9 @@ from pipelines.gallery import build_gallery, summary_of
 from retrieval.artifacts import Gallery
 from retrieval.images import SIDES_TO_SPARE, decode, decode_reduced
 from retrieval.models.devices import pick_device, pick_dtype
-from retrieval.models.encoders import RANDOM_SEED, VLM, VisionEncoder
+from retrieval.models.loading import RANDOM_SEED
+from retrieval.models.vision import VisionEncoder
+from retrieval.models.vlm import VLM
 
 CORES = os.cpu_count() or 1
 BATCH = 32

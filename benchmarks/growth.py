@@ -26,7 +26,8 @@ from cluster.profile import load_profile
 from cluster.session import session
 from pipelines.growth import Selection, compact, index_batch, remove, worst
 from pipelines.index import build_index
-from retrieval.artifacts import BatchRecord, Gallery, GalleryManifest, Index
+from retrieval.artifacts import Gallery, Index
+from retrieval.artifacts.manifests import BatchRecord, GalleryManifest
 from retrieval.fusion import fused_query
 from retrieval.index.shard import Shard
 

@@ -36,7 +36,9 @@ import torch
 
 from cluster.profile import Training
 from cluster.session import session
-from retrieval.artifacts import Gallery, fixed_size_list, gallery_schema
+from retrieval.artifacts import Gallery
+from retrieval.artifacts.columns import fixed_size_list
+from retrieval.artifacts.gallery import gallery_schema
 from retrieval.folder import Folder
 from retrieval.fusion import unit
 from training.dataset import Examples, sample_rows

@@ -12,8 +12,9 @@ from retrieval.prompts import templates
 
 if TYPE_CHECKING:
     from retrieval.finder import Finder
-    from retrieval.models.encoders import VLM, VisionEncoder
     from retrieval.models.generator import Generator
+    from retrieval.models.vision import VisionEncoder
+    from retrieval.models.vlm import VLM
     from retrieval.query import QueryEncoder
 
 # The libraries behind the models take seconds to import, so each function imports what it needs.
@@ -56,7 +57,7 @@ def index_folder(target: str | Path) -> Folder:
 
 def load_vlm(profile: Profile) -> VLM:
     """Load the vision-and-language model."""
-    from retrieval.models.encoders import VLM
+    from retrieval.models.vlm import VLM
 
     models = profile.models
     return VLM.load(models.vlm, device=models.device, dtype=models.dtype)
@@ -64,7 +65,7 @@ def load_vlm(profile: Profile) -> VLM:
 
 def load_vision(profile: Profile) -> VisionEncoder:
     """Load the vision encoder."""
-    from retrieval.models.encoders import VisionEncoder
+    from retrieval.models.vision import VisionEncoder
 
     models = profile.models
     return VisionEncoder.load(models.vision, device=models.device, dtype=models.dtype)

@@ -66,7 +66,8 @@ def index(
     from pipelines.duplicates import check_cosine
     from pipelines.gallery import build_gallery, gallery_of, summary_of
     from pipelines.index import build_index
-    from retrieval.artifacts import MANIFEST, Index, published_versions
+    from retrieval.artifacts import MANIFEST, Index
+    from retrieval.artifacts.index import published_versions
     from retrieval.folder import Folder
 
     if dedup is not None:

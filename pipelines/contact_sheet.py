@@ -13,7 +13,8 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.ranking import best_rows
-from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator, text_vectors, vision_vectors
+from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
+from retrieval.artifacts.queryset import text_vectors, vision_vectors
 from retrieval.fusion import fused_query
 from retrieval.images import ImageRejected, decode
 from retrieval.query import pool

@@ -32,13 +32,15 @@ from cluster.profile import Profile
 from cluster.progress import ProgressCounter
 from pipelines.ray_executor import actor_pool
 from pipelines.tables import read_tables
-from retrieval.artifacts import REJECTED_SCHEMA, Gallery, ModelRecord, fixed_size_list
+from retrieval.artifacts import Gallery, ModelRecord
+from retrieval.artifacts.columns import fixed_size_list
+from retrieval.artifacts.gallery import REJECTED_SCHEMA
 from retrieval.folder import Folder
 from retrieval.images import ImageRejected, decode_reduced
 from retrieval.sources.reader import InputReader, is_relative
 
 if TYPE_CHECKING:  # the first takes seconds, which the many tasks that never see a model should not
-    from retrieval.models.encoders import ImageEncoder
+    from retrieval.models.image_encoder import ImageEncoder
     from retrieval.models.preprocess import Preprocess
 
 BLOCKS, ROWS_PER_BLOCK = 1024, (64, 16_384)

@@ -13,15 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.ranking import exact_ranks
-from retrieval.artifacts import (
-    Gallery,
-    QuerySet,
-    TrainedAggregator,
-    check_disjoint,
-    check_same_models,
-    text_vectors,
-    vision_vectors,
-)
+from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
+from retrieval.artifacts.compatibility import check_disjoint, check_same_models
+from retrieval.artifacts.queryset import text_vectors, vision_vectors
 from retrieval.errors import UserError
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
 from retrieval.metrics import Interval, average_precision, bootstrap_mean, paired_bootstrap, precision_at

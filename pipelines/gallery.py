@@ -26,18 +26,10 @@ from cluster.progress import progress
 from cluster.session import check_room, check_shared
 from pipelines.embedding import Encoders, embed, written
 from pipelines.sources import Known, difference, list_inputs
-from retrieval.artifacts import (
-    MANIFEST,
-    BatchRecord,
-    Gallery,
-    GalleryManifest,
-    ModelRecord,
-    PartRecord,
-    Role,
-    check_made_by,
-    gallery_schema,
-    now,
-)
+from retrieval.artifacts import MANIFEST, Gallery, ModelRecord, Role
+from retrieval.artifacts.compatibility import check_made_by
+from retrieval.artifacts.gallery import gallery_schema
+from retrieval.artifacts.manifests import BatchRecord, GalleryManifest, PartRecord, now
 from retrieval.folder import Folder
 
 JOB, SUMMARY = "job.json", "summary.json"

@@ -34,19 +34,9 @@ from pipelines.index import (
     publish,
     train_quantisers,
 )
-from retrieval.artifacts import (
-    MANIFEST,
-    REMOVED_SCHEMA,
-    BatchRecord,
-    Gallery,
-    GalleryManifest,
-    Index,
-    PartRecord,
-    new_version,
-    now,
-    published_versions,
-    version_names,
-)
+from retrieval.artifacts import MANIFEST, Gallery, Index
+from retrieval.artifacts.index import REMOVED_SCHEMA, new_version, published_versions, version_names
+from retrieval.artifacts.manifests import BatchRecord, GalleryManifest, PartRecord, now
 from retrieval.folder import Folder
 from retrieval.index.files import ROWS
 from retrieval.index.kinds import memory_of

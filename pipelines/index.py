@@ -30,23 +30,18 @@ from cluster.profile import IndexSettings, Profile
 from cluster.progress import ProgressCounter, progress
 from cluster.session import check_room
 from pipelines.tables import read_tables
-from retrieval.artifacts import (
-    Gallery,
-    Index,
-    IndexManifest,
-    PartRecord,
-    ShardRecord,
-    matrix,
-    new_version,
-    published_versions,
-    version_names,
-)
+from retrieval.artifacts import Gallery, Index
+from retrieval.artifacts.columns import matrix
+from retrieval.artifacts.index import new_version, published_versions, version_names
+from retrieval.artifacts.manifests import IndexManifest, PartRecord, ShardRecord
 from retrieval.folder import Folder
-from retrieval.index.build import build_shard, save_trained
-from retrieval.index.files import LAMBDA_GRID, read_record
+from retrieval.index.build import build_shard
+from retrieval.index.effort import LAMBDA_GRID
+from retrieval.index.files import read_record
 from retrieval.index.hits import Hits, merge_topk
-from retrieval.index.kinds import choose_factory, train, training_rows
-from retrieval.index.shard import RECALL_AT
+from retrieval.index.kinds import choose_factory
+from retrieval.index.train import save_trained, train, training_rows
+from retrieval.index.tuning import RECALL_AT, sample_queries
 from retrieval.metrics import neighbour_recall
 
 PLAN, REFUSED, TRAINED = "plan.json", "refused.json", "trained.faiss"
@@ -382,7 +377,7 @@ def _sample_queries(index: Index) -> np.ndarray:
         shard = index.shard(number)
         # Rows lie in the order of their ids, which are hashes, so any run of them is a fair sample.
         rows = np.flatnonzero(shard.alive)[-RECALL_QUERIES // len(asked) :]
-        for queries, of_shard in zip(by_weight, shard.sample_queries(rows, np.random.default_rng(1)), strict=True):
+        for queries, of_shard in zip(by_weight, sample_queries(shard, rows, np.random.default_rng(1)), strict=True):
             queries.append(of_shard)
     return np.concatenate([np.concatenate(queries) for queries in by_weight])
 

@@ -26,16 +26,11 @@ from cluster.progress import ProgressCounter, progress
 from pipelines.embedding import decoded_side, written
 from pipelines.gallery import JOB, Job, unfinished_batches
 from pipelines.index import PLAN, REFUSED, Plan
-from retrieval.artifacts import (
-    MANIFEST,
-    REJECTED_SCHEMA,
-    Gallery,
-    Index,
-    PartRecord,
-    matrix,
-    published_versions,
-    version_names,
-)
+from retrieval.artifacts import MANIFEST, Gallery, Index
+from retrieval.artifacts.columns import matrix
+from retrieval.artifacts.gallery import REJECTED_SCHEMA
+from retrieval.artifacts.index import published_versions, version_names
+from retrieval.artifacts.manifests import PartRecord
 from retrieval.folder import Folder
 from retrieval.images import ImageRejected, decode_reduced
 from retrieval.index.files import ROWS, verify

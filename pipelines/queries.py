@@ -20,7 +20,9 @@ from cluster.progress import ProgressCounter, progress
 from cluster.session import check_room, session
 from pipelines.executor import TableFiles, Workers, current_executor
 from pipelines.vocabulary import VocabularyEntry, read_vocabulary
-from retrieval.artifacts import MANIFEST, ModelRecord, QuerySet, QuerySetManifest, Role, queryset_schema
+from retrieval.artifacts import MANIFEST, ModelRecord, QuerySet, Role
+from retrieval.artifacts.manifests import QuerySetManifest
+from retrieval.artifacts.queryset import queryset_schema
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.images import thumbnail

@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 
 from cluster.progress import ProgressCounter, progress
 from pipelines.executor import Each, Files, Shared, current_executor
-from retrieval.artifacts import Gallery, fixed_size_list, matrix
+from retrieval.artifacts import Gallery
+from retrieval.artifacts.columns import fixed_size_list, matrix
 from retrieval.fusion import products
 from retrieval.metrics import count_better
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from synthetic import D1, D2, directions, models, write_gallery, write_queries
 
-from retrieval.artifacts import Gallery, QuerySet, matrix
+from retrieval.artifacts import Gallery, QuerySet
+from retrieval.artifacts.columns import matrix
 from training.dataset import Batch, Examples, LeftOut, load_examples, sample_rows, split_labels, stream
 
 LABELS = ["ant", "bee", "cat", "dog", "ünï 😀"]
