@@ -18,7 +18,7 @@ from retrieval.artifacts.queryset import text_vectors, vision_vectors
 from retrieval.fusion import fused_query
 from retrieval.images import ImageRejected, decode
 from retrieval.query import pool
-from retrieval.sources.lookup import Pictures
+from retrieval.sources.lookup import ImageLookup
 
 SIDE, GAP, MARGIN = 72, 4, 16
 RIGHT, WRONG, NEUTRAL = (46, 160, 67), (218, 54, 51), (150, 150, 150)
@@ -89,7 +89,7 @@ def gallery_pictures(sources: Mapping[str, str], rows: Iterable[Mapping]) -> dic
         wanted[row["batch"]].add(row["path"])
     pictures: dict[tuple[str, str], Image.Image] = {}
     for batch, paths in wanted.items():
-        data = Pictures(sources[batch], links_out=True).read(paths)
+        data = ImageLookup(sources[batch], links_out=True).read(paths)
         pictures |= {(batch, path): _picture(data.get(path)) for path in paths}
     return pictures
 

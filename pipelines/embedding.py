@@ -37,7 +37,8 @@ from retrieval.artifacts.columns import fixed_size_list
 from retrieval.artifacts.gallery import REJECTED_SCHEMA
 from retrieval.folder import Folder
 from retrieval.images import ImageRejected, decode_reduced
-from retrieval.sources.reader import InputReader, is_relative
+from retrieval.sources.places import is_relative
+from retrieval.sources.reader import InputReader
 
 if TYPE_CHECKING:  # the first takes seconds, which the many tasks that never see a model should not
     from retrieval.models.image_encoder import ImageEncoder

@@ -25,12 +25,13 @@ from cluster.profile import Profile
 from cluster.progress import progress
 from cluster.session import check_room, check_shared
 from pipelines.embedding import Encoders, embed, written
-from pipelines.sources import Known, difference, list_inputs
+from pipelines.sources import list_inputs
 from retrieval.artifacts import MANIFEST, Gallery, ModelRecord, Role
 from retrieval.artifacts.compatibility import check_made_by
 from retrieval.artifacts.gallery import gallery_schema
 from retrieval.artifacts.manifests import BatchRecord, GalleryManifest, PartRecord, now
 from retrieval.folder import Folder
+from retrieval.sources.known import Known, difference
 
 JOB, SUMMARY = "job.json", "summary.json"
 

@@ -34,7 +34,7 @@ from retrieval.artifacts.manifests import PartRecord
 from retrieval.folder import Folder
 from retrieval.images import ImageRejected, decode_reduced
 from retrieval.index.files import ROWS, verify
-from retrieval.sources.lookup import Pictures
+from retrieval.sources.lookup import ImageLookup
 
 SAME = 0.999
 """Least cosine of a vector and the one that is made of the same image again."""
@@ -202,7 +202,7 @@ def _check_sample(gallery: Gallery, profile: Profile, sample: int, seed: int) ->
         if encoder.fingerprint != gallery.manifest.models[name].fingerprint:  # type: ignore[index]
             return Finding("a sample embedded again", f"the profile's {name} model is not the gallery's")
     side = decoded_side(encoder.preprocess for encoder in encoders.values())
-    sources = {name: Pictures(source, links_out=True) for name, source in gallery.manifest.sources.items()}
+    sources = {name: ImageLookup(source, links_out=True) for name, source in gallery.manifest.sources.items()}
     for row in range(rows.num_rows):
         path = rows["path"][row].as_py()
         try:

@@ -25,7 +25,8 @@ from retrieval.artifacts.columns import fixed_size_list, matrix
 from retrieval.artifacts.gallery import gallery_schema
 from retrieval.folder import Folder
 from retrieval.images import decode
-from retrieval.sources.reader import INPUTS, InputReader
+from retrieval.sources.inputs import INPUTS
+from retrieval.sources.reader import InputReader
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
 
