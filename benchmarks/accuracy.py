@@ -28,7 +28,7 @@ from retrieval.artifacts import MANIFEST, Gallery, QuerySet, TrainedAggregator
 from retrieval.folder import Folder
 from retrieval.metrics import Interval, paired_bootstrap
 from retrieval.prompts import KINDS
-from training.trainer import train_aggregator
+from training.trainer import train
 
 WORK = Path("demo/work")
 IMAGES = (1, 2, 4, 8, 16)
@@ -44,7 +44,7 @@ def trained(profile: Profile, seed: int, layers: int) -> TrainedAggregator:
         settings = profile.train.model_copy(update={"seed": seed, "layers": layers})
         profile = profile.model_copy(update={"train": settings})
         gallery, queries = seen_gallery(WORK / "aggregator", profile), seen_queries(WORK / "aggregator", profile)
-        train_aggregator(gallery, queries, str(target), profile, say=print)
+        train(gallery, queries, target, profile, log=print)
     return TrainedAggregator.open(target)
 
 

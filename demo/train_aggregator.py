@@ -20,7 +20,7 @@ from pipelines.queries import build_queries
 from pipelines.vocabulary import VocabularyEntry
 from retrieval.artifacts import MANIFEST, Gallery, QuerySet
 from retrieval.folder import Folder
-from training.trainer import train_aggregator
+from training.trainer import train
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = 32
@@ -61,7 +61,7 @@ def build(work: Path, target: Path) -> None:
     with session():
         gallery, queries = seen_gallery(work, profile), seen_queries(work, profile)
         Folder(target).delete()
-        train_aggregator(gallery, queries, str(target), profile, say=print)
+        train(gallery, queries, target, profile, log=print)
     # What is committed should not say where it was made.
     manifest = target / MANIFEST
     manifest.write_text(manifest.read_text().replace(f"{ROOT}/", ""))

@@ -88,7 +88,7 @@ def _entries(row: Mapping[str, Any], where: str) -> list[VocabularyEntry]:
         kind = row.get("kind") or "name"
         if kind not in KINDS:
             message = f"{where}: kind is {kind!r}; it must be one of {', '.join(KINDS)}"
-            raise UserError(message, code="unknown-kind", field="kind")
+            raise UserError(message, code="unknown", field="kind")
         return [VocabularyEntry(text, kind, label)]
     if not name and not description:
         message = f"{where}: expected a column name, description or text with a value; the row is {dict(row)}"

@@ -15,6 +15,6 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
-    """Wait until it is so, where there is no event loop."""
+    """Wait until it is so, outside asyncio."""
     while not condition():
-        time.sleep(0.01)
+        time.sleep(0.02)

@@ -38,7 +38,9 @@ def load_examples(gallery: Gallery, queries: QuerySet, *, rows_per_label: int, s
     check_same_models(gallery, queries, ("vlm", "vision"))
     if not queries.manifest.queries:
         raise UserError(
-            f"the query set {queries.uri} is empty; there is nothing to learn from", code="no-queries", field="query_set"
+            f"the query set {queries.uri} is empty; there is nothing to learn from",
+            code="no-queries",
+            field="query_set",
         )
     table = queries.table(["id", "label", "vlm", "vision"])
     unlabelled = table["label"].null_count

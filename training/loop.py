@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cluster.profile import Training
-from cluster.progress import Counter
+from cluster.progress import ProgressCounter
 from retrieval.folder import Folder
 from training import checkpoint
 from training.examples import Examples, stream
@@ -32,7 +32,7 @@ class Run:
     """URI of the folder of the run's checkpoints."""
     training: Examples
     validation: Examples
-    counter: Counter
+    counter: ProgressCounter
     tracker: Tracker
 
     @property
@@ -110,9 +110,7 @@ def train_loop(run: Run, worker: Worker) -> Outcome:
     return Outcome(best, history)
 
 
-def _validate(
-    run: Run, worker: Worker, learner: Learner, best: Best, history: list[Line], losses: list[float]
-) -> Best:
+def _validate(run: Run, worker: Worker, learner: Learner, best: Best, history: list[Line], losses: list[float]) -> Best:
     """Measure mAP on held-out labels, add a line to the history, and write a checkpoint; return the best so far.
 
     The first worker measures and writes; all of them know the result, by which they stop together.

@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from cluster.progress import Counter, progress
+from cluster.progress import ProgressCounter, progress
 from cluster.session import in_process
 from retrieval.artifacts import Gallery
 from retrieval.artifacts.gallery import gallery_schema
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 
+Read = Callable[..., Iterator[pa.Table]]
 _ROWS_AT_ONCE = 4096
 _CHOSEN = pa.schema([("id", pa.string()), ("label", pa.string()), ("order", pa.string())])
 _VECTORS = ["label", "vlm", "vision"]
@@ -57,7 +58,9 @@ def sample_rows(gallery: Gallery, labels: set[str], per_label: int, seed: int) -
     return rows.select(_VECTORS).combine_chunks()
 
 
-def _over_parts(gallery: Gallery, read: Callable[..., Iterator[pa.Table]], shared: Any, *more: Any) -> Iterator[pa.Table]:
+def _over_parts(
+    gallery: Gallery, read: Callable[..., Iterator[pa.Table]], shared: Any, *more: Any
+) -> Iterator[pa.Table]:
     """Yield the tables that ``read(folder, part, shared, *more)`` yields for each part, without empty ones.
 
     Args:
@@ -74,15 +77,13 @@ def _over_parts(gallery: Gallery, read: Callable[..., Iterator[pa.Table]], share
     yield from (table for table in tables if table.num_rows)
 
 
-def _in_task(
-    parts: pa.Table, read: Callable[..., Iterator[pa.Table]], folder: Folder, shared: list[ray.ObjectRef], more: Any
-) -> Iterator[pa.Table]:
+def _in_task(parts: pa.Table, read: Read, folder: Folder, shared: list[ray.ObjectRef], more: Any) -> Iterator[pa.Table]:
     for part in parts["part"].to_pylist():
         yield from read(folder, part, ray.get(shared[0]), *more)
 
 
 def _choose(
-    folder: Folder, part: str, labels: pa.Array, per_label: int, seed: int, counter: Counter
+    folder: Folder, part: str, labels: pa.Array, per_label: int, seed: int, counter: ProgressCounter
 ) -> Iterator[pa.Table]:
     key = f"{seed}".encode()
     kept = _CHOSEN.empty_table()
