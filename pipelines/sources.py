@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
-import ray
 
+from pipelines.executor import current_executor
 from retrieval.folder import Folder
 from retrieval.sources.files import File
 from retrieval.sources.frozen_list import Listing, freeze
 from retrieval.sources.known import Known
-from retrieval.sources.listing import inputs_in_order, inputs_of
+from retrieval.sources.listing import inputs_of
 
 _TABLES_AHEAD = 4
 
 
 def list_inputs(source: str, into: Folder, *, known: Sequence[Known] = ()) -> Listing:
-    """Write the list of a source's inputs to ``into``, as ``freeze`` does; a task a file where Ray runs.
+    """Write the list of a source's inputs to ``into``, as ``freeze`` does, with a task for each file of many inputs.
 
     Raises:
         UserError, OSError: as ``freeze``.
     """
-    return freeze(source, into, known=known, inputs=_in_tasks if ray.is_initialized() else inputs_in_order)
+    return freeze(source, into, known=known, inputs=_in_tasks)
 
 
 def _in_tasks(root: Folder, files: Iterable[File]) -> Iterator[pa.Table]:
-    """Yield the inputs of each file, in order: in a task for each, a few ahead."""
-    task = ray.remote(inputs_of).options(num_returns="streaming", _generator_backpressure_num_objects=_TABLES_AHEAD)
-    ahead = int(ray.cluster_resources().get("CPU", 1))
-    running: deque = deque()
-    for file in files:
-        running.append(task.remote(root, file))
-        if len(running) > ahead:
-            yield from map(ray.get, running.popleft())
-    while running:
-        yield from map(ray.get, running.popleft())
+    return current_executor().stream(inputs_of, ((root, file) for file in files), ahead=_TABLES_AHEAD)
