@@ -40,12 +40,16 @@ import pyarrow as pa
 from cluster.profile import load_profile
 from cluster.session import session
 from pipelines.index import build_index
-from retrieval.artifacts import Gallery, Index, ModelRecord, Role, fixed_size_list, matrix
+from retrieval.artifacts import Gallery, Index, ModelRecord, Role
+from retrieval.artifacts.columns import fixed_size_list, matrix
 from retrieval.fusion import fused_query, unit
-from retrieval.index.files import LAMBDA_GRID, VECTORS
+from retrieval.index.build import fill
+from retrieval.index.effort import LAMBDA_GRID
+from retrieval.index.files import VECTORS
 from retrieval.index.hits import Hits, merge_topk
-from retrieval.index.kinds import fitted_factory, new_index, search_parameters, train
-from retrieval.index.shard import Shard, fill, training_sample
+from retrieval.index.kinds import fitted_factory, new_index, search_parameters
+from retrieval.index.shard import Shard
+from retrieval.index.train import train, training_sample
 from retrieval.metrics import neighbour_recall
 
 DIM = 320

@@ -38,7 +38,8 @@ import yaml
 from cluster.loading import load_query_encoder
 from cluster.ports import free_port
 from cluster.profile import PROFILES, load_profile
-from retrieval.artifacts import Index, QuerySet, vision_vectors
+from retrieval.artifacts import Index, QuerySet
+from retrieval.artifacts.queryset import vision_vectors
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
 from retrieval.index.hits import merge_topk
 from retrieval.query import pool

@@ -36,7 +36,9 @@ import torch
 
 from cluster.profile import Training
 from cluster.session import session
-from retrieval.artifacts import Gallery, fixed_size_list, gallery_schema
+from retrieval.artifacts import Gallery
+from retrieval.artifacts.columns import fixed_size_list
+from retrieval.artifacts.gallery import gallery_schema
 from retrieval.fusion import unit
 from training.examples import Examples
 from training.learner import Learner

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple, Protocol
 
@@ -31,6 +31,12 @@ from cluster.session import in_process
 
 console = Console(stderr=True)
 LINE_SECONDS = 60
+Log = Callable[[str], None]
+"""What a job is given to log a line for whoever runs it."""
+
+
+def silent(line: str) -> None:
+    """Log nothing."""
 
 
 class ProgressCounter(Protocol):

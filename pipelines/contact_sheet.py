@@ -12,11 +12,13 @@ import pyarrow as pa
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator, matrix, text_vectors, vision_vectors
-from retrieval.fusion import fused_query, products
+from pipelines.ranking import best_rows
+from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
+from retrieval.artifacts.queryset import text_vectors, vision_vectors
+from retrieval.fusion import fused_query
 from retrieval.images import ImageRejected, decode
 from retrieval.query import pool
-from retrieval.sources.lookup import Pictures
+from retrieval.sources.lookup import ImageLookup
 
 SIDE, GAP, MARGIN = 72, 4, 16
 RIGHT, WRONG, NEUTRAL = (46, 160, 67), (218, 54, 51), (150, 150, 150)
@@ -56,7 +58,7 @@ def contact_sheet(
     table = _spread(queries.table(), rows)
     text, visual = text_vectors(table), pool(*vision_vectors(table), aggregator.network() if aggregator else None)
     joint = np.concatenate([fused_query(text, visual, value) for value in (0.0, weight)])
-    best = top_rows(gallery, joint, k)
+    best = best_rows(gallery, joint, k)
     pictures = gallery_pictures(gallery.manifest.sources, [row for found in best for row in found])
     sections = []
     for i, query in enumerate(table.to_pylist()):
@@ -76,24 +78,6 @@ def _spread(queries: pa.Table, count: int) -> pa.Table:
     return queries.take(pa.array(chosen))
 
 
-def top_rows(gallery: Gallery, joint_QD: np.ndarray, k: int) -> list[list[dict]]:
-    """Return the exact k best rows (id, path, label, batch, score) of each query, block by block over the whole
-    gallery.
-    """
-    best: list[list[dict]] = [[] for _ in joint_QD]
-    for table in gallery.tables(["id", "path", "label", "batch", "vlm", "vision"], rows=8192):
-        scores_QN = products(joint_QD, np.concatenate([matrix(table["vlm"]), matrix(table["vision"])], axis=1))
-        described = table.select(["id", "path", "label", "batch"])
-        for q, scores in enumerate(scores_QN.astype(np.float32)):
-            rows = np.argsort(-scores, kind="stable")[: 2 * k]
-            candidates = [
-                row | {"score": float(scores[i])}
-                for i, row in zip(rows, described.take(pa.array(rows)).to_pylist(), strict=True)
-            ]
-            best[q] = sorted(best[q] + candidates, key=lambda row: (-row["score"], row["id"]))[:k]
-    return best
-
-
 def gallery_pictures(sources: Mapping[str, str], rows: Iterable[Mapping]) -> dict[tuple[str, str], Image.Image]:
     """Read images of gallery rows from the sources of their batches; one that is gone is a grey square.
 
@@ -105,7 +89,7 @@ def gallery_pictures(sources: Mapping[str, str], rows: Iterable[Mapping]) -> dic
         wanted[row["batch"]].add(row["path"])
     pictures: dict[tuple[str, str], Image.Image] = {}
     for batch, paths in wanted.items():
-        data = Pictures(sources[batch], links_out=True).read(paths)
+        data = ImageLookup(sources[batch], links_out=True).read(paths)
         pictures |= {(batch, path): _picture(data.get(path)) for path in paths}
     return pictures
 

@@ -61,7 +61,8 @@ class Workers(NamedTuple):
 class Sink(Protocol):
     """Where tables are written, by any worker."""
 
-    folder: Folder
+    @property
+    def folder(self) -> Folder: ...
 
     def write(self, rows: pa.Table, name: str) -> None:
         """Write to files of ``folder`` whose names begin with ``name``, over those of the same name: a write that was

@@ -1,10 +1,10 @@
 """The set aggregator: the embeddings of K imagined images to one query vector.
 
-The network of CLETIR (arXiv 2509.00177) as its authors released it. A class row, the mean of the K features,
-goes through L layers of multi-head attention over itself and the K rows. Each layer replaces the class row
-alone, by its attention output; the image rows pass on unchanged. No feed-forward, no residual, no position:
-the result does not depend on the order of the images. Since only the class row changes, it is the only query
-row of each layer: O(K), not O(K²). Shapes: B sets, K images a set, D dimensions of the vision encoder.
+The network of CLETIR (Khan et al., BMVC 2025, arXiv 2509.00177) as its authors released it. A class row, the mean of
+the K features, goes through L layers of multi-head attention over itself and the K rows. Each layer replaces the class
+row alone, by its attention output; the image rows pass on unchanged. No feed-forward, no residual, no position: the
+result does not depend on the order of the images. Since only the class row changes, it is the only query row of each
+layer: O(K), not O(K²). Shapes: B sets, K images a set, D dimensions of the vision encoder.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retrieval.errors import DamagedError, UserError
+
 _WEIGHT_STD = 0.02
 
 
@@ -28,9 +30,12 @@ class Aggregator(nn.Module):
         heads: attention heads, a divisor of D.
         layers: L ≥ 1.
         dropout: of attention weights, in training.
-        init: `reference` starts every projection as a truncated normal (std 0.02) with the key projection
-            equal to the query projection, like the authors; `identity` starts all projections at the
+        init: ``reference`` starts every projection as a truncated normal (std 0.02) with the key projection
+            equal to the query projection, like the authors; ``identity`` starts all projections at the
             identity, near the mean of the features, which suits small training sets.
+
+    Raises:
+        UserError: dim, heads or layers are out of range (code ``out-of-range``), or init is unknown (``unknown``).
     """
 
     def __init__(
@@ -44,9 +49,11 @@ class Aggregator(nn.Module):
     ) -> None:
         super().__init__()
         if dim < 1 or heads < 1 or layers < 1 or dim % heads:
-            raise ValueError(
+            raise UserError(
                 "an aggregator needs dim ≥ 1, layers ≥ 1 and heads that divide dim, "
-                f"got dim={dim}, heads={heads}, layers={layers}"
+                f"got dim={dim}, heads={heads}, layers={layers}",
+                code="out-of-range",
+                field="heads" if dim > 0 and layers > 0 else "dim" if dim < 1 else "layers",
             )
         self.dim, self.heads, self.dropout = dim, heads, dropout
         attentions = [nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True) for _ in range(layers)]
@@ -56,15 +63,26 @@ class Aggregator(nn.Module):
         self.lamda = nn.Parameter(torch.zeros(()))
 
     def forward(self, features_BKD: Tensor, mask_BK: Tensor | None = None) -> Tensor:
-        """Unit vectors (B, D). The mask is bool, True where an image is present; each set needs one."""
+        """Pool each set to one vector.
+
+        Args:
+            features_BKD: unit rows g_1 … g_K of the vision encoder; absent ones may hold anything.
+            mask_BK: bool, true where an image is present; each set needs one. None if all are.
+
+        Returns:
+            v, unit vectors (B, D).
+
+        Raises:
+            UserError: wrong shapes (code ``wrong-shape``), or a set without an image (``empty``).
+        """
         vector_BD, _ = self._attend(features_BKD, mask_BK, with_weights=False)
         return vector_BD
 
     def attention(self, features_BKD: Tensor, mask_BK: Tensor | None = None) -> Tensor:
-        """weights_BK of the images in the last layer, mean over heads: for explanations.
+        """Return weights (B, K) of the images in the last layer, mean over heads: for explanations.
 
         The share that the class row gives to itself is left out and the rest scaled, so that the weights of a
-        set add up to 1 and an absent image has 0.
+        set add up to 1 and an absent image has 0. Arguments and errors as ``forward``.
         """
         _, weights_BL = self._attend(features_BKD, mask_BK, with_weights=True)
         images_BK = weights_BL[:, 1:]
@@ -77,9 +95,11 @@ class Aggregator(nn.Module):
 
     def _attend(self, features_BKD: Tensor, mask_BK: Tensor | None, *, with_weights: bool) -> tuple[Tensor, Tensor]:
         if features_BKD.ndim != 3 or features_BKD.shape[2] != self.dim:
-            raise ValueError(
+            raise UserError(
                 f"this aggregator takes features (B, K, {self.dim}), got {tuple(features_BKD.shape)}: "
-                "are they of the vision encoder it was trained with?"
+                "are they of the vision encoder it was trained with?",
+                code="wrong-shape",
+                field="features",
             )
         features_BKD, present_BK = _present(features_BKD, mask_BK)
         cls_B1D = _mean(features_BKD, present_BK)
@@ -96,35 +116,43 @@ class Aggregator(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `from_bytes` needs beside the tensors; JSON-ready."""
+        """What ``from_bytes`` needs beside the tensors; JSON-ready."""
         return {"dim": self.dim, "heads": self.heads, "layers": len(self.layers), "dropout": self.dropout}
 
     def to_bytes(self) -> bytes:
-        """All tensors as safetensors."""
+        """Return all tensors as safetensors."""
         return safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.state_dict().items()})
 
     @classmethod
     def from_bytes(cls, data: bytes, config: Mapping[str, Any]) -> Aggregator:
-        """The aggregator of to_bytes() and config, in evaluation mode; ValueError if they do not fit."""
+        """Return the aggregator of ``to_bytes`` and ``config``, in evaluation mode.
+
+        Raises:
+            DamagedError: the bytes are not readable.
+            UserError: they are not those of such a network (code ``wrong-weights``, field ``weights``).
+        """
         try:
             tensors = safetensors.torch.load(data)
         except Exception as error:
-            raise ValueError(f"the aggregator's tensors are not readable safetensors: {error}") from error
+            message = f"the aggregator's tensors are not readable safetensors: {error}"
+            raise DamagedError(message, field="weights") from error
         return cls(**config)._filled(tensors)
 
     @classmethod
     def from_reference(cls, state_dict: Mapping[str, Tensor], *, heads: int = 1, dropout: float = 0.1) -> Aggregator:
-        """The authors' released checkpoint, in evaluation mode.
+        """Return the authors' released checkpoint, in evaluation mode.
 
-        Its keys are `self_attn.layers.{i}.{in_proj_weight,in_proj_bias,out_proj.weight,out_proj.bias}` and
-        `lamda`, each possibly behind `module.` (DataParallel); `attn_layer.*`, an unused template, is left.
+        Its keys are ``self_attn.layers.{i}.{in_proj_weight,in_proj_bias,out_proj.weight,out_proj.bias}`` and
+        ``lamda``, each possibly behind ``module.`` (DataParallel); ``attn_layer.*``, an unused template, is left.
 
         Args:
-            state_dict: from `torch.load(path, weights_only=True)`.
+            state_dict: from ``torch.load(path, weights_only=True)``.
             heads: of the checkpoint, which does not tell; the released one has 1.
+            dropout: of attention weights, if it is trained further.
 
         Raises:
-            ValueError: for missing or unknown keys, naming them, and for wrong shapes, naming both.
+            UserError: keys are missing or unknown, or shapes are wrong; they are named (code ``wrong-weights``, field
+                ``weights``).
         """
         plain = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
         tensors = {
@@ -133,7 +161,7 @@ class Aggregator(nn.Module):
         layers = {key.split(".")[1] for key in tensors if key.startswith("layers.")}
         first = tensors.get("layers.0.out_proj.weight")
         if first is None:
-            raise ValueError(
+            raise _wrong_weights(
                 "not a checkpoint of the aggregator: self_attn.layers.0.out_proj.weight is missing; "
                 f"its keys are {sorted(state_dict)[:12]}"
             )
@@ -143,11 +171,11 @@ class Aggregator(nn.Module):
         wanted = self.state_dict()
         missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
         if missing or unknown:
-            raise ValueError(f"the aggregator's tensors do not fit: missing {missing}, unknown {unknown}")
+            raise _wrong_weights(f"the aggregator's tensors do not fit: missing {missing}, unknown {unknown}")
         for name, tensor in tensors.items():
             same = tensor.numel() == 1 if name == "lamda" else tensor.shape == wanted[name].shape
             if not same:
-                raise ValueError(
+                raise _wrong_weights(
                     f"{name} has shape {tuple(tensor.shape)}, an aggregator of dim={self.dim} "
                     f"wants {tuple(wanted[name].shape)}"
                 )
@@ -156,7 +184,7 @@ class Aggregator(nn.Module):
 
 
 def mean_pool(features_BKD: Tensor, mask_BK: Tensor | None = None) -> Tensor:
-    """The baseline without learning: unit vectors (B, D) along the mean of the present features."""
+    """Pool without learning: unit vectors (B, D) along the mean of the present features. Arguments as ``forward``."""
     features_BKD, present_BK = _present(features_BKD, mask_BK)
     return functional.normalize(_mean(features_BKD, present_BK)[:, 0], dim=1)
 
@@ -166,13 +194,16 @@ def _present(features_BKD: Tensor, mask_BK: Tensor | None) -> tuple[Tensor, Tens
     if mask_BK is None:
         mask_BK = torch.ones(features_BKD.shape[:2], dtype=torch.bool, device=features_BKD.device)
     if mask_BK.dtype != torch.bool or mask_BK.shape != features_BKD.shape[:2]:
-        raise ValueError(
+        raise UserError(
             f"the mask of features {tuple(features_BKD.shape)} must be bool {tuple(features_BKD.shape[:2])}, "
-            f"got {mask_BK.dtype} {tuple(mask_BK.shape)}"
+            f"got {mask_BK.dtype} {tuple(mask_BK.shape)}",
+            code="wrong-shape",
+            field="mask",
         )
     empty = (~mask_BK.any(dim=1)).nonzero().flatten().tolist()
     if empty:
-        raise ValueError(f"a set needs at least one image, sets {empty[:10]} have none")
+        message = f"a set needs at least one image, sets {empty[:10]} have none"
+        raise UserError(message, code="empty", field="features")
     return features_BKD.masked_fill(~mask_BK.unsqueeze(-1), 0.0), mask_BK
 
 
@@ -194,4 +225,8 @@ def _start(layer: nn.MultiheadAttention, init: str) -> None:
             nn.init.trunc_normal_(weight, std=_WEIGHT_STD)
         key.copy_(query)
     else:
-        raise ValueError(f"init is 'reference' or 'identity', not {init!r}")
+        raise UserError(f"init is 'reference' or 'identity', not {init!r}", code="unknown", field="init")
+
+
+def _wrong_weights(message: str) -> UserError:
+    return UserError(message, code="wrong-weights", field="weights")

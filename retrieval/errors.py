@@ -20,3 +20,14 @@ class UserError(ValueError):
         super().__init__(message)
         self.code = code
         self.field = field
+
+
+class DamagedError(UserError):
+    """A file, shard or model is there and cannot be used: cut short, changed, or of another version.
+
+    Whoever opened it can put it right, so on a command line it is a mistake like any other. In a replica or a worker
+    nobody opened it: what a client asked is not at fault, and the answer is that of a failure.
+    """
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message, code="damaged", field=field)

@@ -1,5 +1,4 @@
-"""Accuracy of rankings: average precision, precision and recall at k, exact ranks by blocks, bootstrap
-intervals.
+"""Accuracy of rankings: average precision, precision at k, exact ranks by blocks, recall of a search, bootstrap.
 
 A rank is the 0-based place of a relevant row (a hit) in the full ranking of the gallery, best score first,
 equal scores by ascending id. Shapes: Q queries, N gallery rows, P positives of a query.
@@ -7,12 +6,14 @@ equal scores by ascending id. Shapes: Q queries, N gallery rows, P positives of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from retrieval.errors import UserError
 
 Method = Literal["trapezoid", "step"]
 Ints = NDArray[np.int64]
@@ -22,31 +23,34 @@ Rows = Sequence[Sequence[object]] | NDArray[Any]
 _DRAWS_AT_ONCE = 2_000_000
 
 
-def _hits(ranks: ArrayLike, n_positive: int) -> Ints:
-    hits = np.sort(np.asarray(ranks, dtype=np.int64).ravel())
-    if n_positive < 1:
-        raise ValueError(f"a query needs at least one relevant row to be measured, n_positive is {n_positive}")
-    if hits.size > n_positive or (hits.size and hits[0] < 0) or np.any(np.diff(hits) == 0):
-        raise ValueError(
-            f"ranks must be different numbers from 0, n_positive={n_positive} at most, "
-            f"got {hits.size}: {hits[:10].tolist()}…"
-        )
-    return hits
-
-
 def average_precision(ranks: ArrayLike, n_positive: int, method: Method = "trapezoid") -> float:
-    """Average precision of one query, in [0, 1].
+    """Return the average precision of one query, in [0, 1].
 
-    `trapezoid` is the area under the precision–recall curve by trapezoids, as in the Revisited Oxford
-    protocol (Radenović et al., CVPR 2018) that CLETIR reports: the j-th hit (0-based) at rank r adds the mean
-    of the precision just before it, j / r (1 where r = 0), and just after it, (j + 1) / (r + 1), over
-    n_positive. `step` is the usual sum of (j + 1) / (r + 1) over n_positive.
+    ``trapezoid`` is the area under the precision–recall curve by trapezoids, as in the Revisited Oxford protocol
+    (Radenović et al., CVPR 2018) that CLETIR reports: the j-th hit (0-based) at rank r adds the mean of the precision
+    just before it, j / r (1 where r = 0), and just after it, (j + 1) / (r + 1), over n_positive. ``step`` is the usual
+    sum of (j + 1) / (r + 1) over n_positive.
 
     Args:
         ranks: 0-based ranks of the hits, in any order; positives that were never found are simply missing.
-        n_positive: how many relevant rows the gallery has, found or not.
+        n_positive: how many relevant rows the gallery has, found or not; at least 1.
+        method: ``trapezoid`` or ``step``.
+
+    Raises:
+        UserError: n_positive is below 1, ranks are negative, repeated or more than n_positive (code
+            ``out-of-range``), or the method is unknown (``unknown``).
     """
-    hits = _hits(ranks, n_positive)
+    hits = np.sort(np.asarray(ranks, dtype=np.int64).ravel())
+    if n_positive < 1:
+        message = f"a query needs at least one relevant row to be measured, n_positive is {n_positive}"
+        raise UserError(message, code="out-of-range", field="n_positive")
+    if hits.size > n_positive or (hits.size and hits[0] < 0) or np.any(np.diff(hits) == 0):
+        raise UserError(
+            f"ranks must be different numbers from 0, n_positive={n_positive} at most, "
+            f"got {hits.size}: {hits[:10].tolist()}…",
+            code="out-of-range",
+            field="ranks",
+        )
     before = np.arange(hits.size)
     after = (before + 1) / (hits + 1)
     if method == "step":
@@ -54,27 +58,30 @@ def average_precision(ranks: ArrayLike, n_positive: int, method: Method = "trape
     if method == "trapezoid":
         ahead = np.where(hits == 0, 1.0, before / np.maximum(hits, 1))
         return float((ahead + after).sum() / 2 / n_positive)
-    raise ValueError(f"average precision has the methods 'trapezoid' and 'step', not {method!r}")
+    message = f"average precision has the methods 'trapezoid' and 'step', not {method!r}"
+    raise UserError(message, code="unknown", field="method")
 
 
 def precision_at(ranks: ArrayLike, k: int) -> float:
-    """Share of relevant rows among the first k."""
+    """Return the share of relevant rows among the first k.
+
+    Raises:
+        UserError: k is below 1 (code ``out-of-range``, field ``k``).
+    """
     if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
+        raise UserError(f"k must be at least 1, not {k}", code="out-of-range", field="k")
     return float(np.count_nonzero(np.asarray(ranks) < k) / k)
 
 
-def recall_at(ranks: ArrayLike, n_positive: int, k: int) -> float:
-    """Share of the n_positive relevant rows that are among the first k."""
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
-    return float(np.count_nonzero(_hits(ranks, n_positive) < k) / n_positive)
-
-
 def neighbour_recall(found_Qk: Rows, exact_Qk: Rows) -> float:
-    """Recall of an approximate search: the mean share of each query's exact top-k ids that was found."""
-    if len(found_Qk) != len(exact_Qk) or not len(exact_Qk) or not all(len(exact) for exact in exact_Qk):
-        raise ValueError(f"recall compares one row of ids a query, none empty: {len(found_Qk)} and {len(exact_Qk)}")
+    """Return the recall of an approximate search: the mean share of each query's exact top-k ids that was found.
+
+    Args:
+        found_Qk: the ids it found, a row for each query.
+        exact_Qk: the true ones of the same queries, none empty.
+    """
+    assert len(found_Qk) == len(exact_Qk) > 0, "recall compares one row of ids for each query"
+    assert all(len(exact) for exact in exact_Qk), "recall of nothing is not defined"
     shares = [len(set(found) & set(exact)) / len(exact) for found, exact in zip(found_Qk, exact_Qk, strict=True)]
     return float(np.mean(shares))
 
@@ -96,7 +103,7 @@ def count_better(
     positive_scores: Sequence[ArrayLike],
     positive_ids: Sequence[Sequence[str] | NDArray],
 ) -> list[Ints]:
-    """How many rows of one block of the gallery come before each positive.
+    """Count how many rows of one block of the gallery come before each positive.
 
     Summed over all blocks that is its exact rank. It is the second of two passes: the first collects the
     scores of each query's positives, wherever they lie. Memory is O(Q·P + N) beside the block, so queries ×
@@ -113,13 +120,8 @@ def count_better(
     """
     scores = np.asarray(scores_QN, dtype=np.float32)
     ids = np.asarray(ids_N, dtype=object)
-    if not scores.shape == (len(positive_scores), len(ids)) == (len(positive_ids), len(ids)):
-        raise ValueError(
-            f"scores of shape {scores.shape} do not fit {len(ids)} rows and {len(positive_scores)} queries "
-            f"({len(positive_ids)} with ids)"
-        )
-    if np.isnan(scores).any():
-        raise ValueError("a score is NaN, which has no rank")
+    assert scores.shape == (len(positive_scores), len(ids)) == (len(positive_ids), len(ids))
+    assert not np.isnan(scores).any(), "a score is NaN, which has no rank"
     order = np.argsort(ids, kind="stable")
     sorted_ids = ids[order]
     places = np.empty(len(ids), dtype=np.int64)
@@ -129,16 +131,6 @@ def count_better(
         wanted_places = np.searchsorted(sorted_ids, np.asarray(names, dtype=object))
         counts.append(np.searchsorted(np.sort(_keys(row, places)), _keys(wanted, wanted_places)).astype(np.int64))
     return counts
-
-
-def ranks_of(counts: Iterable[Sequence[Ints]]) -> list[Ints]:
-    """Each query's exact ranks, sorted, from what `count_better` gave for every block of the gallery."""
-    totals: list[Ints] | None = None
-    for block in counts:
-        totals = list(block) if totals is None else [a + b for a, b in zip(totals, block, strict=True)]
-    if totals is None:
-        raise ValueError("no blocks were counted, so there are no ranks")
-    return [np.sort(total) for total in totals]
 
 
 @dataclass(frozen=True)
@@ -151,11 +143,21 @@ class Interval:
 
 
 def bootstrap_mean(values: ArrayLike, *, resamples: int = 10_000, seed: int = 0, confidence: float = 0.95) -> Interval:
-    """Mean of (Q,) values and its percentile bootstrap interval over queries (Efron 1979). Same seed, same
-    interval."""
+    """Return the mean of (Q,) values and its percentile bootstrap interval over queries (Efron 1979).
+
+    Args:
+        values: one for each query, finite.
+        resamples: draws of Q queries.
+        seed: the same gives the same interval.
+        confidence: share of the draws that lie in the interval.
+
+    Raises:
+        UserError: there is no value, or one is not finite (code ``not-finite``, field ``values``).
+    """
     sample = np.asarray(values, dtype=np.float64).ravel()
     if not sample.size or not np.isfinite(sample).all():
-        raise ValueError(f"a bootstrap needs finite values of at least one query, got {sample.size} values")
+        message = f"a bootstrap needs finite values of at least one query, got {sample.size} values"
+        raise UserError(message, code="not-finite", field="values")
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
     block = max(1, _DRAWS_AT_ONCE // sample.size)
@@ -170,10 +172,16 @@ def bootstrap_mean(values: ArrayLike, *, resamples: int = 10_000, seed: int = 0,
 def paired_bootstrap(
     a: ArrayLike, b: ArrayLike, *, resamples: int = 10_000, seed: int = 0, confidence: float = 0.95
 ) -> Interval:
-    """Mean of a - b over the same (Q,) queries with its interval: a is better beyond chance when low > 0."""
+    """Return the mean of a - b over the same (Q,) queries with its interval: a is better beyond chance if low > 0.
+
+    Raises:
+        UserError: as ``bootstrap_mean``, or a and b are not of the same shape (code ``wrong-shape``).
+    """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape:
-        raise ValueError(
-            f"a paired comparison needs the same queries on both sides, got {first.shape} and {second.shape}"
+        raise UserError(
+            f"a paired comparison needs the same queries on both sides, got {first.shape} and {second.shape}",
+            code="wrong-shape",
+            field="values",
         )
     return bootstrap_mean(first - second, resamples=resamples, seed=seed, confidence=confidence)

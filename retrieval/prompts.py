@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Literal, get_args
 
+from retrieval.errors import UserError
+
 Kind = Literal["name", "description", "name+description"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -16,38 +18,42 @@ TEMPLATE_SETS = ("imagenet", "simple", "none")
 
 
 def query_text(kind: Kind, name: str | None = None, description: str | None = None) -> str:
-    """The text of a query of that kind; the third kind is `name, description`.
+    """Return the text of a query of that kind; the third kind is ``name, description``.
 
     Raises:
-        ValueError: the kind is unknown, or a part that it needs is missing or blank.
+        UserError: the kind is unknown (code ``unknown``, field ``kind``), or a part that it needs is missing or blank
+            (``missing``, field ``name`` or ``description``).
     """
     if kind not in KINDS:
-        raise ValueError(f"query kind {kind!r} is not known; use one of {', '.join(KINDS)}")
+        message = f"query kind {kind!r} is not known; use one of {', '.join(KINDS)}"
+        raise UserError(message, code="unknown", field="kind")
     given = {"name": name, "description": description}
     parts = []
     for part in kind.split("+"):
         text = (given[part] or "").strip()
         if not text:
-            raise ValueError(f"a query of kind {kind!r} needs a {part}, and got {given[part]!r}")
+            message = f"a query of kind {kind!r} needs a {part}, and got {given[part]!r}"
+            raise UserError(message, code="missing", field=part)
         parts.append(text)
     return ", ".join(parts)
 
 
 @cache
 def templates(name: str) -> tuple[str, ...]:
-    """A named set of prompt templates, each a string with one `{}` for the query's text.
+    """Return a named set of prompt templates, each a string with one ``{}`` for the query's text.
 
-    `imagenet`: the 80 that CLIP's authors used for ImageNet (Radford et al. 2021); `simple`: the 7 of them
-    that they found to do as well; both as open_clip has them. `none`: the text alone.
+    ``imagenet``: the 80 that CLIP's authors used for ImageNet (Radford et al. 2021); ``simple``: the 7 of them that
+    they found to do as well; both as open_clip has them. ``none``: the text alone.
 
     Raises:
-        ValueError: there is no set of that name.
+        UserError: there is no set of that name (code ``unknown``, field ``templates``).
     """
     if name == "none":
         return ("{}",)
     if name not in TEMPLATE_SETS:
-        raise ValueError(f"template set {name!r} is not known; use one of {', '.join(TEMPLATE_SETS)}")
-    import open_clip  # here, because it brings in torch, which a command line's --help should not wait for
+        message = f"template set {name!r} is not known; use one of {', '.join(TEMPLATE_SETS)}"
+        raise UserError(message, code="unknown", field="templates")
+    import open_clip  # lazily, because it loads torch, which a command line's --help should not wait for
 
     sets = {
         "imagenet": open_clip.OPENAI_IMAGENET_TEMPLATES,
@@ -57,27 +63,32 @@ def templates(name: str) -> tuple[str, ...]:
 
 
 def fill(templates: Sequence[str], text: str) -> list[str]:
-    """The text in each template. Braces in the text itself stay as they are.
+    """Return the text in each template. Braces in the text itself stay as they are.
 
     Raises:
-        ValueError: there is no template, or one does not have exactly one `{}`.
+        UserError: there is no template, or one does not have exactly one ``{}`` (code ``template``, field
+            ``templates``).
     """
     if not templates:
-        raise ValueError('there is no prompt template; use ("{}",) for the text alone')
+        message = 'there is no prompt template; use ("{}",) for the text alone'
+        raise UserError(message, code="template", field="templates")
     for template in templates:
         if template.count("{}") != 1:
-            raise ValueError(f"prompt template {template!r} must contain exactly one {{}}")
+            message = f"prompt template {template!r} must contain exactly one {{}}"
+            raise UserError(message, code="template", field="templates")
     return [template.replace("{}", text) for template in templates]
 
 
 def usable(text: str) -> str:
-    """The text, fit for any tokenizer: half a surrogate pair, which none can encode, becomes a question mark.
+    """Return the text, fit for any tokenizer: half a surrogate pair, which none can encode, becomes a question mark.
 
     Raises:
-        ValueError: the text is empty, nothing but spaces, or longer than MAX_CHARACTERS.
+        UserError: the text is empty or nothing but spaces (code ``blank``), or longer than MAX_CHARACTERS
+            (``too-long``). The field is ``text``.
     """
     if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"the text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are accepted")
+        message = f"the text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are accepted"
+        raise UserError(message, code="too-long", field="text")
     if not text.strip():
-        raise ValueError(f"the text is blank ({text!r}); give at least one word")
+        raise UserError(f"the text is blank ({text!r}); give at least one word", code="blank", field="text")
     return text.encode("utf-8", errors="replace").decode("utf-8")

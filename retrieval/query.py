@@ -17,15 +17,21 @@ from retrieval.aggregator import Aggregator, mean_pool
 from retrieval.fusion import unit
 from retrieval.prompts import fill
 
-if TYPE_CHECKING:  # each brings in a library that takes seconds, and not every process has every model
-    from retrieval.models.encoders import VLM, VisionEncoder
+if TYPE_CHECKING:  # each loads a library that takes seconds, and not every process has every model
     from retrieval.models.generator import Generator, Imagined
+    from retrieval.models.vision import VisionEncoder
+    from retrieval.models.vlm import VLM
 
 
 @dataclass(frozen=True)
 class EncodedQuery:
-    """A text, encoded: ``vlm_D1`` and ``vision_KD2`` are float32 unit vectors; K counts the accepted images and may be
-    0.
+    """A text, encoded. K counts the accepted images and may be 0.
+
+    Attributes:
+        text: as it was given.
+        vlm_D1: t, float32, of unit norm.
+        vision_KD2: g_1 … g_K, float32 unit rows.
+        imagined: the images.
     """
 
     text: str
@@ -35,7 +41,15 @@ class EncodedQuery:
 
 
 class QueryEncoder:
-    """The three models that a query passes through."""
+    """The three models that a query passes through.
+
+    Args:
+        vlm: gives the text vector.
+        vision: embeds the images.
+        generator: imagines them.
+        templates: of the text vector, each with one ``{}``.
+        batch: images that are imagined at once.
+    """
 
     def __init__(
         self, vlm: VLM, vision: VisionEncoder, generator: Generator, *, templates: Sequence[str], batch: int
@@ -47,7 +61,11 @@ class QueryEncoder:
         self.batch = batch
 
     def encode(self, texts: Sequence[str], images: int, *, seed: int = 0) -> list[EncodedQuery]:
-        """Encode texts, each with ``images`` imagined images (K of them are accepted, K ≤ ``images``)."""
+        """Encode texts, each with ``images`` imagined images, of which K ≤ ``images`` are accepted.
+
+        Raises:
+            UserError: a text is blank or too long, or there are fewer than 1 images.
+        """
         vlm_BD1 = self.text_vectors(texts)
         imagined = self.generator.imagine(texts, images, seed=seed, batch=self.batch)
         vision = self.image_vectors(imagined)
@@ -68,8 +86,9 @@ class QueryEncoder:
 
 
 def text_vectors(vlm: VLM, templates: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-    """Return t for each text, float32 (B, D1): the unit mean over the templates of the unit text embeddings (CLIP,
-    §3.1.4).
+    """Return t for each text, float32 (B, D1): the unit mean over the templates of the unit text embeddings.
+
+    Prompt ensembling as in CLIP (Radford et al. 2021, §3.1.4).
     """
     filled = [sentence for text in texts for sentence in fill(templates, text)]
     embedded = vlm.encode_text(filled).reshape(len(texts), len(templates), vlm.dim)
@@ -77,9 +96,15 @@ def text_vectors(vlm: VLM, templates: Sequence[str], texts: Sequence[str]) -> np
 
 
 def pool(features_QKD2: np.ndarray, mask_QK: np.ndarray, network: Aggregator | None = None) -> np.ndarray:
-    """Return v of each query, float32 (Q, D2): by the aggregator, or as the mean of its present images without one.
+    """Pool the images of each query to one vector, by the aggregator or without one as their mean.
 
-    A query without an image has the zero vector, with which it is ranked by its text alone.
+    Args:
+        features_QKD2: float32 unit rows; absent ones may hold anything.
+        mask_QK: bool, true where an image is present.
+        network: in evaluation mode.
+
+    Returns:
+        v, float32 (Q, D2): unit vectors; zero for a query without an image, which is so ranked by its text alone.
     """
     pooled = np.zeros((len(features_QKD2), features_QKD2.shape[2]), np.float32)
     there = mask_QK.any(axis=1)

@@ -8,16 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from retrieval.artifacts import (
-    Gallery,
-    ModelRecord,
-    QuerySet,
-    QuerySetManifest,
-    Role,
-    fixed_size_list,
-    gallery_schema,
-    queryset_schema,
-)
+from retrieval.artifacts import Gallery, ModelRecord, QuerySet, Role
+from retrieval.artifacts.columns import fixed_size_list
+from retrieval.artifacts.gallery import gallery_schema
+from retrieval.artifacts.manifests import QuerySetManifest
+from retrieval.artifacts.queryset import queryset_schema
 from retrieval.folder import Folder
 from retrieval.fusion import unit
 

@@ -11,19 +11,15 @@ import pyarrow as pa
 
 from cluster.loading import record_of
 from demo.world import render, split
-from retrieval.artifacts import (
-    Gallery,
-    Index,
-    IndexManifest,
-    ModelRecord,
-    ShardRecord,
-    fixed_size_list,
-    gallery_schema,
-    new_version,
-)
+from retrieval.artifacts import Gallery, Index, ModelRecord
+from retrieval.artifacts.columns import fixed_size_list
+from retrieval.artifacts.gallery import gallery_schema
+from retrieval.artifacts.index import new_version
+from retrieval.artifacts.manifests import IndexManifest, ShardRecord
 from retrieval.folder import Folder
 from retrieval.index.shard import Shard
-from retrieval.models.encoders import VLM, VisionEncoder
+from retrieval.models.vision import VisionEncoder
+from retrieval.models.vlm import VLM
 
 
 class Collection(NamedTuple):

@@ -8,7 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrieval.artifacts import Gallery, QuerySet, check_same_models, matrix, text_vectors, vision_vectors
+from retrieval.artifacts import Gallery, QuerySet
+from retrieval.artifacts.columns import matrix
+from retrieval.artifacts.compatibility import check_same_models
+from retrieval.artifacts.queryset import text_vectors, vision_vectors
 from retrieval.errors import UserError
 from training.examples import Examples
 from training.sampling import sample_rows

@@ -17,7 +17,8 @@ import ray
 
 from cluster.progress import ProgressCounter, progress
 from cluster.session import in_process
-from retrieval.artifacts import Gallery, gallery_schema
+from retrieval.artifacts import Gallery
+from retrieval.artifacts.gallery import gallery_schema
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 

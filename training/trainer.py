@@ -18,7 +18,8 @@ from cluster.profile import Profile, Training, load_profile
 from cluster.progress import progress
 from cluster.session import check_room, session
 from retrieval.aggregator import Aggregator
-from retrieval.artifacts import MANIFEST, Gallery, QuerySet, TrainedAggregator, check_disjoint
+from retrieval.artifacts import MANIFEST, Gallery, QuerySet, TrainedAggregator
+from retrieval.artifacts.compatibility import check_disjoint
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 from training import checkpoint

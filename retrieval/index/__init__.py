@@ -1,1 +1,1 @@
-"""The FAISS index of one shard: kinds, building, searching, files."""
+"""The shards of an index: kinds of FAISS index, building, files, search, exact scores, how far a search looks."""

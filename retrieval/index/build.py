@@ -1,7 +1,8 @@
 """A shard from tables that are read one after another, without ever holding its vectors.
 
 Memory is the compressed index (while it grows, up to twice), the row table (twice while it is sorted), one table and
-blocks of some thousand rows. The exact vectors go straight to their places in a mapped file.
+blocks of some thousand rows. The exact vectors go straight to their places in a mapped file. N rows, D = D1 + D2
+dimensions.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import faiss
 import numpy as np
@@ -17,12 +18,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from retrieval.index.files import VECTORS, check_index_header, read_index
-from retrieval.index.kinds import fitted_factory, new_index, train, training_rows
-from retrieval.index.shard import Shard, check_unit_halves, fill, id_order, repeated, training_sample
-from retrieval.sources.metadata import agreed
+from retrieval.errors import DamagedError, UserError
+from retrieval.index.files import VECTORS, write_shard
+from retrieval.index.kinds import fitted_factory
+from retrieval.index.shard import Shard
+from retrieval.index.train import load_trained, train, training_sample
+from retrieval.index.tuning import measured_efforts
+from retrieval.sources.metadata import with_common_types
 
-__all__ = ["build_shard", "load_trained", "save_trained", "train", "training_rows"]
+# Rows are expanded to float32 this many at a time.
+_BLOCK: Final = 16_384
 
 
 def build_shard(
@@ -37,25 +42,31 @@ def build_shard(
     share: float = 1.0,
     added: Callable[[int], object] = lambda count: None,
 ) -> dict[str, dict[str, Any]]:
-    """Write a shard's files into `folder` and return their records, as `Shard.build` and `save` would.
+    """Write a shard's four files into a folder; of rows with the same id the first is kept.
 
-    Of rows with the same id the first is kept; how many were dropped is `duplicates` in shard.json.
+    How many rows were dropped is ``duplicates`` in shard.json.
 
     Args:
+        folder: where to write; made if it is missing.
         rows: columns id and any others; vlm and vision are left out if they are there.
         vectors: columns id, vlm and vision (float16 lists of D1 and D2): the same rows in the same order, in tables of
-            any sizes. Gone through when `rows` has been.
+            any sizes. Gone through when ``rows`` has been.
         vlm_dim: D1.
-        factory: the kind of `trained`; without one, a FAISS factory string or `auto`, fitted to the rows.
-        trained: file of `save_trained`, of which the shard becomes a filled copy: shards of one trained index can be
+        factory: the kind of ``trained``; without one, a FAISS factory string or ``auto``, fitted to the rows.
+        trained: file of ``save_trained``, of which the shard becomes a filled copy: shards of one trained index can be
             merged. Without it the shard trains on its own rows.
         seed: of the training sample, the k-means and the tuning queries.
-        share: of the rows that were cut into shards with this one; see `Shard.measure_efforts`.
+        share: of the rows that were cut into shards with this one; see ``tuning.measured_efforts``.
         added: is told how many rows were added to the compressed index, block after block.
 
+    Returns:
+        {file name: {"bytes": int, "sha256": hex}} of all four files, for the manifest of an index.
+
     Raises:
-        ValueError: a row without an id or without unit halves, halves of other dimensions, tables that differ between
-            the two, or a trained index of another kind.
+        UserError: a row has no id (code ``missing``, field ``id``) or a half that is not of unit norm (``not-unit``,
+            field ``vlm`` or ``vision``), or no index of this kind can be made (as ``kinds.new_index``).
+        DamagedError: the tables have vectors of other dimensions or rows than they should, or the trained index cannot
+            be used.
     """
     folder.mkdir(parents=True, exist_ok=True)
     table, places = _row_table(rows)
@@ -69,31 +80,26 @@ def build_shard(
     if index is None:
         index = train(training_sample(placed, factory, seed), factory, seed=seed)
     fill(index, placed, added)
-    shard = Shard(index, placed, table, vlm_dim=vlm_dim, factory=factory)
-    shard.measure_efforts(seed, share)
-    return shard.save_beside_vectors(folder, duplicates=len(places) - table.num_rows)
+    efforts = measured_efforts(Shard(index, placed, table, vlm_dim=vlm_dim, factory=factory), seed, share)
+    content = {
+        "rows": table.num_rows,
+        "dim": dim,
+        "vlm_dim": vlm_dim,
+        "factory": factory,
+        "efforts": efforts,
+        "duplicates": len(places) - table.num_rows,
+    }
+    return write_shard(folder, index, table, content)
 
 
-def save_trained(index: faiss.Index, path: Path) -> None:
-    """Write what `train` returned."""
-    faiss.write_index(index, str(path))
-
-
-def load_trained(path: Path, factory: str, dim: int) -> faiss.Index:
-    """What `save_trained` wrote; ValueError if the file is damaged, filled, untrained, or of another kind or D."""
-    check_index_header(path, 0, dim, factory)
-    index = read_index(path, factory)
-    if not index.is_trained:
-        raise ValueError(f"{path} is not trained")
-    asked, found = (_traits(one) for one in (new_index(factory, dim), index))
-    if asked != found:
-        raise ValueError(f"{path} holds an index of {found}, {factory} has {asked}")
-    return index
-
-
-def _traits(index: faiss.Index) -> str:
-    lists = f"{index.nlist} lists, " if hasattr(index, "nlist") else ""
-    return f"{lists}{index.sa_code_size()} bytes a code"
+def fill(
+    index: faiss.Index, vectors_ND: NDArray[np.float16], added: Callable[[int], object] = lambda count: None
+) -> None:
+    """Add all rows to a trained index, in blocks, of whose rows ``added`` is told."""
+    for start in range(0, len(vectors_ND), _BLOCK):
+        block = vectors_ND[start : start + _BLOCK].astype(np.float32)
+        index.add(block)
+        added(len(block))
 
 
 def _peeked(tables: Iterable[pa.Table]) -> tuple[pa.Table, Iterable[pa.Table]]:
@@ -110,17 +116,26 @@ def _dims(table: pa.Table) -> tuple[int, ...]:
 def _row_table(tables: Iterable[pa.Table]) -> tuple[pa.Table, NDArray[np.int64]]:
     """The row table in ascending id order; each row's place in it, -1 for repeated ids."""
     parts = [table.select([name for name in table.column_names if name not in ("vlm", "vision")]) for table in tables]
-    unsorted = pa.concat_tables(agreed(parts), promote_options="default").combine_chunks()
+    unsorted = pa.concat_tables(with_common_types(parts), promote_options="default").combine_chunks()
     parts.clear()
     if missing := unsorted["id"].null_count:
-        raise ValueError(f"{missing} of {unsorted.num_rows} ids are missing")
+        raise UserError(f"{missing} of {unsorted.num_rows} ids are missing", code="missing", field="id")
     names = unsorted["id"].combine_chunks()
-    order = id_order(names)
-    first = ~repeated(names.take(pa.array(order)))
+    # By code point: Arrow sorts by UTF-8 bytes, which is the same order, and stably, so that equal ids keep theirs.
+    order = pc.sort_indices(names).to_numpy().astype(np.int64)
+    first = ~_repeated(names.take(pa.array(order)))
     places = np.full(len(order), -1, dtype=np.int64)
     places[order[first]] = np.arange(np.count_nonzero(first))
     columns = ["id", *(name for name in unsorted.column_names if name != "id")]
     return unsorted.select(columns).take(pa.array(order[first])), places
+
+
+def _repeated(values: pa.Array) -> NDArray[np.bool_]:
+    """bool (N,): whether each of these sorted ids is that of the row before."""
+    if len(values) < 2:
+        return np.zeros(len(values), dtype=np.bool_)
+    same = pc.equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)
+    return np.concatenate([[False], same])
 
 
 def _place_vectors(
@@ -134,23 +149,41 @@ def _place_vectors(
     start, expected = 0, (vlm_dim, vectors.shape[1] - vlm_dim)
     for table in tables:
         if _dims(table) != expected:
-            raise ValueError(f"a shard of (vlm, vision) vectors of {expected} dimensions got rows of {_dims(table)}")
+            raise DamagedError(
+                f"a shard of (vlm, vision) vectors of {expected} dimensions got rows of {_dims(table)}", field="vision"
+            )
         of = places[start : start + table.num_rows]
         start += table.num_rows
         kept = np.flatnonzero(of >= 0)
         if len(of) < table.num_rows or not table["id"].take(pa.array(kept)).combine_chunks().equals(
             ids.take(pa.array(of[kept]))
         ):
-            raise ValueError("the vectors that a shard is built from are not those of its rows, in their order")
+            raise DamagedError(
+                "the vectors that a shard is built from are not those of its rows, in their order", field="id"
+            )
         joint = np.concatenate([_matrix(table["vlm"]), _matrix(table["vision"])], axis=1)
-        check_unit_halves(joint, vlm_dim, table["id"])
+        _check_unit_halves(joint, vlm_dim, table["id"])
         vectors[of[kept]] = joint[kept]
     if start != len(places):
-        raise ValueError(f"a shard of {len(places)} rows got only {start} vectors")
+        raise DamagedError(f"a shard of {len(places)} rows got only {start} vectors", field="id")
+
+
+def _check_unit_halves(joint_ND: NDArray[np.float16], vlm_dim: int, ids: pa.Array | pa.ChunkedArray) -> None:
+    wide = joint_ND.astype(np.float32)
+    for half, name in ((wide[:, :vlm_dim], "vlm"), (wide[:, vlm_dim:], "vision")):
+        norms = np.linalg.norm(half, axis=1)
+        bad = np.flatnonzero(~(np.abs(norms - 1) < 0.01))  # also where the norm is NaN
+        if bad.size:
+            raise UserError(
+                f"the {name} vector of row {ids[int(bad[0])].as_py()!r} has norm {norms[bad[0]]:.4g}, "
+                "both halves of a joint row must have norm 1",
+                code="not-unit",
+                field=name,
+            )
 
 
 def _matrix(column: pa.ChunkedArray) -> NDArray[np.float16]:
-    """(N, D) of a column of fixed-size lists; a missing list becomes NaN, which `check_unit_halves` names."""
+    """(N, D) of a column of fixed-size lists; a missing list becomes NaN, which `_check_unit_halves` names."""
     size = column.type.list_size
     chunks = [np.empty((0, size), dtype=np.float16)]
     for chunk in column.chunks:

@@ -5,17 +5,25 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from retrieval.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
 class Hits:
     """The k best rows of Q queries, each array (Q, k): scores descending, equal scores by ascending id.
 
-    text_part = (1 - λ)·⟨t, c⟩ and visual_part = λ·⟨v, d⟩ add up to the score. `rows` are rows of the shard's
-    table; after `merge_topk`, `shards` says of which shard, as its place in the merged list.
+    Attributes:
+        ids: the rows' ids, strings.
+        rows: their rows in the table of their shard.
+        scores: float32, the sum of the two parts, rounded once.
+        text_part: (1 - λ)·⟨t, c⟩.
+        visual_part: λ·⟨v, d⟩.
+        shards: of which shard, as its place in the list that ``merge_topk`` got; 0 before.
     """
 
     ids: NDArray[np.object_]
@@ -27,16 +35,19 @@ class Hits:
 
 
 def merge_topk(parts: Sequence[Hits], k: int) -> Hits:
-    """The k best of what several shards found for the same queries, ties by ascending id."""
-    if not parts:
-        raise ValueError("no shard answered, there is nothing to merge")
+    """Return the k best of what several shards, at least one, found for the same queries; ties by ascending id.
+
+    Raises:
+        UserError: k is below 1.
+    """
+    assert parts, "no shard answered, there is nothing to merge"
     numbered = [np.full(part.rows.shape, number, dtype=np.int32) for number, part in enumerate(parts)]
     ids = np.concatenate([part.ids for part in parts], axis=1)
     scores = np.concatenate([part.scores for part in parts], axis=1)
     _, id_order = np.unique(ids, return_inverse=True)
     best = np.lexsort((id_order.reshape(ids.shape), -scores), axis=1)[:, : checked_k(k)]
 
-    def pick(arrays: Sequence[NDArray]) -> NDArray:
+    def pick(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
         return np.take_along_axis(np.concatenate(arrays, axis=1), best, axis=1)
 
     return Hits(
@@ -50,7 +61,11 @@ def merge_topk(parts: Sequence[Hits], k: int) -> Hits:
 
 
 def checked_k(k: int) -> int:
-    """k as it was given; ValueError unless it is a whole number from 1."""
+    """Return k as it was given.
+
+    Raises:
+        UserError: it is below 1 (code ``out-of-range``, field ``k``).
+    """
     if operator.index(k) < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
+        raise UserError(f"k must be at least 1, not {k}", code="out-of-range", field="k")
     return operator.index(k)

@@ -1,4 +1,4 @@
-"""The kinds of FAISS index a shard can have: which to choose, what memory it takes, how it is trained and asked.
+"""The kinds of FAISS index a shard can have: which to choose, what memory it takes, how it is searched and read.
 
 A kind is named by its FAISS factory string. A rotation or projection (OPQ, PCA, RR) may stand before any of them:
 
@@ -19,18 +19,14 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import faiss
-import numpy as np
-from numpy.typing import NDArray
+
+from retrieval.errors import UserError
 
 FLAT_UP_TO: Final = 50_000
 # The types that come with FAISS lack many of its classes, arguments and attributes.
 _FAISS: Any = faiss
 # FAISS's own minimum; with fewer it warns that centroids are badly placed, and refuses below one.
 _ROWS_PER_CENTROID: Final = 39
-# Over 64 rows a list, not FAISS's 256: down to a quarter of the time, and the efforts that are measured afterwards make
-# up for lists that are placed a little worse. Ten rounds are FAISS's own for lists; for product codes it takes 25.
-_TRAINING_ROWS_PER_CENTROID: Final = 64
-_TRAINING_ROUNDS: Final = 10
 # FAISS allocates lists and codebooks as soon as an index is made.
 _MAX_LISTS: Final = 2**24
 _MAX_CODEBOOK: Final = 2**16
@@ -59,10 +55,14 @@ _WITHOUT_SELECTOR: Final = (faiss.IndexPQ, faiss.IndexPQFastScan, faiss.IndexRaB
 
 
 def new_index(factory: str, dim: int) -> faiss.Index:
-    """An empty, untrained index; ValueError if FAISS knows none such for D dimensions, or a shard can not use it."""
+    """Return an empty, untrained index over D dimensions.
+
+    Raises:
+        UserError: FAISS knows none such, or a shard cannot use it (code ``unsupported``, field ``factory``).
+    """
     lists = re.search(r"IVF(\d+)", factory)
     if _codebook(factory) > _MAX_CODEBOOK or (lists and int(lists[1]) > _MAX_LISTS):
-        raise ValueError(
+        raise _unsupported(
             f"index factory {factory!r}: a product quantiser has codes of up to 16 bits, "
             f"an inverted file up to {_MAX_LISTS:,} lists"
         )
@@ -71,27 +71,29 @@ def new_index(factory: str, dim: int) -> faiss.Index:
     except RuntimeError as error:
         # FAISS's messages are "Error in <C++ signature> at <source file>: <what is wrong>".
         reason = re.sub(r"^.* at \S+:\d+: ", "", str(error))
-        raise ValueError(f"index factory {factory!r} does not suit {dim} dimensions: {reason}") from error
+        raise _unsupported(f"index factory {factory!r} does not suit {dim} dimensions: {reason}") from error
     kind = inner(index)
     if isinstance(kind, _FAISS.IndexRefine | faiss.IndexIDMap):
-        raise ValueError(
+        raise _unsupported(
             f"index factory {factory!r}: leave out RFlat, Refine and IDMap; a shard rescores and keeps ids by itself"
         )
     if type(kind) not in (*_SCANNED, *_OF_LISTS, *_GRAPHS):
-        raise ValueError(
-            f"index factory {factory!r} makes a {type(kind).__name__}, which a shard can not use; give Flat, SQ8, SQ4, "
+        raise _unsupported(
+            f"index factory {factory!r} makes a {type(kind).__name__}, which a shard cannot use; give Flat, SQ8, SQ4, "
             "SQfp16, PQ or RaBitQ, any of these behind IVF, or HNSW with Flat or SQ"
         )
     return index
 
 
 def fitted_factory(factory: str, rows: int, dim: int) -> str:
-    """The FAISS factory string for this many rows; ValueError if there is none such for D dimensions.
+    """Return the FAISS factory string for this many rows.
 
-    `auto` is Flat up to FLAT_UP_TO rows, then IVF with 4·√N lists of 8-bit codes. Any other is kept, except
-    that k-means is not given fewer than 39 rows a centroid, FAISS's minimum: IVF gets fewer lists, and what
-    cannot be trained at all (PQ, or IVF with under 39 rows) becomes Flat, which is exact and at such sizes
-    quick.
+    ``auto`` is Flat up to FLAT_UP_TO rows, then IVF with 4·√N lists of 8-bit codes. Any other is kept, except that
+    k-means is not given fewer than 39 rows a centroid, FAISS's minimum: IVF gets fewer lists, and what cannot be
+    trained at all (PQ, or IVF with under 39 rows) becomes Flat, which is exact and at such sizes quick.
+
+    Raises:
+        UserError: as ``new_index``.
     """
     if factory == "auto":
         factory = next(_choices(rows))
@@ -106,11 +108,20 @@ def fitted_factory(factory: str, rows: int, dim: int) -> str:
 
 
 def choose_factory(factory: str, rows: int, dim: int, memory_bytes: int | None) -> str:
-    """The factory string of a shard of N rows whose compressed index fits into `memory_bytes` (None: no limit).
+    """Return the factory string of a shard of N rows whose compressed index fits into memory.
 
-    `auto` takes the first of these that fits: Flat (up to FLAT_UP_TO rows), then lists of 8-bit, 4-bit, and 1-bit
+    ``auto`` takes the first of these that fits: Flat (up to FLAT_UP_TO rows), then lists of 8-bit, 4-bit, and 1-bit
     codes (RaBitQ); what each finds and costs is in docs/index-kinds.md. Any other is only fitted to the rows.
-    ValueError names the memory that is needed.
+
+    Args:
+        factory: ``auto`` or a FAISS factory string.
+        rows: N.
+        dim: D.
+        memory_bytes: what the index may take; None for no limit.
+
+    Raises:
+        UserError: none fits; the memory that is needed is named (code ``too-large``, field ``memory_per_shard``). Or
+            as ``new_index``.
     """
     kinds = [fitted_factory(kind, rows, dim) for kind in (_choices(rows) if factory == "auto" else [factory])]
     if memory_bytes is None:
@@ -120,15 +131,17 @@ def choose_factory(factory: str, rows: int, dim: int, memory_bytes: int | None) 
             return kind
     smallest = min(kinds, key=lambda kind: memory_of(kind, rows, dim))
     what = "the smallest index that there is for" if factory == "auto" else "an index of"
-    raise ValueError(
+    raise UserError(
         f"{what} {rows:,} rows of {dim} dimensions in one shard, {smallest}, takes "
         f"{_mebibytes(memory_of(smallest, rows, dim))}, and only {_mebibytes(memory_bytes)} are allowed: "
-        "raise --memory-per-shard, or cut the gallery into more --shards"
+        "allow more memory per shard, or cut the gallery into more shards",
+        code="too-large",
+        field="memory_per_shard",
     )
 
 
 def memory_of(factory: str, rows: int, dim: int) -> int:
-    """Bytes of memory of a compressed index of N rows: codes, ids or links, centroids, codebooks and rotations.
+    """Return the bytes that a compressed index of N rows takes: codes, ids or links, centroids, codebooks, rotations.
 
     The exact float16 vectors beside it are mapped, and not counted; nor are its growing lists while it is filled,
     which take up to as much again.
@@ -156,47 +169,13 @@ def memory_of(factory: str, rows: int, dim: int) -> int:
     return total + 4 * kind.d * codebook + math.ceil(per_row * rows)
 
 
-def training_rows(factory: str) -> int:
-    """Rows that `train` makes use of, 0 where a kind is not trained; more only cost time."""
-    if re.fullmatch(r"Flat|SQfp16|HNSW\d+(,Flat)?", factory):
-        return 0
-    lists = re.search(r"IVF(\d+)", factory)
-    return max(_TRAINING_ROWS_PER_CENTROID * int(lists[1]) if lists else 0, FLAT_UP_TO)
-
-
-def train(sample_ND: NDArray[np.float16] | NDArray[np.float32], factory: str, *, seed: int = 0) -> faiss.Index:
-    """An empty, trained index of this kind, on a GPU where FAISS has one; the same for the same sample and seed.
-
-    Args:
-        sample_ND: joint rows [c ; d], `training_rows` of them, drawn from all shards that are to be filled from it.
-        seed: of the k-means.
-    """
-    index = new_index(factory, sample_ND.shape[1])
-    if index.is_trained:
-        return index
-    kind = inner(index)
-    if isinstance(kind, _FAISS.IndexIVF):
-        _set_rounds(kind.cp, seed)
-        if faiss.get_num_gpus():
-            # FAISS then clusters on the GPUs, which is nearly all of the training time of an inverted file.
-            kind.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(kind.d))
-    if isinstance(kind, _FAISS.IndexPQ | faiss.IndexIVFPQ | faiss.IndexPQFastScan | faiss.IndexIVFPQFastScan):
-        _set_rounds(kind.pq.cp, seed)
-    if isinstance(kind, _FAISS.IndexPQ):
-        # Most of PQ's training time, for a filter that is not used here.
-        kind.do_polysemous_training = False
-    index.train(np.ascontiguousarray(sample_ND, dtype=np.float32))
-    if isinstance(kind, _FAISS.IndexIVF):
-        kind.clustering_index = None
-    return index
-
-
 def inner(index: faiss.Index) -> Any:
-    """The index that searches, behind a rotation or projection (OPQ, PCA, RR) if there is one."""
+    """Return the index that searches, behind a rotation or projection (OPQ, PCA, RR) if there is one."""
     return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
 
 
 def is_ivf(index: faiss.Index) -> bool:
+    """Whether only the nearest of its lists are searched."""
     return isinstance(inner(index), faiss.IndexIVF)
 
 
@@ -213,7 +192,7 @@ def has_selector(index: faiss.Index) -> bool:
 def search_parameters(
     index: faiss.Index, *, effort: int, depth: int, selector: faiss.IDSelector | None
 ) -> faiss.SearchParameters | None:
-    """Parameters of one call; the index itself is shared by concurrent searches and never touched."""
+    """Return the parameters of one call; the index itself is shared by concurrent searches and never touched."""
     if not has_effort(index) and selector is None:
         return None
     if is_ivf(index):
@@ -228,19 +207,21 @@ def search_parameters(
 
 
 def map_flags(factory: str) -> int:
+    """Return the flags with which FAISS maps a file of this kind rather than reads it."""
     # FAISS maps inverted lists in one way and the codes of all other kinds in another; both at once fail.
     return faiss.IO_FLAG_READ_ONLY | (faiss.IO_FLAG_MMAP if "IVF" in factory else faiss.IO_FLAG_MMAP_IFC)
 
 
 def file_letters(factory: str, dim: int) -> bytes:
-    """The four letters that FAISS begins a file of this kind with; they say what it allocates and reads next."""
+    """Return the four letters that FAISS begins a file of this kind with; they say what it allocates and reads next."""
     one_list = re.sub(r"IVF\d+", "IVF1", factory)
     return faiss.serialize_index(new_index(one_list, dim))[:4].tobytes()
 
 
 def table_bytes(factory: str) -> int:
-    """Size of the table that FAISS would precompute for lists of product codes: it is not made for inner products, but
-    counts when a file is read.
+    """Return the bytes of the table that FAISS would precompute for lists of product codes.
+
+    It is not made for inner products, but counts when a file is read.
     """
     lists, codes = re.search(r"IVF(\d+)", factory), re.search(r"(?<!O)PQ(\d+)", factory)
     return 4 * int(lists[1]) * int(codes[1]) * _codebook(factory) if lists and codes else 0
@@ -261,8 +242,8 @@ def _codebook(factory: str) -> int:
     return 2 ** min(int(found[1] or 8), 64) if found else 0
 
 
-def _set_rounds(kmeans: Any, seed: int) -> None:
-    kmeans.seed, kmeans.niter, kmeans.max_points_per_centroid = seed, _TRAINING_ROUNDS, _TRAINING_ROWS_PER_CENTROID
+def _unsupported(message: str) -> UserError:
+    return UserError(message, code="unsupported", field="factory")
 
 
 def _mebibytes(count: int) -> str:

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from retrieval.errors import UserError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -14,10 +16,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name; `auto` takes the first there is of cuda, mps, cpu.
+    """Return the device of that name; ``auto`` takes the first there is of cuda, mps, cpu.
 
     Raises:
-        ValueError: the name is no device, or this machine has none of it.
+        UserError: the name is no device (code ``unknown``), or this machine has none of it (``missing``). The field is
+            ``device``.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -26,25 +29,27 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device {name!r} is not known; use auto, cpu, cuda, cuda:1 or mps") from error
+        message = f"device {name!r} is not known; use auto, cpu, cuda, cuda:1 or mps"
+        raise UserError(message, code="unknown", field="device") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        seen = torch.cuda.device_count()
-        raise ValueError(f"device {name!r} was asked for, but this process sees {seen} CUDA GPUs")
+        message = f"device {name!r} was asked for, but this process sees {torch.cuda.device_count()} CUDA GPUs"
+        raise UserError(message, code="missing", field="device")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device {name!r} was asked for, but PyTorch finds no Metal GPU here")
+        message = f"device {name!r} was asked for, but PyTorch finds no Metal GPU here"
+        raise UserError(message, code="missing", field="device")
     return device
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of that name (a key of DTYPES); `auto` is bfloat16 where `device` computes it fast.
+    """Return the precision of that name, a key of DTYPES; ``auto`` is bfloat16 where the device computes it fast.
 
     Raises:
-        ValueError: the name is not one of DTYPES or `auto`.
+        UserError: the name is not one of DTYPES or ``auto`` (code ``unknown``, field ``dtype``).
     """
     if name == "auto":
         return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
     if name not in DTYPES:
-        raise ValueError(f"dtype {name!r} is not known; use auto, {', '.join(DTYPES)}")
+        raise UserError(f"dtype {name!r} is not known; use auto, {', '.join(DTYPES)}", code="unknown", field="dtype")
     return DTYPES[name]
 
 
@@ -59,10 +64,14 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def map_batches(function: Callable[[Sequence[Item]], Result], items: Sequence[Item], batch: int) -> Iterator[Result]:
-    """`function` of consecutive slices of `items`, at most `batch` long, in order.
+    """Yield the function of consecutive slices of items, in order.
 
-    When the GPU runs out of memory the slice is halved and tried again, and later slices stay that small.
-    `function` must not change anything that a second call with the same slice would notice.
+    When the GPU runs out of memory the slice is halved and retried, and later slices stay that small.
+
+    Args:
+        function: idempotent, since it may be called again with the same items.
+        items: any sequence that can be sliced.
+        batch: the longest slice.
 
     Raises:
         torch.OutOfMemoryError: even one item does not fit.

@@ -12,7 +12,7 @@ import torch
 
 
 def of_tensors(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> str:
-    """`sha256:…` of named tensors (names, dtypes, shapes, values; any device) and JSON-able settings."""
+    """Return ``sha256:…`` of named tensors (names, dtypes, shapes, values; any device) and JSON-ready settings."""
     digest = _begin(settings)
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -22,7 +22,7 @@ def of_tensors(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any])
 
 
 def of_files(folder: Path, files: Iterable[Path], settings: Mapping[str, Any]) -> str:
-    """`sha256:…` of files (paths relative to `folder`, contents) and JSON-able settings."""
+    """Return ``sha256:…`` of files (paths relative to ``folder``, contents) and JSON-ready settings."""
     digest = _begin(settings)
     for file in sorted(files):
         with file.open("rb") as stream:

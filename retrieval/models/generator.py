@@ -17,8 +17,10 @@ import transformers
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 
+from retrieval.errors import UserError
 from retrieval.models.devices import map_batches, pick_device, pick_dtype
 from retrieval.models.fingerprint import of_files
+from retrieval.models.loading import loading
 from retrieval.prompts import usable
 
 GENERATOR_URIS = (
@@ -49,22 +51,22 @@ class Stopped(Exception):
     """A generation that was ended because nobody waits for it any more."""
 
 
-class Job(NamedTuple):
+class _Job(NamedTuple):
     """One image to be made."""
 
     prompt: str
     seed: int
 
 
-class Painting(NamedTuple):
-    """One image that was made, and why it can't be used, if so."""
+class _Painting(NamedTuple):
+    """One image that was made, and why it cannot be used, if so."""
 
     pixels_HWC: np.ndarray
     fault: str | None
 
 
 class Generator:
-    """A diffusion pipeline with its settings. Several threads may call it: one batch is made at a time.
+    """A loaded diffusion pipeline with its settings. Several threads may call it: one batch is made at a time.
 
     Attributes:
         uri: as given to `load`.
@@ -105,12 +107,14 @@ class Generator:
             dtype: auto (bfloat16 on a CUDA GPU that has it, else float32) or a key of devices.DTYPES.
 
         Raises:
-            ValueError: a setting is out of range, or the pipeline cannot be loaded: what was tried, and why.
+            UserError: ``steps`` or ``guidance`` is out of range (code ``out-of-range``), there is no such device or
+                dtype, or the pipeline cannot be loaded: what was tried, and why (``not-loadable``, field
+                ``generator``).
         """
         if steps < 1:
-            raise ValueError(f"steps must be at least 1, and is {steps}")
+            raise _out_of_range(f"steps must be at least 1, and is {steps}", "steps")
         if not 0 <= guidance < float("inf"):
-            raise ValueError(f"guidance must be a number from 0 up, and is {guidance}")
+            raise _out_of_range(f"guidance must be a number from 0 up, and is {guidance}", "guidance")
         where = pick_device(device)
         # On a CPU a small UNet gains nothing from bfloat16, and in float32 all CPUs make images alike.
         precision = pick_dtype("float32" if dtype == "auto" and where.type != "cuda" else dtype, where)
@@ -118,16 +122,12 @@ class Generator:
         diffusers_logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         folder = Path(uri)
-        tried = f"the folder {folder.absolute()}"
-        try:
-            if not folder.is_dir():
-                tried = f"the hub, as there is no folder {folder.absolute()}"
+        here = folder.is_dir()
+        place = f"the folder {folder.absolute()}" if here else f"the hub, as there is no folder {folder.absolute()}"
+        with loading("generator", f"generator {uri!r} from {place}", GENERATOR_URIS):
+            if not here:
                 folder = Path(DiffusionPipeline.download(uri, use_safetensors=True))
             pipeline = AutoPipelineForText2Image.from_pretrained(folder, use_safetensors=True, dtype=precision)
-        except Exception as error:
-            raise ValueError(
-                f"cannot load the generator {uri!r} from {tried}: {error}\nIt can be named as {GENERATOR_URIS}."
-            ) from error
         pipeline.set_progress_bar_config(disable=True)
         settings = {"steps": steps, "guidance": float(guidance), "size": size}
         return cls(
@@ -148,24 +148,30 @@ class Generator:
         batch: int = 8,
         stop: Callable[[], bool] | None = None,
     ) -> list[Imagined]:
-        """Make `images` images of each prompt, `batch` at a time across prompts; rejected ones leave a gap.
+        """Make images of each prompt, a batch at a time across prompts; rejected ones leave a gap.
 
         Image i of a prompt depends on (prompt, seed, i) alone, whatever batch it is made in: it has noise of
         its own. Kernels for other batch sizes round differently, so pixels may differ by a grey level or so.
 
         Args:
+            prompts: the texts.
+            images: of each prompt, from 1.
+            seed: of all of them.
+            batch: images at once, from 1; one that does not fit in GPU memory is halved.
             stop: asked before every batch and after every denoising step whether to give up.
 
         Raises:
-            Stopped: `stop` said so.
-            ValueError: images or batch below 1, or a prompt is blank or longer than prompts.MAX_CHARACTERS.
-            torch.OutOfMemoryError: not even one image fits. (A batch that does not fit is halved.)
+            Stopped: ``stop`` said so.
+            UserError: images or batch below 1 (code ``out-of-range``), prompts that are one string (``wrong-type``), or
+                as ``prompts.usable``.
+            torch.OutOfMemoryError: not even one image fits.
         """
         if isinstance(prompts, str):
-            raise ValueError("prompts must be a list of strings, and is one string")
+            raise UserError("prompts must be a list of strings, and is one string", code="wrong-type", field="prompts")
         if images < 1 or batch < 1:
-            raise ValueError(f"images and batch must be at least 1, and are {images} and {batch}")
-        jobs = [Job(usable(prompt), image_seed(prompt, seed, i)) for prompt in prompts for i in range(images)]
+            wrong = "images" if images < 1 else "batch"
+            raise _out_of_range(f"images and batch must be at least 1, and are {images} and {batch}", wrong)
+        jobs = [_Job(usable(prompt), image_seed(prompt, seed, i)) for prompt in prompts for i in range(images)]
         paint = functools.partial(self._paint, check=functools.partial(_check, stop))
         paintings = [painting for made in map_batches(paint, jobs, batch) for painting in made]
         return [
@@ -174,7 +180,7 @@ class Generator:
         ]
 
     @torch.inference_mode()
-    def _paint(self, jobs: Sequence[Job], check: Callable[..., dict]) -> list[Painting]:
+    def _paint(self, jobs: Sequence[_Job], check: Callable[..., dict]) -> list[_Painting]:
         with self._painting:
             check()
             output = self._pipeline(
@@ -193,7 +199,7 @@ class Generator:
 
 
 def image_seed(prompt: str, seed: int, i: int) -> int:
-    """The seed of image i of a prompt, 0 ≤ seed < 2^63: SHA-256 of the JSON list [seed, i, prompt]."""
+    """Return the seed of image i of a prompt, from 0 to 2^63 - 1, of the SHA-256 of the JSON list [seed, i, prompt]."""
     digest = hashlib.sha256(json.dumps([seed, i, prompt]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -205,20 +211,24 @@ def _check(stop: Callable[[], bool] | None, *_: Any) -> dict:
     return {}
 
 
-def _painting(image_HWC: np.ndarray, flagged: bool) -> Painting:
+def _out_of_range(message: str, field: str) -> UserError:
+    return UserError(message, code="out-of-range", field=field)
+
+
+def _painting(image_HWC: np.ndarray, flagged: bool) -> _Painting:
     """From the pipeline's float32 in [0, 1] to uint8, and the reason for which it must not be used."""
     finite = np.isfinite(image_HWC).all()
     pixels_HWC = (np.nan_to_num(image_HWC) * 255).round().astype(np.uint8)
     if flagged:
-        return Painting(pixels_HWC, "safety")
+        return _Painting(pixels_HWC, "safety")
     if not finite:
-        return Painting(pixels_HWC, "nan")
+        return _Painting(pixels_HWC, "nan")
     if np.ptp(pixels_HWC, axis=(0, 1)).max() <= CONSTANT_SPAN:
-        return Painting(pixels_HWC, "constant")
-    return Painting(pixels_HWC, None)
+        return _Painting(pixels_HWC, "constant")
+    return _Painting(pixels_HWC, None)
 
 
-def _sort_out(jobs: Sequence[Job], paintings: Sequence[Painting]) -> Imagined:
+def _sort_out(jobs: Sequence[_Job], paintings: Sequence[_Painting]) -> Imagined:
     fine = [i for i, painting in enumerate(paintings) if painting.fault is None]
     pixels_KHWC = np.stack([painting.pixels_HWC for painting in paintings])[fine]
     seeds = np.array([jobs[i].seed for i in fine], dtype=np.int64)

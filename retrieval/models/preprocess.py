@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from retrieval.errors import UserError
 from retrieval.images import Reduced
 
 # Up to this aspect ratio pixels are the library's own. It enlarges until the short side fits, and crops after
@@ -34,7 +35,7 @@ class Resize:
     filter: Image.Resampling
 
     def scaled(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of what an image of that size becomes."""
+        """Return (width, height) of what an image of that size becomes."""
         if not isinstance(self.size, int):
             return self.size[1], self.size[0]
         short = min(width, height)
@@ -75,7 +76,7 @@ class Preprocess:
     std: tuple[float, ...]
 
     def describe(self) -> dict[str, list[Any]]:
-        """All of it as JSON, for manifests and fingerprints."""
+        """Return all of it JSON-ready, for manifests and fingerprints."""
         return {"geometry": list(self.geometry), "mean": list(self.mean), "std": list(self.std)}
 
     @property
@@ -87,17 +88,22 @@ class Preprocess:
         return None
 
     def pixels(self, image: Image.Image | Reduced) -> np.ndarray:
-        """The RGB image, resized and cropped as the library does it: (H, W, 3) uint8.
+        """Resize and crop an RGB image as the library does it.
 
         Of an image longer than MAX_ASPECT times its short side, only that much of its middle is used. A reduced image
         gives what the whole one would have given, but for what was lost in reducing it.
 
+        Returns:
+            uint8 (H, W, 3).
+
         Raises:
-            ValueError: the image is not RGB, or was reduced although `side` is None.
+            UserError: the image is not RGB (code ``wrong-mode``, field ``image``), or was reduced although ``side`` is
+                None (``reduced``).
         """
         whole = image if isinstance(image, Image.Image) else image.image
         if whole.mode != "RGB":
-            raise ValueError(f"the image has mode {whole.mode}; convert it to RGB first")
+            message = f"the image has mode {whole.mode}; convert it to RGB first"
+            raise UserError(message, code="wrong-mode", field="image")
         steps = self.steps
         if isinstance(image, Reduced) and not image.is_whole:
             whole, steps = self._resized(image), steps[1:]
@@ -111,7 +117,8 @@ class Preprocess:
         """The first step of `pixels`, to the very size and from the very region that it has for the whole image."""
         resize = self.steps[0]
         if not isinstance(resize, Resize):
-            raise ValueError(f"the image was reduced, but {self.geometry[0]} needs it whole; decode it with side None")
+            message = f"the image was reduced, but {self.geometry[0]} needs it whole; decode it with side None"
+            raise UserError(message, code="reduced", field="image")
         middle = _middle(reduced.width, reduced.height)
         left, top, right, bottom = reduced.box
         x, y = (right - left) / reduced.width, (bottom - top) / reduced.height
@@ -119,7 +126,7 @@ class Preprocess:
         return reduced.image.resize(resize.scaled(middle[2] - middle[0], middle[3] - middle[1]), resize.filter, box)
 
     def blank(self) -> np.ndarray:
-        """Black pixels of the shape that `pixels` gives, to stand for an image that is missing."""
+        """Return black pixels of the shape that ``pixels`` gives, to stand for an image that is missing."""
         return np.zeros_like(self.pixels(Image.new("RGB", (8, 8))))
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+from retrieval.errors import UserError
 from retrieval.models.preprocess import CenterCrop, Preprocess, Resize
 
 # Those that look at every pixel of what they shrink; after the nearest one a reduced image would look quite different.
@@ -26,7 +27,7 @@ def preprocess_of(transform: transforms.Compose) -> Preprocess:
     """Take a library's inference transform apart: geometry, to tensor, normalise.
 
     Raises:
-        ValueError: the transform is not of that form.
+        UserError: the transform is not of that form (code ``unsupported``, field ``preprocessing``).
     """
     # open_clip's conversion to RGB does nothing to an image that is RGB already.
     steps = [step for step in transform.transforms if type(step).__name__ != "MaybeConvertMode"]
@@ -34,14 +35,20 @@ def preprocess_of(transform: transforms.Compose) -> Preprocess:
         case [*geometry, transforms.ToTensor(), transforms.Normalize(mean=mean, std=std)]:
             words = tuple(_in_words(step) for step in geometry)
             return Preprocess(_light(geometry), words, _float32(mean), _float32(std))
-    raise ValueError(f"preprocessing must be geometry, to tensor, normalise, and is {transform}")
+    message = f"preprocessing must be geometry, to tensor, normalise, and is {transform}"
+    raise UserError(message, code="unsupported", field="preprocessing")
 
 
 def normalise(preprocess: Preprocess, pixels_BHWC: np.ndarray, device: torch.device) -> torch.Tensor:
-    """float32 (B, 3, H, W), channels last in memory; on a CPU, to the bit what the library itself makes.
+    """Scale pixels by a model's mean and std; on a CPU, to the bit what its library makes.
 
     Args:
+        preprocess: the model's.
         pixels_BHWC: uint8, from ``Preprocess.pixels``; may be read-only, as Ray hands them out.
+        device: the model's.
+
+    Returns:
+        float32 (B, 3, H, W), channels last in memory.
     """
     images_BHWC = torch.tensor(pixels_BHWC, device=device).to(torch.float32).div_(255)
     mean = torch.tensor(preprocess.mean, dtype=torch.float32, device=device)

@@ -22,7 +22,7 @@ from serving import metrics
 from serving.deployments.messages import PROBE, EncodedText, Model, Tokens
 
 if TYPE_CHECKING:
-    from retrieval.models.encoders import ImageEncoder
+    from retrieval.models.image_encoder import ImageEncoder
     from retrieval.models.preprocess import Preprocess
 
 UPLOAD_PIXELS = 50_000_000

@@ -18,7 +18,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.profile import Profile
-from retrieval.artifacts import Index, Role, TrainedAggregator, check_made_by, check_same_models
+from retrieval.artifacts import Index, Role, TrainedAggregator
+from retrieval.artifacts.compatibility import check_made_by, check_same_models
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
 from retrieval.index.hits import merge_topk
 from serving import metrics

@@ -28,7 +28,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from retrieval.artifacts import QuerySet, fixed_size_list, matrix
+from retrieval.artifacts import QuerySet
+from retrieval.artifacts.columns import fixed_size_list, matrix
 from retrieval.prompts import usable
 from serving.memory.store import Store, StoreError
 

@@ -18,7 +18,8 @@ import pytest
 from demo.grammar import categories
 from demo.world import render
 from pipelines.embedding import rows_per_block, written
-from retrieval.artifacts import Gallery, Index, matrix
+from retrieval.artifacts import Gallery, Index
+from retrieval.artifacts.columns import matrix
 from retrieval.folder import Folder
 from retrieval.fusion import fused_query
 from retrieval.index.hits import merge_topk

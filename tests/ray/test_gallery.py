@@ -20,10 +20,13 @@ from cluster.loading import load_vision, load_vlm, record_of
 from cluster.profile import Profile
 from pipelines.embedding import Decoder, Embedder, Encoders, GallerySink, image_id
 from pipelines.gallery import build_gallery, gallery_of, grown_gallery, look_at_encoders, summary_of
-from retrieval.artifacts import Gallery, fixed_size_list, gallery_schema, matrix
+from retrieval.artifacts import Gallery
+from retrieval.artifacts.columns import fixed_size_list, matrix
+from retrieval.artifacts.gallery import gallery_schema
 from retrieval.folder import Folder
 from retrieval.images import decode
-from retrieval.sources.reader import INPUTS, InputReader
+from retrieval.sources.inputs import INPUTS
+from retrieval.sources.reader import InputReader
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
 
@@ -339,7 +342,7 @@ def listed(folder: Path, *names: str) -> pa.Table:
 def test_decoder_shares_pixels_only_between_equal_geometries(profile: Profile, tmp_path: Path) -> None:
     from tiny_models import write_vision
 
-    from retrieval.models.encoders import VisionEncoder
+    from retrieval.models.vision import VisionEncoder
 
     (tmp_path / "good.png").write_bytes(saved("PNG"))
     (tmp_path / "bad.png").write_bytes(b"")

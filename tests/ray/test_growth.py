@@ -20,7 +20,8 @@ from pipelines.gallery import build_gallery, overwritten_batches, summary_of, un
 from pipelines.growth import Selection, add, compact, index_batch, prune, remove, worst
 from pipelines.index import build_index
 from pipelines.inspection import check_target, rejected, state, versions
-from retrieval.artifacts import BatchRecord, Gallery, GalleryManifest, Index
+from retrieval.artifacts import Gallery, Index
+from retrieval.artifacts.manifests import BatchRecord, GalleryManifest
 from retrieval.folder import Folder
 from retrieval.fusion import fused_query, unit
 from retrieval.index.hits import merge_topk

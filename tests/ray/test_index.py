@@ -13,9 +13,11 @@ from cluster.profile import Profile
 from cluster.session import session
 from pipelines.growth import worst
 from pipelines.index import build_index, cut
-from retrieval.artifacts import Gallery, Index, PartRecord
+from retrieval.artifacts import Gallery, Index
+from retrieval.artifacts.manifests import PartRecord
 from retrieval.fusion import fused_query, unit
-from retrieval.index.files import LAMBDA_GRID, verify
+from retrieval.index.effort import LAMBDA_GRID
+from retrieval.index.files import verify
 from retrieval.index.hits import Hits, merge_topk
 from retrieval.index.shard import Shard
 

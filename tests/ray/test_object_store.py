@@ -19,7 +19,8 @@ from pipelines.gallery import build_gallery
 from pipelines.growth import Selection, add, compact, prune, remove
 from pipelines.index import build_index
 from pipelines.inspection import check_target, rejected, state, versions
-from pipelines.queries import VocabularyEntry, build_queries
+from pipelines.queries import build_queries
+from pipelines.vocabulary import VocabularyEntry
 from retrieval.artifacts import Gallery, Index
 from retrieval.finder import Finder
 from retrieval.folder import Folder

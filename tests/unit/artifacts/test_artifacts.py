@@ -13,26 +13,13 @@ import torch
 from tiny_artifacts import Collection, records
 
 from retrieval.aggregator import Aggregator
-from retrieval.artifacts import (
-    MANIFEST,
-    REJECTED_SCHEMA,
-    Gallery,
-    GalleryManifest,
-    Index,
-    IndexManifest,
-    QuerySet,
-    QuerySetManifest,
-    TrainedAggregator,
-    check_same_models,
-    fixed_size_list,
-    gallery_schema,
-    matrix,
-    new_version,
-    queryset_schema,
-    text_vectors,
-    version_names,
-    vision_vectors,
-)
+from retrieval.artifacts import MANIFEST, Gallery, Index, QuerySet, TrainedAggregator
+from retrieval.artifacts.columns import fixed_size_list, matrix
+from retrieval.artifacts.compatibility import check_same_models
+from retrieval.artifacts.gallery import REJECTED_SCHEMA, gallery_schema
+from retrieval.artifacts.index import new_version, version_names
+from retrieval.artifacts.manifests import GalleryManifest, IndexManifest, QuerySetManifest
+from retrieval.artifacts.queryset import queryset_schema, text_vectors, vision_vectors
 from retrieval.folder import Folder
 
 FORMAT = 2  # of galleries

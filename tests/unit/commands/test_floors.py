@@ -60,7 +60,7 @@ def test_imports_only_what_lies_below(file: Path) -> None:
 
 
 def test_who_begins_a_job_and_who_only_decodes_do_not_load_pytorch() -> None:
-    modules = "commands.index, pipelines.gallery, pipelines.growth, pipelines.index, pipelines.evaluate, serving.launch"
+    modules = "commands.index, pipelines.gallery, pipelines.growth, pipelines.index, pipelines.ranking, serving.launch"
     script = f"import sys, {modules}; print(*(name for name in ('torch', 'transformers') if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not done.stdout.strip()

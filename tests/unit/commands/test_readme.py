@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mindseye import app
+from commands.app import app
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

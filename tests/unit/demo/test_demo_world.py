@@ -265,7 +265,7 @@ def committed(part: str, file: str) -> Path:
 
 def test_the_committed_vlm_loads_and_knows_this_world() -> None:
     folder = committed("vlm", "open_clip_model.safetensors")
-    from retrieval.models.encoders import VLM
+    from retrieval.models.vlm import VLM
 
     vlm = VLM.load(f"local-dir:{folder}", device="cpu", dtype="float32")
     assert vlm.context_length == CONTEXT
@@ -286,7 +286,7 @@ def test_the_committed_tokenizers_are_one_and_know_every_word() -> None:
 
 def test_the_committed_vision_encoder_loads_and_tells_categories_apart() -> None:
     folder = committed("vision", "model.safetensors")
-    from retrieval.models.encoders import VisionEncoder
+    from retrieval.models.vision import VisionEncoder
 
     vision = VisionEncoder.load(f"local-dir:{folder}", device="cpu", dtype="float32")
     chosen = split("unseen")[::12]

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 
 from retrieval.fusion import fused_query, score, unit
-from retrieval.index.files import LAMBDA_GRID, verify
+from retrieval.index.effort import LAMBDA_GRID
+from retrieval.index.files import verify
 from retrieval.index.hits import merge_topk
 from retrieval.index.kinds import fitted_factory
 from retrieval.index.shard import SearchParams, Shard

@@ -16,11 +16,12 @@ import pytest
 
 import retrieval.index.kinds
 import retrieval.index.shard
-from retrieval.artifacts import fixed_size_list
+from retrieval.artifacts.columns import fixed_size_list
 from retrieval.fusion import fused_query, unit
-from retrieval.index.build import build_shard, load_trained, save_trained, train, training_rows
+from retrieval.index.build import build_shard
 from retrieval.index.files import verify
 from retrieval.index.shard import Shard
+from retrieval.index.train import load_trained, save_trained, train, training_rows
 
 D1, D2 = 8, 12
 FILES = ["index.faiss", "vectors.npy", "rows.parquet"]

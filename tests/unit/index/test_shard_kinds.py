@@ -16,8 +16,9 @@ import pytest
 
 from retrieval.fusion import unit
 from retrieval.index.files import INDEX, RECORD, read_index
-from retrieval.index.kinds import choose_factory, memory_of, new_index, train
+from retrieval.index.kinds import choose_factory, memory_of, new_index
 from retrieval.index.shard import Shard
+from retrieval.index.train import train
 
 MIB = 2**20
 D1, D2 = 8, 12

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.fusion import fused_query, unit
-from retrieval.index.files import LAMBDA_GRID
+from retrieval.index.effort import LAMBDA_GRID
 from retrieval.index.shard import SearchParams, Shard
 
 D1, D2 = 8, 12

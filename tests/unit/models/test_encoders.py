@@ -25,8 +25,9 @@ from torchvision import transforms
 
 from retrieval.images import decode, decode_reduced
 from retrieval.models import devices, encoders
-from retrieval.models.encoders import VLM, VisionEncoder
 from retrieval.models.transforms import normalise, preprocess_of
+from retrieval.models.vision import VisionEncoder
+from retrieval.models.vlm import VLM
 from retrieval.prompts import MAX_CHARACTERS
 
 SIZES = [(64, 64), (100, 70), (31, 200), (5, 3), (1, 1), (640, 480), (64, 1900)]

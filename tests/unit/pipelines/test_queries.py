@@ -16,7 +16,8 @@ from cluster.loading import prompt_templates, record_of
 from cluster.profile import Profile
 from cluster.session import session
 from pipelines.queries import VocabularyEntry, build_queries, query_id, read_vocabulary
-from retrieval.artifacts import QuerySet, text_vectors, vision_vectors
+from retrieval.artifacts import QuerySet
+from retrieval.artifacts.queryset import text_vectors, vision_vectors
 
 THREE_KINDS = [
     VocabularyEntry("red star", "name", "red star"),

@@ -16,8 +16,8 @@ from retrieval.aggregator import Aggregator
 from retrieval.artifacts import Index, TrainedAggregator
 from retrieval.finder import Answer, Finder
 from retrieval.fusion import DEFAULT_WEIGHT
-from retrieval.models.encoders import VisionEncoder
 from retrieval.models.generator import Generator, Imagined
+from retrieval.models.vision import VisionEncoder
 from retrieval.query import QueryEncoder
 
 TEXT = "a red striped star"

@@ -10,7 +10,8 @@ import pytest
 from errors import refused
 from synthetic import D1, D2, directions, models, write_gallery, write_queries
 
-from retrieval.artifacts import Gallery, QuerySet, matrix
+from retrieval.artifacts import Gallery, QuerySet
+from retrieval.artifacts.columns import matrix
 from training.dataset import LeftOut, load_examples
 from training.examples import Examples
 from training.sampling import sample_rows

@@ -1,0 +1,81 @@
+"""What all artifacts share: a folder with a manifest, opened with checks and published by writing the manifest last."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import ClassVar, Generic, Self, TypeVar
+
+from pydantic import ValidationError
+
+from retrieval.artifacts.manifests import MANIFEST, Manifest
+from retrieval.errors import DamagedError, UserError
+from retrieval.folder import Folder
+
+M = TypeVar("M", bound=Manifest)
+
+
+class Artifact(Generic[M]):
+    """A published artifact: its folder and its manifest."""
+
+    kind: ClassVar[str]
+    manifest_type: ClassVar[type[Manifest]]
+
+    def __init__(self, folder: Folder, manifest: M) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @property
+    def uri(self) -> str:
+        return self.folder.uri
+
+    @classmethod
+    def open(cls, uri: str | Path | Folder) -> Self:
+        """Open a published artifact.
+
+        Raises:
+            UserError: there is none at ``uri`` (code ``missing``), it is of another kind (``wrong-kind``) or of another
+                format (``wrong-format``); the field is the kind of artifact.
+            DamagedError: its manifest cannot be read; the field is the file.
+        """
+        folder = uri if isinstance(uri, Folder) else Folder(uri)
+        file = (folder / MANIFEST).uri
+        if not folder.exists(MANIFEST):
+            unfinished = (
+                " The folder exists: another one is meant, or the job that writes it has not finished."
+                if folder.exists()
+                else ""
+            )
+            raise UserError(
+                f"there is no {cls.kind} at {folder.uri}: {MANIFEST} is missing.{unfinished}",
+                code="missing",
+                field=cls.kind,
+            )
+        try:
+            content = folder.read_json(MANIFEST)
+        except ValueError as error:
+            raise DamagedError(f"{file} is damaged ({error}); make the {cls.kind} again", field=file) from error
+        if not isinstance(content, dict) or content.get("artifact") != cls.kind:
+            found = content.get("artifact") if isinstance(content, dict) else type(content).__name__
+            raise UserError(
+                f"{folder.uri} holds a {found}, where a {cls.kind} is expected", code="wrong-kind", field=cls.kind
+            )
+        readable = cls.manifest_type.model_fields["format"].default
+        if content.get("format") != readable:
+            raise UserError(
+                f"{file} has format {content.get('format')}; this mindseye ({version('mindseye')}) reads"
+                f" format {readable}. Use the version that wrote it ({content.get('mindseye')}),"
+                f" or make the {cls.kind} again",
+                code="wrong-format",
+                field=cls.kind,
+            )
+        try:
+            return cls(folder, cls.manifest_type.model_validate(content))  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise DamagedError(f"{file} is damaged: {error}", field=file) from error
+
+    @classmethod
+    def publish(cls, folder: Folder, manifest: M) -> Self:
+        """Write the manifest, which makes the artifact exist. Everything else must have been written before."""
+        folder.write_json(MANIFEST, manifest.model_dump(mode="json"))
+        return cls(folder, manifest)

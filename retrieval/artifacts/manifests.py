@@ -1,0 +1,149 @@
+"""The manifests: what ``manifest.json`` of each artifact says, as typed models. They are the file format."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MANIFEST = "manifest.json"
+Role = Literal["vlm", "vision", "generator"]
+
+
+class Record(BaseModel):
+    """Base of all that is written: an unknown field is of another version, or of somebody's editor."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelRecord(Record):
+    """Which model made an artifact."""
+
+    uri: str
+    """For people."""
+    fingerprint: str
+    """Of its weights and preprocessing, for the check."""
+    dim: int | None = None
+    """Length of its vectors."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Its preprocessing, or a generator's steps, guidance and size."""
+
+
+class Manifest(Record):
+    """What every manifest says."""
+
+    artifact: str
+    format: int = 1
+    created: str = Field(default_factory=lambda: now())
+    mindseye: str = Field(default_factory=lambda: version("mindseye"))
+    models: dict[Role, ModelRecord] = Field(default_factory=dict)
+
+
+class BatchRecord(Record):
+    """One run of the embedding job: the inputs of one source at one time."""
+
+    name: str
+    source: str
+    """What the paths of its rows are relative to."""
+    inputs: int
+    rows: int
+    rejected: dict[str, int] = Field(default_factory=dict)
+    """Number of rejected inputs by reason."""
+
+
+class PartRecord(Record):
+    """One Parquet file of a gallery."""
+
+    name: str
+    """Relative to the gallery."""
+    rows: int
+
+
+class GalleryManifest(Manifest):
+    """What a gallery consists of."""
+
+    artifact: Literal["gallery"] = "gallery"
+    format: int = 2
+    rows: int
+    batches: list[BatchRecord]
+    parts: list[PartRecord]
+    """Other files in its folder are of jobs that have not finished, or no longer used."""
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Source of each batch, by its name."""
+        return {batch.name: batch.source for batch in self.batches}
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Number of rejected inputs by reason."""
+        return dict(sum((Counter(batch.rejected) for batch in self.batches), Counter()))
+
+
+class QuerySetManifest(Manifest):
+    """How the queries of a set were made."""
+
+    artifact: Literal["queryset"] = "queryset"
+    queries: int
+    images: int
+    """K, the images that were asked for per query."""
+    seed: int
+    templates: list[str]
+    rejected: dict[str, int] = Field(default_factory=dict)
+    """Number of rejected generated images by reason."""
+
+
+class ShardRecord(Record):
+    """One shard of an index."""
+
+    version: str
+    """The version that it was built for, in whose folder its files lie: later versions share it."""
+    name: str
+    rows: int
+    """Rows in its files, removed ones included."""
+    factory: str
+    files: dict[str, dict[str, Any]]
+    """Bytes and sha256 of each file of the shard."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(file["bytes"] for file in self.files.values())
+
+
+class IndexManifest(Manifest):
+    """What one version of an index consists of."""
+
+    artifact: Literal["index"] = "index"
+    format: int = 2
+    gallery: str
+    sources: dict[str, str]
+    """What the paths of rows are relative to, by their column ``batch``."""
+    rows: int
+    """Rows that can be found."""
+    factory: str
+    shards: list[ShardRecord]
+    removed: int = 0
+    """Tombstones: rows that lie in shards and are never returned. ``Index.REMOVED`` has their ids."""
+    recall: dict[str, dict[str, float]]
+    """Recall of the default search against exact search, on a sample of queries, by depth (10, 100) and λ."""
+
+
+class AggregatorManifest(Manifest):
+    """The shape of an aggregator, and how it was trained."""
+
+    artifact: Literal["aggregator"] = "aggregator"
+    dim: int
+    heads: int
+    layers: int
+    dropout: float
+    weight: float
+    """λ, the fusion weight."""
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+def now() -> str:
+    """Return the time as manifests have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,62 @@
+"""The query set: texts with their text vectors and imagined images. Q queries, K images, D1 VLM, D2 vision encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from retrieval.artifacts.artifact import Artifact
+from retrieval.artifacts.columns import matrix, whole
+from retrieval.artifacts.manifests import QuerySetManifest
+
+
+def queryset_schema(vlm_dim: int, vision_dim: int) -> pa.Schema:
+    """Return the schema of a query set. The lists of one row are parallel: image i's seed, vision vector, thumbnail."""
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("text", pa.string()),
+            ("kind", pa.string()),
+            ("label", pa.string()),
+            ("vlm", pa.list_(pa.float32(), vlm_dim)),
+            ("vision", pa.list_(pa.list_(pa.float32(), vision_dim))),
+            ("seeds", pa.list_(pa.int64())),
+            ("thumbnails", pa.list_(pa.binary())),
+            ("rejected", pa.list_(pa.string())),
+        ]
+    )
+
+
+class QuerySet(Artifact[QuerySetManifest]):
+    """Texts with their text vectors and imagined images: Parquet parts under ``queries/`` (``queryset_schema``)."""
+
+    kind = "queryset"
+    manifest_type = QuerySetManifest
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the queries, sorted by id."""
+        names = self.folder.files("queries", ".parquet")
+        return pa.concat_tables([self.folder.read_table(name, columns) for name in names]).sort_by("id")
+
+
+def text_vectors(queries: pa.Table) -> np.ndarray:
+    """Return the text vectors of a query table, float32 (Q, D1)."""
+    return matrix(queries["vlm"])
+
+
+def vision_vectors(queries: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Return the image vectors of a query table.
+
+    Returns:
+        float32 (Q, K, D2), zero where an image is missing, with K the most that a query has, and at least 1; and the
+        mask of present ones, bool (Q, K).
+    """
+    column = whole(queries["vision"])
+    counts = np.diff(column.offsets.to_numpy())
+    dim = column.type.value_type.list_size
+    features = np.zeros((len(column), max(counts.max(initial=1), 1), dim), np.float32)
+    mask = np.arange(features.shape[1]) < counts[:, None]
+    features[mask] = matrix(column.flatten())
+    return features, mask

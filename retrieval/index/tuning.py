@@ -1,0 +1,75 @@
+"""Measuring the efforts of a shard as it is built: how far it must look at each λ to find what an exact search finds.
+
+Which effort that takes depends on the data and on λ. Q queries, D = D1 + D2 dimensions (VLM, vision encoder).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.fusion import fused_query, unit
+from retrieval.index.effort import LAMBDA_GRID
+from retrieval.index.kinds import has_effort, inner, is_ivf
+from retrieval.index.shard import Shard
+from retrieval.metrics import neighbour_recall
+
+RECALL_AT: Final = (10, 100)
+"""Depths at which recall is measured."""
+RECALL_TARGET: Final = 0.97
+"""Of sampled queries, at build; above the 0.95 that is promised, since real queries differ from them."""
+_QUERIES: Final = 100
+_NEIGHBOURS: Final = 10
+
+
+def measured_efforts(shard: Shard, seed: int, share: float = 1.0) -> list[int]:
+    """Return for each λ of LAMBDA_GRID the smallest effort with which sampled queries reach RECALL_TARGET.
+
+    Efforts are powers of two, and must reach the target at each depth of RECALL_AT.
+
+    Args:
+        shard: whose own efforts are not looked at.
+        seed: of the sample of queries.
+        share: of the rows that were cut into shards at random with this one, which is about its share of the best
+            rows as well: it is searched as deep as that, and to the least of RECALL_AT.
+
+    Returns:
+        nprobe or efSearch; none for a shard without rows, or of a kind that has neither.
+    """
+    if not len(shard) or not has_effort(shard.index):
+        return []
+    lowest, highest = (8, inner(shard.index).nlist) if is_ivf(shard.index) else (32, 4096)
+    rng = np.random.default_rng(seed)
+    queries = sample_queries(shard, rng.choice(np.flatnonzero(shard.alive), _QUERIES), rng)
+    depths = {max(min(RECALL_AT), math.ceil(depth * share)) for depth in RECALL_AT}
+    truths = np.split(shard.exact(np.concatenate(queries), max(depths)).ids, len(LAMBDA_GRID))
+
+    def recall(query: NDArray[np.float32], truth: NDArray[np.object_], effort: int) -> float:
+        found = {depth: shard.search(query, depth, effort=effort).ids for depth in depths}
+        return min(neighbour_recall(ids, truth[:, :depth]) for depth, ids in found.items())
+
+    efforts = []
+    for query, truth in zip(queries, truths, strict=True):
+        effort = lowest
+        while effort < highest and recall(query, truth, effort) < RECALL_TARGET:
+            effort *= 2
+        efforts.append(min(effort, highest))
+    return efforts
+
+
+def sample_queries(shard: Shard, rows: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray[np.float32]]:
+    """Return queries to measure recall with, one from each of these rows: for each λ of LAMBDA_GRID float32 (Q, D).
+
+    A query asks for a category and lies off the gallery: each half is the mean of those of the row's ten nearest
+    (itself among them), with noise of the same norm. How such queries compare with real ones is in
+    docs/index-kinds.md.
+    """
+    near = shard.exact(shard.vectors[rows].astype(np.float32), _NEIGHBOURS).rows
+    means = shard.vectors[near].astype(np.float32).mean(axis=1)
+    text, visual = (
+        unit(unit(half) + unit(rng.standard_normal(half.shape))) for half in np.split(means, [shard.vlm_dim], axis=1)
+    )
+    return [fused_query(text, visual, weight) for weight in LAMBDA_GRID]
