@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from cluster.progress import ProgressCounter
 from retrieval.images import ImageRejected, decode_reduced
-from retrieval.sources.reader import InputReader, is_relative
+from retrieval.sources.places import is_relative
+from retrieval.sources.reader import InputReader
 
 if TYPE_CHECKING:  # takes seconds to import, which the many tasks that never see a model should not
     from retrieval.models.preprocess import Preprocess

@@ -24,7 +24,7 @@ from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.images import ImageRejected, decode_reduced
 from retrieval.index.files import ROWS, verify
-from retrieval.sources.lookup import Pictures
+from retrieval.sources.lookup import ImageLookup
 
 if TYPE_CHECKING:  # takes seconds to import
     from retrieval.models.image_encoder import ImageEncoder
@@ -104,7 +104,7 @@ def _check_sample(gallery: Gallery, profile: Profile, sample: int, seed: int) ->
         if encoder.fingerprint != gallery.manifest.models[name].fingerprint:
             return Finding("a sample embedded again", f"the profile's {name} model is not the gallery's")
     side = decoded_side(encoder.preprocess for encoder in encoders.values())
-    sources = {name: Pictures(source, links_out=True) for name, source in gallery.manifest.sources.items()}
+    sources = {name: ImageLookup(source, links_out=True) for name, source in gallery.manifest.sources.items()}
     for row in range(rows.num_rows):
         path = rows["path"][row].as_py()
         try:

@@ -101,7 +101,7 @@ def test_a_target_that_another_job_holds_is_left_alone(run: Run, profile_file: P
     target = tmp_path / "target"
     with hold(Folder(target), "another"):
         said = run("index", tmp_path / "images", target, "--profile", profile_file)
-        one_line_error(said, "is held by another of process", "--take-over")
+        one_line_error(said, "is locked by another of process", "--take-over")
         assert "running: another of process" in run("index", "status", target).out
     assert not (target / "gallery").exists()
 
