@@ -52,8 +52,10 @@ from torchvision.io import ImageReadMode, decode_jpeg
 import pipelines.gallery
 from cluster.loading import load_vision, load_vlm
 from cluster.profile import Generator, IndexSettings, Models, Profile, Queries, Stage
+from cluster.progress import RayCounter
 from cluster.session import session
-from pipelines.gallery import build_gallery, summary_of
+from pipelines.batch_contents import summary_of
+from pipelines.gallery import build_gallery
 from retrieval.artifacts import Gallery
 from retrieval.images import SIDES_TO_SPARE, decode, decode_reduced
 from retrieval.models.devices import pick_device, pick_dtype
@@ -258,7 +260,7 @@ def job_rate(folder: Path, name: str, settings: Profile) -> tuple[dict[str, Any]
     """Run the whole gallery job, written result included; return its rate over the last N images, what else it says,
     and the gallery.
     """
-    clock = Clock.remote()  # type: ignore[attr-defined]
+    clock = RayCounter(Clock.remote())  # type: ignore[attr-defined]
 
     @contextmanager
     def clocked(*_: Any) -> Iterator[Any]:
@@ -268,7 +270,7 @@ def job_rate(folder: Path, name: str, settings: Profile) -> tuple[dict[str, Any]
     with patch.object(pipelines.gallery, "progress", clocked):
         gallery = build_gallery(str(folder / "images"), str(folder / name), settings)
     seconds = time.perf_counter() - start
-    rows, rate = gallery.manifest.rows, ray.get(clock.rate.remote())
+    rows, rate = gallery.manifest.rows, ray.get(clock.actor.rate.remote())
     measured = {
         "rows_per_s": round(rate, 2),
         "start_up_s": round(seconds - rows / rate, 1),

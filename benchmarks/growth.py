@@ -4,7 +4,7 @@
 
 A gallery of synthetic embeddings (as in ``benchmarks.index_scale``) is indexed; then five times a fifth of its rows is
 removed and as many are added. Searches of one query over all shards are timed before, after each round, after
-``compact``, and in an index that is built anew from the same rows. ``--write`` puts the figures into docs/growth.json.
+``compact``, and in an index that is built again from the same rows. ``--write`` puts the figures into docs/growth.json.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ import numpy as np
 from benchmarks.index_scale import ROWS_PER_CLASS, THREADS, seconds_of, write_gallery
 from cluster.profile import load_profile
 from cluster.session import session
-from pipelines.growth import Selection, compact, index_batch, remove, worst
+from pipelines.growth import compact, index_batch, remove
 from pipelines.index import build_index
+from pipelines.publication import worst_recall
+from pipelines.selection import Selection
 from retrieval.artifacts import Gallery, Index
 from retrieval.artifacts.manifests import BatchRecord, GalleryManifest
 from retrieval.fusion import fused_query
@@ -33,9 +35,6 @@ from retrieval.index.shard import Shard
 
 ROUNDS, SHARE = 5, 5
 WEIGHTS = (0.0, 0.5, 1.0)
-
-
-def quiet(line: str) -> None: ...
 
 
 def with_batch(gallery: Gallery, new: Gallery) -> tuple[GalleryManifest, BatchRecord]:
@@ -66,7 +65,7 @@ def figures_of(index: Index, text: np.ndarray, visual: np.ndarray) -> dict[str, 
     return {
         "shards": len(shards),
         "removed": index.manifest.removed,
-        "worst recall": round(worst(index), 4),
+        "worst recall": round(worst_recall(index), 4),
         "search_p50_ms": p50,
     }
 
@@ -93,23 +92,23 @@ def main() -> None:
         for number in range(1, ROUNDS + 1):
             alive = [name for table in gallery.tables(["id"]) for name in table["id"].to_pylist()]
             chosen = rng.choice(alive, some, replace=False).tolist()
-            index = remove(Selection(ids=chosen), gallery, index, profile.index, say=quiet).index
+            index = remove(Selection(ids=chosen), gallery, index, profile.index).index
             gallery = Gallery.open(gallery.uri)
             new, _, _ = write_gallery(folder / f"new {number}", some, classes=rows // ROWS_PER_CLASS, seed=number)
             grown, record = with_batch(gallery, new)
-            index = index_batch(grown, record, [], gallery, index, profile, say=quiet)
+            index = index_batch(grown, record, [], gallery, index, profile)
             gallery = Gallery.open(gallery.uri)
             states[f"round {number}"] = figures_of(index, text, visual)
-        seconds, index = seconds_of(lambda: compact(gallery, index, profile, say=quiet))
+        seconds, index = seconds_of(lambda: compact(gallery, index, profile))
         states["compacted"] = {**figures_of(index, text, visual), "seconds": round(seconds, 1)}
-        anew = build_index(gallery, str(folder / "anew"), profile, shards=len(index.manifest.shards))
-        states["built anew"] = figures_of(anew, text, visual)
+        again = build_index(gallery, str(folder / "again"), profile, shards=len(index.manifest.shards))
+        states["built again"] = figures_of(again, text, visual)
     for name, state in states.items():
         print(f"{name:12}", json.dumps(state))
     at = {name: state["search_p50_ms"] for name, state in states.items()}
     ratios = {
         f"{one} to {other}": {weight: round(at[one][weight] / at[other][weight], 2) for weight in at[one]}
-        for one, other in ((f"round {ROUNDS}", "built"), ("compacted", f"round {ROUNDS}"), ("compacted", "built anew"))
+        for one, other in ((f"round {ROUNDS}", "built"), ("compacted", f"round {ROUNDS}"), ("compacted", "built again"))
     }
     print(json.dumps(ratios, indent=2))
     if arguments.write:

@@ -39,12 +39,13 @@ from cluster.session import session
 from retrieval.artifacts import Gallery
 from retrieval.artifacts.columns import fixed_size_list
 from retrieval.artifacts.gallery import gallery_schema
-from retrieval.folder import Folder
 from retrieval.fusion import unit
-from training.dataset import Examples, sample_rows
+from training.examples import Examples
 from training.learner import Learner
+from training.loop import Run
+from training.sampling import sample_rows
 from training.tracking import Tracker
-from training.trainer import Run, _fit
+from training.workers import run_loop
 
 CORES = os.cpu_count() or 1
 LABELS, IMAGES, BATCH, POSITIVES, ROWS_OF_LABEL = 1000, 16, 256, 4, 16
@@ -52,18 +53,36 @@ WARM_UP = 3
 """Steps before the rate is taken."""
 
 
-@ray.remote(num_cpus=0)
 class Clock:
     """Takes the place of a run's counter, and notes when each step was done."""
+
+    def __init__(self) -> None:
+        self._actor = ray.remote(Times).options(num_cpus=0).remote()
+
+    def add(self, count: int = 0, **seconds: float) -> None:
+        self._actor.add.remote(count)
+
+    def flush(self) -> None:
+        ray.get(self._actor.times.remote())
+
+    def done(self) -> int:
+        return len(self.times())
+
+    def seconds(self) -> dict[str, float]:
+        return {}
+
+    def times(self) -> list[float]:
+        return ray.get(self._actor.times.remote())
+
+
+class Times:
+    """The actor of a Clock."""
 
     def __init__(self) -> None:
         self._times: list[float] = []
 
     def add(self, count: int) -> None:
         self._times += [time.time()] * count
-
-    def done(self) -> int:
-        return len(self._times)
 
     def times(self) -> list[float]:
         return self._times
@@ -112,22 +131,14 @@ def plain_seconds(given: Examples, how: Training) -> dict[str, list[float]]:
 
 def ray_times(given: Examples, how: Training, folder: Path) -> tuple[float, list[float]]:
     """Train by Ray Train; return when it began, and when each step was done."""
-    clock = Clock.remote()  # type: ignore[attr-defined]
-    held_out = given.of_labels([0, 1])
-    run = Run(
-        how,
-        str(folder / "runs" / "run"),
-        given.images_QKD2.shape[2],
-        ray.put(given),
-        ray.put(held_out),
-        clock,
-        Tracker(str(folder), "metrics.jsonl", "run", {}),
-    )
+    clock = Clock()
+    tracker = Tracker(str(folder), "metrics.jsonl", "run", {})
     (folder / "runs").mkdir(parents=True)
+    run = Run(how, str(folder / "runs" / "run"), given, given.of_labels([0, 1]), clock, tracker)
     start = time.time()
-    outcome = _fit(run, Folder(folder), "run")
-    assert outcome["fault"] is None
-    return start, ray.get(clock.times.remote())
+    outcome = run_loop(run)
+    assert not outcome.fault
+    return start, clock.times()
 
 
 def write_gallery(folder: Path, rows: int, dim: int) -> None:
@@ -182,7 +193,7 @@ def watched() -> Iterator[dict[str, int]]:
 def measure_memory(gallery: Path, dim: int) -> None:
     """Print the peak memory, in bytes, of sampling a gallery and training a few steps on the sample."""
     given = examples(dim)
-    with watched() as memory, session():
+    with watched() as memory, session("local"):
         start = time.time()
         rows = sample_rows(Gallery.open(gallery), set(given.labels), ROWS_OF_LABEL, seed=0)
         sampled = time.time() - start
@@ -215,7 +226,7 @@ def main() -> None:
     half = settings(arguments.steps // 2 + WARM_UP, arguments.threads)
     with tempfile.TemporaryDirectory() as scratch:
         before = plain_seconds(given, half)
-        with session():
+        with session("local"):
             start, times = ray_times(given, whole, Path(scratch) / "job")
         after = plain_seconds(given, half)
         plain = {name: np.array(before[name] + after[name]) for name in before}

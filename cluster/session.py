@@ -1,61 +1,55 @@
-"""Reaching Ray: a running cluster if there is one, else a local one that ends with the command; and one progress
-display.
-"""
+"""Where jobs run: on a Ray cluster if there is one, on a local Ray that ends with the command, or in this process."""
 
 from __future__ import annotations
 
-import collections
 import logging
 import os
 import platform
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import ray
-from ray.actor import ActorHandle
-from ray.data import ActorPoolStrategy
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
-from cluster.profile import Stage
+from cluster.imports import ours_first
+from retrieval.errors import UserError
 from retrieval.folder import Folder
 
-console = Console(stderr=True)
-LINE_SECONDS = 60
+IN_PROCESS = "none"
+"""The address that runs jobs in this process."""
 _local = threading.Event()
 """Set while the Ray that is used is a local one of ``session``."""
+_in_process: ContextVar[bool] = ContextVar("in_process", default=False)
+
+
+def in_process() -> bool:
+    """Return whether jobs run in this process: a session says so, or there is no Ray to run them on."""
+    return _in_process.get() or not ray.is_initialized()
 
 
 def check_room(what: str, field: str, cpus: float, gpus: float = 0) -> None:
-    """Say what a job would wait for without end, on a local Ray, which no further node will join.
+    """Refuse what a job would wait for without end, on a local Ray, which no further node will join.
 
     Args:
-        what: needs so many ``cpus`` and ``gpus``; by ``field`` of the profile.
+        what: needs so many ``cpus`` and ``gpus``.
+        field: of the profile that says so.
 
     Raises:
-        ValueError: there are fewer.
+        UserError: there are fewer (``too-few-resources``).
     """
-    if not _local.is_set():
+    if not _local.is_set() or _in_process.get():
         return
     for resource, needed, there in lacking(cpus, gpus):
-        raise ValueError(
-            f"{what} needs {needed:g} {resource}s, and this machine's Ray has {there:g}: lower"
-            f" {field}.{resource.lower()}s in the profile, choose another profile, or use a cluster (--address)"
+        setting = f"{field}.{resource.lower()}s"
+        raise UserError(
+            f"{what} needs {needed:g} {resource}s, and this machine's Ray has {there:g}: lower {setting} in the"
+            " profile, choose another profile, or use a cluster (--address)",
+            code="too-few-resources",
+            field=setting,
         )
 
 
@@ -68,11 +62,13 @@ def lacking(cpus: float, gpus: float) -> Iterator[tuple[str, float, float]]:
 
 
 def check_shared(folder: Folder, name: str) -> None:
-    """Look from every node for a file that this one has written: what the others write must be found as well.
+    """Check that every node sees a file that this one has written: what the others write must be found as well.
 
     Raises:
-        ValueError: a node does not see it.
+        UserError: a node does not see it (``not-shared``).
     """
+    if in_process():
+        return
     asked = []
     for node in (node for node in ray.nodes() if node["Alive"]):
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)  # it may be lost meanwhile
@@ -80,9 +76,11 @@ def check_shared(folder: Folder, name: str) -> None:
         asked.append((node["NodeManagerHostname"], seen))
     for host, seen in asked:
         if not ray.get(seen):
-            raise ValueError(
+            raise UserError(
                 f"{host} does not see {folder.uri}/{name}, which {platform.node()} has written: give a target that"
-                " every machine has at the same path, or one in an object store"
+                " every machine has at the same path, or one in an object store",
+                code="not-shared",
+                field="target",
             )
 
 
@@ -101,25 +99,37 @@ def cluster_address(given: str | None) -> str | None:
 def session(address: str | None = None) -> Iterator[None]:
     """Connect to the Ray cluster at ``address`` (or ``RAY_ADDRESS``), or start a local one; leave it as it was found.
 
-    Inside a session that is already open, that one goes on. A ValueError or OSError of a worker is raised as itself.
+    The address ``none`` starts no Ray: jobs run in this process, one step after the other. Inside a session that is
+    already open, that one is used. A UserError or OSError of a worker is raised as itself.
 
     Raises:
-        ValueError: the address is one of Ray Client, which Ray Data does not work over.
+        UserError: the address is one of Ray Client, which Ray Data does not work over (``ray-client``).
     """
     address = cluster_address(address) or "local"
     if address.startswith("ray://"):
-        raise ValueError(
+        raise UserError(
             f"{address} is an address of Ray Client, which Ray Data does not work over: give the cluster's own, such as"
-            " head:6379, on one of its machines; or hand the command to `ray job submit`"
+            " head:6379, on one of its machines; or hand the command to `ray job submit`",
+            code="ray-client",
+            field="address",
         )
-    if ray.is_initialized():
+    if address == IN_PROCESS:
+        token = _in_process.set(True)
+        try:
+            yield
+        finally:
+            _in_process.reset(token)
+        return
+    if _in_process.get() or ray.is_initialized():
         with _plain_errors():
             yield
         return
-    # One CPU more than there are cores, for tasks that read and write: see actor_pool.
-    local: dict = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + 1} if address == "local" else {}
+    # One CPU more than there are cores, for tasks that read and write: see pipelines.ray_executor.actor_pool.
+    local: dict[str, Any] = (
+        {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + 1} if address == "local" else {}
+    )
     with _silent_stderr():
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        ray.init(address=address, runtime_env=ours_first(), log_to_driver=False, logging_level=logging.ERROR, **local)
     data_defaults()
     if local:
         _local.set()
@@ -146,34 +156,22 @@ def _silent_stderr() -> Iterator[None]:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Raise what a person can mend without Ray's wrapping, whose message is the worker's coloured traceback."""
+    """Raise what a person can put right without Ray's wrapping, whose message is the worker's coloured traceback. That
+    traceback is what a bug of ours needs, so any other error keeps it.
+    """
     try:
         yield
     except RayTaskError as error:
         cause: BaseException = error
         while isinstance(cause, RayTaskError):
             cause = cause.cause
-        if isinstance(cause, ValueError | OSError):
+        if isinstance(cause, UserError | OSError):
             raise cause from error
         raise
 
 
-def actor_pool(stage: Stage) -> ActorPoolStrategy:
-    """Return the pool of a stage: as many actors at once as the cluster has room for, and up to ``max_actors`` if it
-    grows.
-
-    One CPU is left for tasks that read and write, without which a pool that holds every CPU would wait for ever.
-    """
-    resources = ray.cluster_resources()
-    room = [(resources.get("CPU", 1) - 1) // stage.cpus if stage.cpus else stage.max_actors]
-    if stage.gpus:
-        room.append(resources.get("GPU", 0) // stage.gpus)
-    start = max(stage.min_actors, min(stage.max_actors, int(min(room))))
-    return ActorPoolStrategy(min_size=stage.min_actors, max_size=stage.max_actors, initial_size=start)
-
-
 def data_defaults() -> None:
-    """Set what all our datasets want of Ray Data: to begin soon, and nothing of its own on the terminal (bars, notes,
+    """Set what all our datasets need of Ray Data: to start soon, and nothing of its own on the terminal (bars, notes,
     second copies of errors).
     """
     context = ray.data.DataContext.get_current()
@@ -185,82 +183,3 @@ def data_defaults() -> None:
     # Else an error of a worker arrives as a UserCodeException, which no longer knows what was raised.
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-
-
-@ray.remote(num_cpus=0)
-class Counter:
-    """What the workers of a job have done so far."""
-
-    def __init__(self) -> None:
-        self._done = 0
-        self._seconds: collections.Counter[str] = collections.Counter()
-
-    def add(self, count: int = 0, **seconds: float) -> None:
-        """Count what was done, and the seconds of one worker that went into each part of it."""
-        self._done += count
-        self._seconds.update(seconds)
-
-    def done(self) -> int:
-        return self._done
-
-    def seconds(self) -> dict[str, float]:
-        return dict(self._seconds)
-
-
-class _Rate(ProgressColumn):
-    """Steps per second, of late."""
-
-    def render(self, task: Task) -> Text:
-        rate = task.finished_speed or task.speed
-        return Text(f"{rate:,.1f}/s" if rate else "")
-
-
-@contextmanager
-def progress(what: str, total: int | None) -> Iterator[ActorHandle]:
-    """Show how far a job is; hand the yielded counter to its workers, which ``add.remote(n)`` what they have done.
-
-    On a terminal this is a bar with the rate and the time left; elsewhere one line at the start, one a minute and one
-    at the end.
-    """
-    # On the driver's own node: the loss of any other must not cost the job its count.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    counter = Counter.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    over = threading.Event()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as display:
-        task = display.add_task(what, total=total)
-        if not console.is_terminal:
-            console.print(f"{what}{f': {total:,}' if total else ''} …")
-
-        def watch() -> None:
-            said = time.monotonic()
-            with suppress(RayError):
-                while not over.wait(0.5):
-                    done = ray.get(counter.done.remote())
-                    display.update(task, completed=done)
-                    if not console.is_terminal and time.monotonic() - said >= LINE_SECONDS:
-                        said = time.monotonic()
-                        console.print(_line(what, done, total, said - begun))
-
-        begun = time.monotonic()
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield counter
-        finally:
-            over.set()
-            watcher.join()
-            with suppress(RayError):  # an error that ends the job should not be hidden by one of its display
-                done = ray.get(counter.done.remote())
-                display.update(task, completed=done)
-                if not console.is_terminal:
-                    console.print(f"{what}: {done:,} in {time.monotonic() - begun:.0f} s")
-                ray.kill(counter)
-
-
-def _line(what: str, done: int, total: int | None, seconds: float) -> str:
-    line = f"{what}: {done:,}{f' of {total:,}' if total else ''} in {seconds:.0f} s, {done / seconds:,.1f}/s"
-    return f"{line}, {(total - done) * seconds / done:,.0f} s left" if total and 0 < done < total else line

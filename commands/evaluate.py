@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from commands.console import Cluster, out, say_made, say_next
+from commands.results import results_table
+
+if TYPE_CHECKING:  # PyTorch and Ray take seconds, which --help need not wait for
+    from pipelines.report import Measured
 
 
 def evaluate(
@@ -29,27 +35,18 @@ def evaluate(
     weight
         λ of the fused ranking of the mean, 0 (text alone) to 1 (images alone); by default 0.5.
     """
-    from cluster.session import session
-    from pipelines.contact_sheet import contact_sheet
-    from pipelines.evaluate import evaluate as run
-    from pipelines.report import results_table, write_report
-    from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
-    from retrieval.folder import Folder
-    from retrieval.fusion import DEFAULT_WEIGHT
+    from pipelines.report import measure
 
-    images, texts = Gallery.open(gallery), QuerySet.open(query_set)
-    trained = TrainedAggregator.open(aggregator) if aggregator else None
-    with session(address):
-        aggregators = {"trained": trained} if trained else {}
-        evaluation = run(images, texts, weight=DEFAULT_WEIGHT if weight is None else weight, aggregators=aggregators)
+    measured = measure(gallery, query_set, report, aggregator=aggregator, weight=weight, address=address)
+    _print(measured, gallery)
+    say_next(f"look at {report}/contact-sheet.png")
+
+
+def _print(measured: Measured, gallery: str) -> None:
+    evaluation = measured.evaluation
     out.print(results_table(evaluation, gallery))
     if evaluation.unlabelled:
         out.print(f"{evaluation.unlabelled} queries have no label and were not measured")
     if absent := evaluation.without_positive:
         out.print(f"{len(absent)} labels have no image in the gallery and were not measured: {', '.join(absent[:10])}")
-    reports = write_report(evaluation, report)
-    shown = evaluation.weights["trained" if trained else "fused"]
-    sheet = contact_sheet(images, texts, shown, aggregator=trained)
-    Folder(report).write_bytes("contact-sheet.png", sheet)
-    say_made(*reports, f"{report}/contact-sheet.png")
-    say_next(f"look at {report}/contact-sheet.png")
+    say_made(*measured.files)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from commands.console import Cluster, Profile, listed, out, say_made, say_next
+
+if TYPE_CHECKING:  # PyTorch and Ray take seconds, which --help need not wait for
+    from retrieval.artifacts import QuerySet
 
 
 def queries(
@@ -28,16 +33,15 @@ def queries(
     seed
         Seed of the images; by default the profile's.
     """
-    from cluster.profile import load_profile
-    from cluster.session import session
-    from pipelines.queries import build_queries, read_vocabulary
+    from pipelines.queries import imagine
 
-    settings = load_profile(profile)
-    entries = read_vocabulary(vocabulary)
-    with session(address):
-        made = build_queries(entries, target, settings, images=images, seed=seed)
-    rejected = made.manifest.rejected
-    out.print(f"{made.manifest.queries:,} queries, {made.manifest.images} images each", end="")
-    out.print(f"; rejected images: {listed(rejected)}" if rejected else "")
-    say_made(made.uri)
+    made = imagine(vocabulary, target, profile, images=images, seed=seed, address=address)
+    _print(made)
     say_next(f"mindseye evaluate GALLERY {target}")
+
+
+def _print(made: QuerySet) -> None:
+    manifest = made.manifest
+    rejected = f"; rejected images: {listed(manifest.rejected)}" if manifest.rejected else ""
+    out.print(f"{manifest.queries:,} queries, {manifest.images} images each{rejected}")
+    say_made(made.uri)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from commands.console import Cluster, Profile, out, say_made, say_next
+
+if TYPE_CHECKING:
+    from training.trainer import Trained
 
 
 def train(
@@ -18,7 +22,7 @@ def train(
 ) -> None:
     """Train the aggregator and λ on a labelled gallery and a query set of the same labels.
 
-    The same command goes on where a killed run stopped.
+    The same command resumes where a killed run stopped.
 
     Parameters
     ----------
@@ -31,34 +35,33 @@ def train(
     evaluation
         A query set that the aggregator will be measured on: labels that it shares with this one are an error.
     """
-    from cluster.profile import load_profile
-    from cluster.session import session
-    from retrieval.artifacts import Gallery, QuerySet
-    from training.trainer import train_aggregator
+    import training.trainer
 
-    settings = load_profile(profile)
-    images, texts = Gallery.open(gallery), QuerySet.open(query_set)
-    measured = QuerySet.open(evaluation) if evaluation else None
-    with session(address):
-        made = train_aggregator(images, texts, target, settings, evaluation=measured, say=out.print)
-    left, manifest = made.left_out, made.aggregator.manifest
+    made = training.trainer.train(
+        gallery, query_set, target, profile, evaluation=evaluation, address=address, log=out.print
+    )
+    _print_trained(made)
+    say_next(f"mindseye evaluate GALLERY QUERIES_OF_OTHER_LABELS REPORT --aggregator {target}")
+
+
+def _print_trained(made: Trained) -> None:
+    left, uri = made.left_out, made.aggregator.uri
     if left.unlabelled or left.without_images:
         out.print(f"left out: {left.unlabelled} queries without a label, {left.without_images} without an image")
     if left.without_rows:
         out.print(
             f"left out: {len(left.without_rows)} labels without a gallery image: {', '.join(left.without_rows[:10])}"
         )
-    before, best = made.history[0]["map"], manifest.training["validation_map"]
+    before, weight = made.history[0]["map"], made.aggregator.manifest.weight
     out.print(
-        f"mAP on held-out labels: {before:.3f} before training, {best:.3f} at step {manifest.training['best_step']};"
-        f" λ = {manifest.weight:.3f}"
+        f"mAP on held-out labels: {before:.3f} before training, {made.best_map:.3f} at step {made.best_step};"
+        f" λ = {weight:.3f}"
     )
-    say_made(made.aggregator.uri, f"{made.aggregator.uri}/metrics.jsonl", f"{made.aggregator.uri}/curves.png")
-    say_next(f"mindseye evaluate GALLERY QUERIES_OF_OTHER_LABELS REPORT --aggregator {target}")
+    say_made(uri, f"{uri}/metrics.jsonl", f"{uri}/curves.png")
 
 
 def import_aggregator(file: Path, target: str, like: str) -> None:
-    """Take over a checkpoint that CLETIR's authors released.
+    """Import a checkpoint that CLETIR's authors released.
 
     Parameters
     ----------

@@ -12,14 +12,15 @@ import numpy as np
 
 from cluster.profile import Profile, load_profile
 from cluster.session import session
+from demo.collection import render_gallery
 from demo.grammar import describe
-from demo.run import render_gallery
 from demo.world import split
 from pipelines.gallery import build_gallery
-from pipelines.queries import VocabularyEntry, build_queries
+from pipelines.queries import build_queries
+from pipelines.vocabulary import VocabularyEntry
 from retrieval.artifacts import MANIFEST, Gallery, QuerySet
 from retrieval.folder import Folder
-from training.trainer import train_aggregator
+from training.trainer import train
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = 32
@@ -60,7 +61,7 @@ def build(work: Path, target: Path) -> None:
     with session():
         gallery, queries = seen_gallery(work, profile), seen_queries(work, profile)
         Folder(target).delete()
-        train_aggregator(gallery, queries, str(target), profile, say=print)
+        train(gallery, queries, target, profile, log=print)
     # What is committed should not say where it was made.
     manifest = target / MANIFEST
     manifest.write_text(manifest.read_text().replace(f"{ROOT}/", ""))

@@ -1,20 +1,25 @@
 """Images that a gallery has more than once: the same bytes, or vectors that are nearly the same.
 
-Near duplicates are found through the index itself: each row asks, by its vision vector alone (λ = 1), for the rows
+Near duplicates are found through the index itself: each row searches, by its vision vector alone (λ = 1), for the rows
 that lie closest. So a pair can be missed where the index misses a neighbour, or where a row has more than
 ``NEIGHBOURS`` of them; groups are joined through any of their pairs.
+
+Shapes: N rows, B rows of a block, P pairs, D joint dimensions.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import ray
-from ray.actor import ActorHandle
+import pyarrow.compute as pc
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from cluster.profile import IndexSettings
-from cluster.session import progress
+from cluster.progress import ProgressCounter, progress
+from pipelines.executor import current_executor
 from retrieval.artifacts import Index
+from retrieval.errors import UserError
 from retrieval.index.files import ROWS
 from retrieval.index.shard import Shard
 
@@ -24,9 +29,13 @@ PAIRS = pa.schema([("id", pa.string()), ("of", pa.string()), ("cosine", pa.float
 
 
 def exact_duplicates(index: Index) -> pa.Table:
-    """Return the rows whose bytes a row of a smaller id has as well: ``id``, ``of``, ``cosine`` (1)."""
+    """Find the rows whose bytes a row of a smaller id has as well.
+
+    Returns:
+        ``id``, ``of`` (the smallest id with the same bytes), ``cosine`` (1).
+    """
     # An id begins with the hash of the bytes, so equal ones are neighbours in order.
-    ids = np.sort(np.concatenate([_alive(index, number) for number in range(len(index.manifest.shards))]))
+    ids = np.sort(np.concatenate([_ids(index, number) for number in range(len(index.manifest.shards))]))
     contents = np.array([id.split("-")[0] for id in ids], dtype=object)
     first = np.r_[True, contents[1:] != contents[:-1]]
     of = ids[np.maximum.accumulate(np.where(first, np.arange(len(ids)), 0))]
@@ -38,38 +47,47 @@ def check_cosine(cosine: float) -> None:
     """Refuse what is no cosine of duplicates.
 
     Raises:
-        ValueError: it is not above 0 and at most 1.
+        UserError: it is not above 0 and at most 1 (``out-of-range``).
     """
     if not 0 < cosine <= 1:
-        raise ValueError(
-            f"the cosine from which images count as duplicates must be above 0 and at most 1, not {cosine}"
+        raise UserError(
+            f"the cosine from which images count as duplicates must be above 0 and at most 1, not {cosine}",
+            code="out-of-range",
+            field="cosine",
         )
 
 
 def near_duplicates(index: Index, cosine: float, settings: IndexSettings) -> pa.Table:
-    """Return the rows that lie within a cosine of others, each with the row of smallest id in its group: ``id``,
-    ``of``, ``cosine`` (the closest one found).
+    """Find the rows that lie within a cosine of others.
+
+    Args:
+        index: the index to search.
+        cosine: least cosine of two vision vectors, above 0 and at most 1.
+        settings: of the profile; each shard is searched with its CPUs.
+
+    Returns:
+        ``id``, ``of`` (the smallest id of its group), ``cosine`` (the closest one that was found).
 
     Raises:
-        ValueError: ``cosine`` is not above 0 and at most 1.
+        UserError: ``cosine`` is out of range.
     """
     check_cosine(cosine)
-    shards = len(index.manifest.shards)
-    with progress("looking for near duplicates in each shard", index.manifest.rows * shards) as counter:
-        look = _pairs_of_shard.options(num_cpus=settings.cpus)
-        tasks = [look.remote(index, number, cosine, counter) for number in range(shards)]
-        pairs = pa.concat_tables([PAIRS.empty_table(), *ray.get(tasks)])
-    return _grouped(pairs)
+    shards = range(len(index.manifest.shards))
+    with progress("looking for near duplicates in each shard", index.manifest.rows * len(shards)) as counter:
+        calls = [(index, number, cosine, counter) for number in shards]
+        found = current_executor().map(_pairs_of_shard, calls, cpus=settings.cpus)
+    return _grouped(pa.concat_tables([PAIRS.empty_table(), *found]))
 
 
-def _alive(index: Index, number: int) -> np.ndarray:
+def _ids(index: Index, number: int) -> np.ndarray:
+    """Return the ids of a shard that are not removed."""
     ids = index.shard_folder(number).read_table(ROWS, ["id"])["id"]
-    kept = pa.compute.invert(pa.compute.is_in(ids, index.removed_ids(number).combine_chunks()))
+    kept = pc.invert(pc.is_in(ids, index.removed_ids(number).combine_chunks()))
     return ids.filter(kept).to_numpy(zero_copy_only=False)
 
 
-@ray.remote
-def _pairs_of_shard(index: Index, number: int, cosine: float, counter: ActorHandle) -> pa.Table:
+def _pairs_of_shard(index: Index, number: int, cosine: float, counter: ProgressCounter) -> pa.Table:
+    """Search every shard for the rows of one."""
     asking = index.shard(number)
     alive = np.flatnonzero(asking.alive)
     blocks = [alive[start : start + _BLOCK] for start in range(0, len(alive), _BLOCK)]
@@ -78,34 +96,31 @@ def _pairs_of_shard(index: Index, number: int, cosine: float, counter: ActorHand
         shard = asking if other == number else index.shard(other)  # the last one goes when this is open
         for rows_B in blocks:
             found.append(_pairs(asking, rows_B, shard, cosine))
-            counter.add.remote(len(rows_B))
+            counter.add(len(rows_B))
     return pa.concat_tables(found)
 
 
 def _pairs(asking: Shard, rows_B: np.ndarray, shard: Shard, cosine: float) -> pa.Table:
     query_BD = asking.vectors[rows_B].astype(np.float32)
     query_BD[:, : asking.vlm_dim] = 0
-    ids = asking.rows["id"].to_numpy(zero_copy_only=False)[rows_B]
+    ids_B = asking.rows["id"].to_numpy(zero_copy_only=False)[rows_B]
     hits = shard.search(query_BD, NEIGHBOURS)
-    near = (hits.scores >= cosine) & (hits.ids != ids[:, None])
+    near = (hits.scores >= cosine) & (hits.ids != ids_B[:, None])
     which, _ = np.nonzero(near)
-    return pa.table({"id": ids[which], "of": hits.ids[near], "cosine": hits.scores[near]}, schema=PAIRS)
+    return pa.table({"id": ids_B[which], "of": hits.ids[near], "cosine": hits.scores[near]}, schema=PAIRS)
 
 
 def _grouped(pairs: pa.Table) -> pa.Table:
-    """Join rows that any pairs connect; all of a group but its smallest id, with that one."""
-    names = np.unique(np.concatenate([pairs[column].to_numpy(zero_copy_only=False) for column in ("id", "of")]))
-    a, b = (np.searchsorted(names, pairs[column].to_numpy(zero_copy_only=False)) for column in ("id", "of"))
-    head = np.arange(len(names))
-    while True:  # each round, everyone takes the smallest head that a neighbour has
-        lower = head.copy()
-        np.minimum.at(lower, a, head[b])
-        np.minimum.at(lower, b, head[a])
-        lower = np.minimum(lower, lower[lower])  # and that one's own, so that a long chain takes few rounds
-        if (lower == head).all():
-            break
-        head = lower
-    closest = np.zeros(len(names), np.float32)
-    np.maximum.at(closest, a, pairs["cosine"].to_numpy())
-    again = head != np.arange(len(names))
-    return pa.table({"id": names[again], "of": names[head[again]], "cosine": closest[again]}, schema=PAIRS)
+    """Join rows that any pairs connect; return all of a group but its smallest id, with that one."""
+    columns = [pairs[column].to_numpy(zero_copy_only=False) for column in ("id", "of")]
+    names_N, places = np.unique(np.concatenate(columns), return_inverse=True)
+    id_P, of_P = np.split(places, 2)
+    graph = coo_array((np.ones(len(id_P), bool), (id_P, of_P)), shape=(len(names_N), len(names_N)))
+    _, group_N = connected_components(graph, directed=False)
+    # Names are sorted, so the first of a group is the smallest.
+    _, first = np.unique(group_N, return_index=True)
+    head_N = first[group_N]
+    closest_N = np.zeros(len(names_N), np.float32)
+    np.maximum.at(closest_N, places, np.tile(pairs["cosine"].to_numpy(), 2))
+    again = head_N != np.arange(len(names_N))
+    return pa.table({"id": names_N[again], "of": names_N[head_N[again]], "cosine": closest_N[again]}, schema=PAIRS)

@@ -1,58 +1,90 @@
-"""What an evaluation leaves for people: a table for the terminal, per-query results, a plot, and a contact sheet."""
+"""What an evaluation leaves in a folder: per-query results, a summary, a plot and a contact sheet."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import matplotlib as mpl
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from rich.table import Table
-
-from pipelines.evaluate import Evaluation
+from cluster.session import session
+from pipelines.contact_sheet import contact_sheet
+from pipelines.evaluate import Evaluation, evaluate
+from pipelines.plots import plot_evaluation
+from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
 from retrieval.folder import Folder
-from retrieval.metrics import Interval
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt
-
-_COLOURS = ("#8a8f98", "#5b8fd6", "#d9822b", "#3d9970", "#a05195")
+from retrieval.fusion import DEFAULT_WEIGHT
 
 
-def results_table(evaluation: Evaluation, title: str) -> Table:
-    """Return the table of mAP by kind and system, with the paired gain over text alone."""
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    table.caption = (
-        f"mAP by trapezoids over the full ranking of {evaluation.gallery_rows:,} images,"
-        " 95% bootstrap interval over queries; gain: paired, over text alone"
-    )
-    for heading in ("query", "n", "ranked by", "mAP", "95% interval", "step AP", "P@10", "gain over text"):
-        table.add_column(heading, justify="left" if heading in ("query", "ranked by") else "right", no_wrap=True)
-    for kind in evaluation.kinds:
-        for system in evaluation.systems:
-            mean = evaluation.mean(system, kind)
-            first = system == evaluation.systems[0]
-            table.add_row(
-                kind if first else "",
-                str(len(evaluation.values(system, kind))) if first else "",
-                system if system in ("text", "visual") else f"{system}, λ = {evaluation.weights[system]:.2f}",
-                f"{mean.mean:.3f}",
-                f"{mean.low:.3f}–{mean.high:.3f}",
-                f"{evaluation.mean(system, kind, 'ap_step').mean:.3f}",
-                f"{evaluation.mean(system, kind, 'precision_at_10').mean:.3f}",
-                "" if system == "text" else _signed(evaluation.gain(system, kind)),
-                end_section=system == evaluation.systems[-1],
-            )
-    return table
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation and the files that were written of it."""
+
+    evaluation: Evaluation
+    files: list[str]
 
 
-def _signed(gain: Interval) -> str:
-    return f"{gain.mean:+.3f} ({gain.low:+.3f}…{gain.high:+.3f})"
+def measure(
+    gallery: str | Path | Gallery,
+    query_set: str | Path | QuerySet,
+    report: str | Path,
+    *,
+    aggregator: str | Path | TrainedAggregator | None = None,
+    weight: float | None = None,
+    address: str | None = None,
+) -> Measured:
+    """Measure how well a query set finds the labelled images of a gallery, and write a report.
+
+    Args:
+        gallery: a labelled gallery, or its folder or URI.
+        query_set: labelled queries of the same models, or their folder or URI.
+        report: folder or URI of the report.
+        aggregator: one that is measured beside the mean of the images, as ``trained``, or its folder or URI.
+        weight: λ of the fused ranking of the mean; by default ``DEFAULT_WEIGHT``.
+        address: where it runs, as ``cluster.session.session`` takes it.
+
+    Returns:
+        The evaluation, and the locations of the files of its report.
+
+    Raises:
+        UserError: an artifact cannot be opened, they do not fit together, or as ``evaluate``.
+    """
+    gallery = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery)
+    query_set = query_set if isinstance(query_set, QuerySet) else QuerySet.open(query_set)
+    if aggregator is not None and not isinstance(aggregator, TrainedAggregator):
+        aggregator = TrainedAggregator.open(aggregator)
+    Folder(report).create()  # where that fails, it should before hours of ranking
+    with session(address):
+        evaluation = evaluate(
+            gallery,
+            query_set,
+            weight=DEFAULT_WEIGHT if weight is None else weight,
+            aggregators={"trained": aggregator} if aggregator else None,
+        )
+    sheet = contact_sheet(gallery, query_set, evaluation.weights[evaluation.systems[-1]], aggregator=aggregator)
+    return Measured(evaluation, write_report(evaluation, sheet, report))
 
 
-def summary(evaluation: Evaluation) -> dict:
-    """Return the table's figures as JSON-ready data."""
+def write_report(evaluation: Evaluation, sheet: bytes, target: str | Path) -> list[str]:
+    """Write ``results.parquet`` (one row per query and system), ``summary.json``, ``gains.png``, ``contact-sheet.png``.
+
+    Args:
+        evaluation: what was measured.
+        sheet: the contact sheet, PNG bytes.
+        target: folder or URI.
+
+    Returns:
+        The locations of the four files.
+    """
+    folder = Folder(target)
+    folder.write_table("results.parquet", evaluation.table)
+    folder.write_json("summary.json", summary(evaluation))
+    folder.write_bytes("gains.png", plot_evaluation(evaluation))
+    folder.write_bytes("contact-sheet.png", sheet)
+    return [(folder / name).uri for name in ("results.parquet", "summary.json", "gains.png", "contact-sheet.png")]
+
+
+def summary(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the figures of an evaluation by kind and system, JSON-ready."""
     kinds = {}
     for kind in evaluation.kinds:
         systems = {}
@@ -69,56 +101,3 @@ def summary(evaluation: Evaluation) -> dict:
         "labels_without_image": evaluation.without_positive,
         "kinds": kinds,
     }
-
-
-def write_report(evaluation: Evaluation, target: str | Path) -> list[str]:
-    """Write ``results.parquet`` (one row per query and system), ``summary.json`` and ``gains.png``; return their
-    locations.
-    """
-    folder = Folder(target)
-    folder.write_table("results.parquet", evaluation.table)
-    folder.write_json("summary.json", summary(evaluation))
-    sink = pa.BufferOutputStream()
-    _plot(evaluation).savefig(sink, format="png", dpi=120, bbox_inches="tight")
-    plt.close("all")
-    folder.write_bytes("gains.png", sink.getvalue().to_pybytes())
-    return [f"{folder.uri}/{name}" for name in ("results.parquet", "summary.json", "gains.png")]
-
-
-def read_results(file: str | Path) -> pa.Table:
-    """Read back the per-query results that ``write_report`` wrote."""
-    return pq.read_table(file)
-
-
-def _plot(evaluation: Evaluation) -> plt.Figure:
-    figure, (bars, gains) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=(3, 4))
-    systems, kinds = evaluation.systems, evaluation.kinds
-    best = systems[-1]
-    width = 0.8 / len(systems)
-    for i, system in enumerate(systems):
-        means = [evaluation.mean(system, kind) for kind in kinds]
-        errors = np.array([[m.mean - m.low for m in means], [m.high - m.mean for m in means]])
-        places = np.arange(len(kinds)) + (i - (len(systems) - 1) / 2) * width
-        colour = _COLOURS[i % len(_COLOURS)]
-        drawn = bars.bar(
-            places, [m.mean for m in means], width * 0.92, yerr=errors, capsize=3, label=system, color=colour
-        )
-        bars.bar_label(drawn, fmt="%.2f", padding=2, fontsize=7, rotation=90)
-    bars.set_xticks(range(len(kinds)), kinds)
-    bars.set_ylim(0, 1.05)
-    bars.set_ylabel("mAP")
-    bars.set_title("Ranked by text, by imagined images, by both", loc="left", fontsize=10)
-    bars.legend(frameon=False, ncols=len(systems), loc="upper left", fontsize=8)
-    for i, kind in enumerate(kinds):
-        gain = np.sort(evaluation.values(best, kind) - evaluation.values("text", kind))[::-1]
-        label = f"{kind}: {np.mean(gain > 0):.0%} of {len(gain)} queries gain"
-        gains.plot((np.arange(len(gain)) + 0.5) / len(gain), gain, label=label, color=_COLOURS[1 + i], linewidth=2)
-    gains.axhline(0, color="black", linewidth=0.8)
-    gains.set_xlabel("share of queries")
-    gains.set_ylabel(f"AP {best} − AP text")
-    title = f"What imagining adds, query by query (λ = {evaluation.weights[best]:.2f})"
-    gains.set_title(title, loc="left", fontsize=10)
-    gains.legend(frameon=False, fontsize=8)
-    for axes in (bars, gains):
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure

@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-_PIECE = 8 * 2**20
+from retrieval.errors import UserError
+
+_PIECE_BYTES = 8 * 2**20
 _SECRET = re.compile(r"://[^/?]*:[^/?]*@|[?&](access_key|secret_key|session_token)=")
 
 
@@ -26,7 +28,7 @@ class Folder:
     Names of files are relative to it, with forward slashes. Writing creates the folders that are missing.
 
     Raises:
-        ValueError: the URI's scheme is unknown, its filesystem can not be reached, or it has a password in it.
+        UserError: the URI's scheme is unknown, its filesystem cannot be reached, or it has a password in it.
     """
 
     def __init__(self, uri: str | Path) -> None:
@@ -34,15 +36,19 @@ class Folder:
         if "://" not in text:
             text = Path(text).expanduser().absolute().as_posix()
         elif _SECRET.search(text):
-            raise ValueError(
+            raise UserError(
                 f"{text.partition('://')[0]}://… has a key or password in it, which would end up in manifests and logs:"
                 " give it through the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,"
-                " GOOGLE_APPLICATION_CREDENTIALS) or the store's own configuration"
+                " GOOGLE_APPLICATION_CREDENTIALS) or the store's own configuration",
+                code="secret-in-uri",
+                field="uri",
             )
         try:
             self.filesystem, path = fs.FileSystem.from_uri(text)
         except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{uri} is neither a local path nor a URI that can be reached: {error}") from error
+            raise UserError(
+                f"{uri} is neither a local path nor a URI that can be reached: {error}", code="bad-uri", field="uri"
+            ) from error
         self.path = path.rstrip("/")
         place, mark, options = text.partition("?") if "://" in text else (text, "", "")
         self._place, self._options = place.rstrip("/"), mark + options
@@ -63,10 +69,12 @@ class Folder:
 
     @property
     def name(self) -> str:
+        """The last part of the path."""
         return self.path.rsplit("/", 1)[-1]
 
     @property
     def parent(self) -> Self:
+        """The folder that it lies in."""
         above = object.__new__(type(self))
         above.filesystem, above.path = self.filesystem, self.path.rsplit("/", 1)[0]
         above._place, above._options = self._place.rsplit("/", 1)[0], self._options
@@ -141,12 +149,12 @@ class Folder:
     def upload(self, name: str, file: Path) -> None:
         """Copy a file of this machine here, in pieces."""
         with file.open("rb") as source, self.writing(name) as stream:
-            shutil.copyfileobj(source, stream, _PIECE)
+            shutil.copyfileobj(source, stream, _PIECE_BYTES)
 
     def download(self, name: str, file: Path) -> None:
         """Copy a file to this machine, in pieces."""
         with self.filesystem.open_input_stream(self._at(name)) as stream, file.open("wb") as target:
-            shutil.copyfileobj(stream, target, _PIECE)
+            shutil.copyfileobj(stream, target, _PIECE_BYTES)
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
@@ -205,7 +213,7 @@ class Folder:
         with advice(self):
             try:
                 found = self.filesystem.get_file_info(selector)
-            except FileNotFoundError:  # it was made after Arrow failed to list it, and before Arrow looked for it
+            except FileNotFoundError:  # it was created after Arrow failed to list it, and before Arrow checked for it
                 found = self.filesystem.get_file_info(selector)
         return sorted(
             prefix + info.base_name for info in found if info.type == kind and info.base_name.endswith(suffix)
@@ -214,7 +222,12 @@ class Folder:
 
 @contextmanager
 def advice(folder: Folder) -> Iterator[None]:
-    """Raise what an object store says of keys and buckets as an error that says what to do."""
+    """Raise an object store's errors about keys and buckets as ones that say what to do.
+
+    Raises:
+        PermissionError: the credentials are refused.
+        FileNotFoundError: there is no such bucket.
+    """
     try:
         yield
     except (OSError, pa.ArrowInvalid) as error:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from retrieval.images import ImageRejected, decode, thumbnail
-from retrieval.sources.lookup import Pictures
+from retrieval.sources.lookup import ImageLookup
 from serving.search import Search
 
 THUMBNAILS = 2_000
@@ -61,8 +61,8 @@ class GalleryPictures:
 
 
 @lru_cache(maxsize=8)
-def _pictures(source: str) -> Pictures:
-    return Pictures(source)
+def _pictures(source: str) -> ImageLookup:
+    return ImageLookup(source)
 
 
 def _read(path: str, source: str, small: bool) -> Picture | None:

@@ -33,6 +33,9 @@ os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"
 os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "60"
 os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "240"
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, so Ray spells it
+# Tests share the processors with each other and with Ray's workers. Threads of OpenMP, one a processor by default in
+# each process, would spend most of the time waiting for each other: measured, 6 times the CPU time and more of minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,7 +47,18 @@ from command_line import Run, Said
 
 from cluster.ports import free_port
 
-DATA = Path(os.environ.get("MINDSEYE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+HERE = Path(__file__).parent
+DATA = Path(os.environ.get("MINDSEYE_DATA") or HERE.parents[1] / "shared" / "data")
+SIZES = ("ray", "service", "faults")
+"""Folders whose tests need the machine for themselves; each gives its tests the mark of its name."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    size = item.path.relative_to(HERE).parts[0]
+    if size in SIZES:
+        item.add_marker(size)
+    elif "ray_session" in getattr(item, "fixturenames", ()):
+        item.add_marker("ray")
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +159,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """The one Ray of the test run: local, of two CPUs. Tests that use it are marked ``ray``."""
+    """The one Ray of the test run: local, of two CPUs. Tests that use it are never run in parallel."""
     import ray
 
     from cluster.session import data_defaults

@@ -15,7 +15,7 @@ from cluster.profile import Training
 from retrieval.aggregator import Aggregator
 from retrieval.metrics import average_precision
 from retrieval.models.devices import has_fast_bfloat16
-from training.dataset import Batch, Examples
+from training.examples import Batch, Examples
 from training.loss import FusedContrast
 
 END_OF_COSINE = 0.02

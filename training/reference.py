@@ -10,6 +10,7 @@ import torch
 
 from retrieval.aggregator import Aggregator
 from retrieval.artifacts import MANIFEST, Artifact, TrainedAggregator
+from retrieval.errors import UserError
 from retrieval.folder import Folder
 
 
@@ -20,29 +21,43 @@ def import_reference(file: str | Path, target: str, like: Artifact[Any]) -> Trai
         like: a gallery or query set of the models that the checkpoint was trained with, which it does not name itself.
 
     Raises:
-        ValueError: the file is missing, holds anything but tensors, or does not fit the vision encoder of ``like``.
+        UserError: the file is missing, holds anything but tensors, or does not fit the vision encoder of ``like``.
     """
     if Folder(target).exists(MANIFEST):
-        raise ValueError(f"{target} already holds an aggregator; give another target, or delete it first")
+        raise UserError(
+            f"{target} already holds an aggregator; give another target, or delete it first",
+            code="target-exists",
+            field="target",
+        )
     if not Path(file).is_file():
-        raise ValueError(f"there is no file {file}")
+        raise UserError(f"there is no file {file}; give the checkpoint's path", code="no-such-file", field="file")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{file} is not a checkpoint of tensors alone, and nothing else is loaded: {error}") from error
+        raise UserError(
+            f"{file} is not a checkpoint of tensors alone, and nothing else is loaded: {error}",
+            code="not-a-checkpoint",
+            field="file",
+        ) from error
     if isinstance(content, dict):
         content = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"{file} holds no state dict of tensors")
+        raise UserError(
+            f"{file} holds no state dict of tensors; give a checkpoint as the authors released it",
+            code="not-a-checkpoint",
+            field="file",
+        )
     try:
         network = Aggregator.from_reference(content)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{file}: {error}", code="not-a-checkpoint", field="file") from error
     record = like.manifest.models.get("vision")
     if record is None or record.dim != network.dim:
-        raise ValueError(
+        raise UserError(
             f"{file} takes vision vectors of {network.dim} dimensions, those of {like.uri} have"
-            f" {record.dim if record else 'no record'}; give an artifact of the models it was trained with"
+            f" {record.dim if record else 'no record'}; give an artifact of the models it was trained with",
+            code="dimensions-differ",
+            field="like",
         )
     imported = {"imported": {"file": Path(file).name, "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest()}}
     return TrainedAggregator.save(target, network, like.manifest.models, imported)

@@ -24,7 +24,7 @@ from retrieval.index.kinds import fitted_factory
 from retrieval.index.shard import Shard
 from retrieval.index.train import load_trained, train, training_sample
 from retrieval.index.tuning import measured_efforts
-from retrieval.sources.metadata import agreed
+from retrieval.sources.metadata import with_common_types
 
 # Rows are expanded to float32 this many at a time.
 _BLOCK: Final = 16_384
@@ -116,7 +116,7 @@ def _dims(table: pa.Table) -> tuple[int, ...]:
 def _row_table(tables: Iterable[pa.Table]) -> tuple[pa.Table, NDArray[np.int64]]:
     """The row table in ascending id order; each row's place in it, -1 for repeated ids."""
     parts = [table.select([name for name in table.column_names if name not in ("vlm", "vision")]) for table in tables]
-    unsorted = pa.concat_tables(agreed(parts), promote_options="default").combine_chunks()
+    unsorted = pa.concat_tables(with_common_types(parts), promote_options="default").combine_chunks()
     parts.clear()
     if missing := unsorted["id"].null_count:
         raise UserError(f"{missing} of {unsorted.num_rows} ids are missing", code="missing", field="id")

@@ -1,4 +1,4 @@
-"""Members of a tar as inputs, by the conventions of WebDataset.
+"""Tars: each image among the members is an input, by the conventions of WebDataset.
 
 Members that follow one another and whose names agree up to the first dot are a sample: images, and beside them ``.cls``
 (label), ``.txt`` (caption) and ``.json`` (metadata).
@@ -9,19 +9,85 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import threading
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from cachetools import LRUCache
+from pyarrow import fs
 
 from retrieval.folder import Folder
-from retrieval.sources.files import IMAGE_SUFFIXES, File, inputs_table, pieces, refused, suffix
-from retrieval.sources.metadata import MAX_METADATA, RESERVED, clean
+from retrieval.images import MAX_BYTES
+from retrieval.sources.files import File, is_safe, suffix
+from retrieval.sources.image_folder import IMAGE_SUFFIXES
+from retrieval.sources.inputs import Row, hashes_of, inputs_table, pieces, rejected
+from retrieval.sources.metadata import MAX_METADATA, RESERVED
+from retrieval.sources.places import Places, lies_inside
+from retrieval.sources.rows import Content, check_regular, check_unchanged, over_limit, read_known
+from retrieval.sources.text import clean
 
-_SIDECAR, _HEADER = 2**20, 2**20
-_BESIDE = ("cls", "txt", "json")
+_SIDECAR_BYTES, _HEADER_BYTES = 2**20, 2**20
+# A gap of this size (other members of a sample) is read and thrown away rather than asked around; what is asked for at
+# once stays below the second bound, unless it is one image.
+_GAP_BYTES, _REQUEST_BYTES = 64 * 2**10, min(32 * 2**20, MAX_BYTES)
+_SIDECARS = ("cls", "txt", "json")
+_COMPRESSED = ("gz", "tgz", "bz2", "tbz2", "xz", "txz", "zst", "zip")
+_TARS_IN_CACHE = 256
 _COLUMNS = ("label", "offset", "length", "reason", "detail")
+
+
+class Tar:
+    """The kind of file that is a plain tar of images and what belongs to them."""
+
+    title = "tars (.tar)"
+    in_folders, alone = True, True
+
+    def has(self, name: str) -> bool:
+        return suffix(name) == "tar" or _is_compressed(name)
+
+    def inputs(self, root: Folder, files: Sequence[File]) -> Iterator[pa.Table]:
+        for file in files:
+            yield from _inputs(root, file)
+
+    def reader(self) -> _Ranges:
+        return _Ranges()
+
+    def lookup(self, root: Folder, name: str | None, *, links_out: bool) -> _Lookup:
+        return _Lookup(root, name, links_out)
+
+
+def _is_compressed(name: str) -> bool:
+    kind = suffix(name)
+    return kind in _COMPRESSED and (kind.startswith("t") or suffix(name.rpartition(".")[0]) == "tar")
+
+
+# Listing
+
+
+def _inputs(root: Folder, file: File) -> Iterator[pa.Table]:
+    """Yield the inputs of a tar; a member's path is ``tar/member``."""
+    if _is_compressed(file.name):
+        detail = f"{file.name} is compressed, so its members cannot be read one by one; unpack it to a plain .tar first"
+        yield rejected(file, "compressed", detail)
+        return
+    broken: list[pa.Table] = []
+    samples = (list(members) for _, members in groupby(_members(root, file, broken), key=lambda member: member.key))
+    for piece in pieces(row for sample in samples for row in _sample_rows(file, sample)):
+        metadata: dict[str, list[Any]] = {}
+        for i, row in enumerate(piece):
+            for name, value in row["metadata"].items():
+                metadata.setdefault(name, [None] * len(piece))[i] = value
+        columns = {name: [row[name] for row in piece] for name in _COLUMNS}
+        arrays = {name: _json_column(values) for name, values in metadata.items()}
+        yield inputs_table(file, [row["path"] for row in piece], arrays | columns)
+    # Not `yield from`: Ray sends values into a generator, which the iterator of a list does not take.
+    for table in broken:  # noqa: UP028
+        yield table
 
 
 class _Member(NamedTuple):
@@ -45,33 +111,9 @@ class _Bounded(io.BufferedReader):
     """Reads a tar's headers: a megabyte at a time from the store, and never a header of more than that."""
 
     def read(self, size: int | None = -1) -> bytes:
-        if size is None or not 0 <= size <= _HEADER:
+        if size is None or not 0 <= size <= _HEADER_BYTES:
             raise tarfile.ReadError(f"a header declares {size:,} bytes")
         return super().read(size)
-
-
-def tar_inputs(root: Folder, file: File) -> Iterator[pa.Table]:
-    """Yield the inputs of a tar; a member's path is ``tar/member``."""
-    if suffix(file.name) != "tar":
-        yield refused(
-            file,
-            "compressed",
-            f"{file.name} is compressed, so its members can not be read one by one; unpack it to a plain .tar first",
-        )
-        return
-    broken: list[pa.Table] = []
-    samples = (list(members) for _, members in groupby(_members(root, file, broken), key=lambda member: member.key))
-    for piece in pieces(row for sample in samples for row in _sample_rows(file, sample)):
-        metadata: dict[str, list[Any]] = {}
-        for i, row in enumerate(piece):
-            for name, value in row["metadata"].items():
-                metadata.setdefault(name, [None] * len(piece))[i] = value
-        columns = {name: [row[name] for row in piece] for name in _COLUMNS}
-        arrays = {name: _column(values) for name, values in metadata.items()}
-        yield inputs_table(file, [row["path"] for row in piece], arrays | columns)
-    # Not `yield from`: Ray sends values into a generator, which the iterator of a list does not take.
-    for table in broken:  # noqa: UP028
-        yield table
 
 
 def _members(root: Folder, file: File, broken: list[pa.Table]) -> Iterator[_Member]:
@@ -79,11 +121,11 @@ def _members(root: Folder, file: File, broken: list[pa.Table]) -> Iterator[_Memb
     count = 0
 
     def note(what: str, reason: str = "broken-file") -> None:
-        broken.append(refused(file, reason, f"{file.name} {what}, after {count:,} members; copy or make it again"))
+        broken.append(rejected(file, reason, f"{file.name} {what}, after {count:,} members; copy or make it again"))
 
     with root.open_input(file.name) as stream:
         size = stream.size()
-        source = _Bounded(stream, _HEADER)
+        source = _Bounded(stream, _HEADER_BYTES)
         if source.peek(2)[:2] == b"\x1f\x8b":
             note("is compressed with gzip, whatever its name says: unpack it first")
             return
@@ -100,8 +142,8 @@ def _members(root: Folder, file: File, broken: list[pa.Table]) -> Iterator[_Memb
                 if source.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                     note(f"is cut or damaged at byte {archive.offset:,}")
         except OSError as error:
-            note(f"can not be read on ({error})", "unreadable")
-        except (tarfile.TarError, ValueError, RuntimeError) as error:  # the last: headers in headers in headers
+            note(f"cannot be read further ({error})", "unreadable")
+        except (tarfile.TarError, ValueError, RecursionError) as error:  # the last: headers in headers in headers
             note(f"is cut or damaged ({error})")
 
 
@@ -118,11 +160,11 @@ def _member(archive: tarfile.TarFile, info: tarfile.TarInfo, size: int) -> _Memb
         return member._replace(reason="no-image", detail=f"the member {name} is {what}")
     if info.offset_data + info.size > size:
         return member._replace(reason="truncated", detail=f"the tar ends before the member {name} does")
-    if suffix(name) not in _BESIDE:
+    if suffix(name) not in _SIDECARS:
         return member
-    if info.size > _SIDECAR:
+    if info.size > _SIDECAR_BYTES:
         return member._replace(
-            reason="bad-metadata", detail=f"{name} has {info.size:,} bytes, the limit is {_SIDECAR:,}"
+            reason="bad-metadata", detail=f"{name} has {info.size:,} bytes, the limit is {_SIDECAR_BYTES:,}"
         )
     content = archive.extractfile(info)
     return member._replace(text=(content.read() if content else b"").decode("utf-8-sig", errors="backslashreplace"))
@@ -133,9 +175,9 @@ def _sample_rows(file: File, sample: Sequence[_Member]) -> Iterator[dict[str, An
     blank: dict[str, Any] = dict.fromkeys(_COLUMNS) | {"metadata": {}}
     images = [member for member in sample if not member.reason and suffix(member.name) in IMAGE_SUFFIXES]
     for member in sample:
-        if member.reason and not (images and suffix(member.name) in _BESIDE):
+        if member.reason and not (images and suffix(member.name) in _SIDECARS):
             yield blank | {"path": f"{file.name}/{member.name}", "reason": member.reason, "detail": member.detail}
-    beside = {suffix(member.name): member for member in sample if suffix(member.name) in _BESIDE}
+    beside = {suffix(member.name): member for member in sample if suffix(member.name) in _SIDECARS}
     label, metadata, problem = _described(beside)
     for member in images:
         row = blank | {"path": f"{file.name}/{member.name}", "label": label, "metadata": metadata}
@@ -151,9 +193,9 @@ def _described(beside: dict[str, _Member]) -> tuple[str | None, dict[str, Any], 
     try:
         for member in beside.values():
             if member.reason:
-                raise ValueError(member.detail)
+                raise _BadSidecarError(member.detail)
         content = _json_object(beside["json"]) if "json" in beside else {}
-    except ValueError as error:
+    except _BadSidecarError as error:
         return None, {}, {"reason": "bad-metadata", "detail": str(error)}
     label = beside["cls"].text if "cls" in beside else content.get("label")
     metadata = {clean(name): value for name, value in content.items() if name and name not in RESERVED}
@@ -162,19 +204,23 @@ def _described(beside: dict[str, _Member]) -> tuple[str | None, dict[str, Any], 
     return (None if label is None else clean(str(label)).strip() or None), metadata, {}
 
 
+class _BadSidecarError(Exception):
+    """What lies beside an image cannot be used."""
+
+
 def _json_object(member: _Member) -> dict[str, Any]:
     try:
         content = json.loads(member.text or "")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{member.name} is not JSON: {error}") from error
+        raise _BadSidecarError(f"{member.name} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{member.name} holds a {type(content).__name__}, where an object is expected")
+        raise _BadSidecarError(f"{member.name} holds a {type(content).__name__}, where an object is expected")
     if len(content) > MAX_METADATA:
-        raise ValueError(f"{member.name} has {len(content):,} names, the limit is {MAX_METADATA}")
+        raise _BadSidecarError(f"{member.name} has {len(content):,} names, the limit is {MAX_METADATA}")
     return content
 
 
-def _column(values: list[Any]) -> pa.Array:
+def _json_column(values: list[Any]) -> pa.Array:
     """Return values of JSON as a column: numbers, booleans or text where all are, else text."""
     kinds = {type(value) for value in values if value is not None}
     for of_kind, type_ in (({bool}, pa.bool_()), ({int}, pa.int64()), ({int, float}, pa.float64())):
@@ -187,3 +233,121 @@ def _column(values: list[Any]) -> pa.Array:
         value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False) for value in values
     ]
     return pa.array([None if value is None else clean(value) for value in plain], pa.string())
+
+
+# Reading
+
+
+class _Ranges:
+    """Reads members where they lie in their tar; those that are not far apart in one request."""
+
+    def together(self, first: Row, last: Row, following: Row) -> bool:
+        if first.offset is None or last.offset is None or following.offset is None:
+            return False
+        gap = following.offset - last.offset - (last.length or 0)
+        end = following.offset + (following.length or 0)
+        return 0 <= gap <= _GAP_BYTES and end - first.offset <= _REQUEST_BYTES
+
+    def read(self, filesystem: fs.FileSystem, path: str, rows: Sequence[Row]) -> list[Content]:
+        check_regular(filesystem, path)
+        check_unchanged(filesystem, path, rows[0])
+        with filesystem.open_input_file(path) as file:
+            return _ranges(file, rows)
+
+
+def _ranges(file: pa.NativeFile, rows: Sequence[Row]) -> list[Content]:
+    spans = [(row.offset or 0, row.length or 0) for row in rows]
+    rejection = over_limit(spans[0][1])
+    if rejection:  # it is alone: what is read together is below the limit
+        return [rejection]
+    start = spans[0][0]
+    data = file.read_at(spans[-1][0] + spans[-1][1] - start, start)
+    parts = [data[offset - start :][:length] for offset, length in spans]
+    return [
+        part if len(part) == length else OSError(f"{row.file} ends {length - len(part):,} bytes before this member")
+        for part, (_, length), row in zip(parts, spans, rows, strict=True)
+    ]
+
+
+# One of them again
+
+
+class _Index(NamedTuple):
+    """The images of a tar: hashes of their paths in order, and where they lie."""
+
+    file: File
+    hashes: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
+
+
+class _Lookup:
+    """A path is ``tar/member``. A tar is listed when the first of its members is asked for.
+
+    Args:
+        only: the name of the one tar there is, if the source is a file.
+    """
+
+    def __init__(self, root: Folder, only: str | None, links_out: bool) -> None:
+        self._root = root
+        self._only = only
+        self._links_out = links_out
+        self._places = Places(root)
+        self._ranges = _Ranges()
+        self._tars: LRUCache[str, _Index] = LRUCache(_TARS_IN_CACHE)
+        self._listing = threading.Lock()
+
+    def read(self, paths: set[str]) -> dict[str, bytes]:
+        of_tar: defaultdict[str, list[str]] = defaultdict(list)
+        for path in paths:
+            name = self._tar_of(path)
+            if name is not None:
+                of_tar[name].append(path)
+        return {path: data for name in sorted(of_tar) for path, data in self._images(name, of_tar[name]).items()}
+
+    def _tar_of(self, path: str) -> str | None:
+        if not is_safe(path):
+            return None
+        end = path.lower().find(".tar/")
+        name = path[: end + 4]
+        if end < 0 or self._only not in (None, name):
+            return None
+        return name if lies_inside(self._root, name, links_out=self._links_out) else None
+
+    def _images(self, name: str, paths: list[str]) -> dict[str, bytes]:
+        info = self._root.filesystem.get_file_info(f"{self._root.path}/{name}")
+        if info.type != fs.FileType.File:
+            return {}
+        index = self._index(File(name, info.size, info.mtime_ns or 0))
+        if not len(index.hashes):
+            return {}
+        hashes = hashes_of(paths)
+        at = np.minimum(np.searchsorted(index.hashes, hashes), len(index.hashes) - 1)
+        found = sorted(
+            (int(index.offsets[i]), i, p) for i, p, h in zip(at, paths, hashes, strict=True) if index.hashes[i] == h
+        )
+        columns = {
+            "offset": [offset for offset, _, _ in found],
+            "length": [int(index.lengths[i]) for _, i, _ in found],
+        }
+        rows = inputs_table(index.file, [path for _, _, path in found], columns)
+        return read_known(self._places, rows, self._ranges)
+
+    def _index(self, file: File) -> _Index:
+        with self._listing:
+            known = self._tars.get(file.name)
+            if known is None or known.file != file:
+                known = self._tars[file.name] = _index_of(self._root, file)
+            return known
+
+
+def _index_of(root: Folder, file: File) -> _Index:
+    hashes, offsets, lengths = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for table in _inputs(root, file):
+        good = table.filter(pc.is_valid(table["offset"]))
+        hashes.append(hashes_of(good["path"].to_pylist()))
+        offsets.append(good["offset"].to_numpy())
+        lengths.append(good["length"].to_numpy())
+    # Of members of one name the first is the one that was listed.
+    first, at = np.unique(np.concatenate(hashes), return_index=True)
+    return _Index(file, first, np.concatenate(offsets)[at], np.concatenate(lengths)[at])

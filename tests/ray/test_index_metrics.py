@@ -30,21 +30,21 @@ def total(page: str, name: str, *labels: str) -> float:
     return sum(value for of, value in samples(page, name).items() if of >= set(labels))
 
 
-@pytest.mark.ray
 @pytest.mark.slow
 def test_prometheus_sees_rows_by_outcome_and_shards(
     ray_session: None, profile: Profile, collection: Any, tmp_path: Path
 ) -> None:
     import ray
 
-    from cluster.session import Counter
-    from pipelines.embedding import Embedder, Encoders
+    from cluster.progress import RayCounter
+    from pipelines.embedder import Embedder
+    from pipelines.encoders import Encoders
     from pipelines.index import build_index
 
     vlm, vision = load_vlm(profile), load_vision(profile)
     expected = Encoders(record_of(vlm), record_of(vision), vlm.preprocess, vision.preprocess)
     # An actor of the job ends with it, often before Ray asks for its counts; this one stays.
-    embedder = ray.remote(Embedder).options(num_cpus=0).remote(profile, expected, Counter.remote())
+    embedder = ray.remote(Embedder).options(num_cpus=0).remote(profile, expected, RayCounter.start())
     pixels = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
     table = pa.table({"reason": pa.array([None, "empty", None, None], pa.string()), "detail": [None, "x", None, None]})
     table = table.append_column("batch", pa.array(["metrics"] * 4))

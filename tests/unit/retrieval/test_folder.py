@@ -1,9 +1,9 @@
-"""A folder on a filesystem: names, whole writes, listings, and what is said of a place that can not be reached."""
+"""A folder on a filesystem: names, whole writes, listings, and what is said of a place that cannot be reached."""
 
 from __future__ import annotations
 
+import queue
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from errors import refused
 from pyarrow import fs
 
 from retrieval.folder import Folder
@@ -102,20 +103,20 @@ def test_listings_are_sorted_and_not_recursive(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_made_as_it_is_listed_is_there_or_not(tmp_path: Path) -> None:
-    made = threading.Event()
+    wanted: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
 
     def make() -> None:
-        for i in range(200):
-            time.sleep(0.001)
-            (tmp_path / str(i)).mkdir()
-        made.set()
+        while place := wanted.get():
+            place.mkdir()
 
     maker = threading.Thread(target=make)
     maker.start()
     for i in range(200):
-        while not (tmp_path / str(i)).exists():
-            assert Folder(tmp_path / str(i)).files() == []
-    assert made.wait(60)
+        place = tmp_path / str(i)
+        wanted.put(place)
+        while not place.exists():
+            assert Folder(place).files() == []
+    wanted.put(None)
     maker.join()
 
 
@@ -172,6 +173,15 @@ def test_what_follows_a_question_mark_stays_at_the_end_of_a_uri() -> None:
 
 @pytest.mark.parametrize("uri", ["ftp://host/x", "s3:///x", "gs3://b/x", "http://h/x"])
 def test_an_unknown_scheme_is_refused_by_name(uri: str) -> None:
-    with pytest.raises(ValueError, match="neither a local path nor a URI") as error:
+    with refused("bad-uri", "uri") as error:
         Folder(uri)
     assert uri in str(error.value)
+
+
+@pytest.mark.parametrize("uri", ["s3://key:word@bucket/x", "s3://bucket/x?access_key=key&secret_key=word"])
+def test_a_password_in_a_uri_is_refused_and_not_repeated(uri: str) -> None:
+    with refused("secret-in-uri", "uri") as error:
+        Folder(uri)
+    assert "word@" not in str(error.value)
+    assert "key=" not in str(error.value)
+    assert "AWS_SECRET_ACCESS_KEY" in str(error.value)

@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin, PngImagePlugin
+from source_files import compressed_zeros, png
 
 from retrieval.images import (
     ALLOWED_FORMATS,
@@ -35,16 +36,6 @@ def picture(width: int = 48, height: int = 32) -> Image.Image:
     """Smooth and without symmetry: red grows to the right, green downwards."""
     across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([across, down, np.full_like(across, 40)], axis=2).astype(np.uint8))
-
-
-def png_of_declared_size(width: int, height: int, *, pixels: bytes = b"", kind: int = 0, depth: int = 1) -> bytes:
-    """A PNG by hand, so that no one has to hold the pixels it declares."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def reason_of(data: bytes, **limits: int) -> str:
@@ -89,7 +80,7 @@ def test_sixteen_bit_big_endian_tiff() -> None:
 
 def test_sixteen_bit_rgb_png() -> None:
     rows = b"".join(b"\0" + struct.pack(">3H", 65535, 32768, 0) for _ in range(2))
-    image = decode(png_of_declared_size(1, 2, pixels=zlib.compress(rows), kind=2, depth=16))
+    image = decode(png(1, 2, pixels=zlib.compress(rows), kind=2, depth=16))
     assert image.getpixel((0, 1)) == (255, 128, 0)
 
 
@@ -255,17 +246,18 @@ def test_text_renamed_jpg() -> None:
 
 def test_fifty_thousand_square_png_is_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     side = 50_000
-    row = b"\0" + b"\0" * (side // 8)
-    packer = zlib.compressobj(9)
-    body = b"".join(packer.compress(row * 1000) for _ in range(side // 1000)) + packer.flush()
-    data = png_of_declared_size(side, side, pixels=body)
+    data = png(side, side, pixels=compressed_zeros(side * (1 + side // 8)))
     assert len(data) < 500_000
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("pixels were decoded"))
     assert reason_of(data) == "too-large"
 
 
+def test_compressed_zeros_are_what_zlib_would_make_of_them() -> None:
+    assert zlib.decompress(compressed_zeros(3 * 2**20 + 7)) == bytes(3 * 2**20 + 7)
+
+
 def test_huge_declared_size_of_a_tiny_file() -> None:
-    assert reason_of(png_of_declared_size(2**31 - 1, 2**31 - 1)) == "too-large"
+    assert reason_of(png(2**31 - 1, 2**31 - 1)) == "too-large"
     gif = encoded(Image.new("P", (4, 4)), "GIF")
     assert reason_of(gif[:6] + struct.pack("<HH", 65535, 65535) + gif[10:]) == "too-large"
 
@@ -287,7 +279,7 @@ def test_limit_of_bytes() -> None:
 
 
 def test_zero_width() -> None:
-    assert reason_of(png_of_declared_size(0, 5)) in {"bad-dimensions", "corrupt", "truncated"}
+    assert reason_of(png(0, 5)) in {"bad-dimensions", "corrupt", "truncated"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: the newest whole one is found, damaged ones are passed over, and nothing foreign is loaded."""
+"""Checkpoints on disk: the newest whole one is found, damaged ones are skipped, and nothing foreign is loaded."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 def write(run: Path, step: int) -> Path:
     """Write a checkpoint of a step; return its file."""
     folder = run / checkpoint.folder_name(step)
-    folder.mkdir(parents=True)
-    checkpoint.write(folder, {"learner": {"step": step, "model": {"w": torch.full((3,), float(step))}}, "history": []})
+    checkpoint.write(
+        Folder(folder), {"learner": {"step": step, "model": {"w": torch.full((3,), float(step))}}, "history": []}
+    )
     return folder / checkpoint.FILE
 
 
@@ -52,9 +53,7 @@ def test_no_run_and_a_run_without_checkpoints_give_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut in half", "empty", "digest alone", "missing", "a bit flipped", "longer"])
-def test_a_damaged_one_is_passed_over_with_a_warning(
-    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_one_is_skipped_with_a_warning(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, 10)
     file = write(tmp_path, 20)
     data = file.read_bytes()
@@ -75,11 +74,21 @@ def test_a_damaged_one_is_passed_over_with_a_warning(
     assert warning.endswith("step-00000020 is half-written; the one before it is used")
 
 
-def test_if_all_are_damaged_the_run_starts_afresh(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_if_all_are_damaged_the_run_starts_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for step in (10, 20):
         write(tmp_path, step).write_bytes(b"half")
     assert checkpoint.newest(Folder(tmp_path)) is None
     assert len(warnings_in(caplog)) == 2
+
+
+def test_the_two_newest_are_kept(tmp_path: Path) -> None:
+    for step in (9, 1000, 25, 10):
+        write(tmp_path, step)
+    (tmp_path / "zzz").mkdir()
+    checkpoint.delete_old(Folder(tmp_path))
+    names = [checkpoint.folder_name(step) for step in (25, 1000)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "zzz"]
+    checkpoint.delete_old(Folder(tmp_path / "none"))
 
 
 class Foreign:

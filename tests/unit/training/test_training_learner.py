@@ -16,7 +16,7 @@ from retrieval.folder import Folder
 from retrieval.fusion import score, unit
 from retrieval.metrics import average_precision
 from training import checkpoint
-from training.dataset import Examples
+from training.examples import Examples
 from training.learner import Learner
 
 K = 4
@@ -132,9 +132,7 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(dropout: float, tmp_pa
     losses = train(whole, examples, 20)
     first = Learner(settings, D2)
     start = train(first, examples, 10)
-    folder = tmp_path / checkpoint.folder_name(10)
-    folder.mkdir()
-    checkpoint.write(folder, {"learner": first.state()})
+    checkpoint.write(Folder(tmp_path / checkpoint.folder_name(10)), {"learner": first.state()})
     saved = checkpoint.newest(Folder(tmp_path))
     assert saved is not None
     second = Learner(settings.model_copy(update={"seed": 99}), D2)  # starts elsewhere

@@ -1,4 +1,4 @@
-"""Taking over the checkpoint that the method's authors released."""
+"""Importing the checkpoint that the method's authors released."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from errors import refused
 from synthetic import D1, D2, directions, write_gallery
 
 from retrieval.aggregator import Aggregator
@@ -55,8 +56,10 @@ def test_an_imported_checkpoint_pools_as_the_network_it_was_saved_from(
 
 def test_a_checkpoint_of_another_dimension_is_refused_with_both(tmp_path: Path, gallery: Gallery) -> None:
     torch.save(released(Aggregator(D2 + 4)), tmp_path / "released.pth")
-    with pytest.raises(ValueError, match=rf"of {D2 + 4} dimensions, those of .*gallery have {D2};"):
+    with refused("dimensions-differ", "like") as error:
         import_reference(tmp_path / "released.pth", str(tmp_path / "aggregator"), gallery)
+    for fact in (f"of {D2 + 4} dimensions", f"gallery have {D2};"):
+        assert fact in str(error.value)
     assert not (tmp_path / "aggregator").exists()
 
 
@@ -65,25 +68,26 @@ class Foreign:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "fact"),
     [
-        (Foreign(), "not a checkpoint of tensors alone"),
-        ({"epoch": 3}, "holds no state dict of tensors"),
-        ({"layers.0.weight": torch.zeros(2)}, r"self_attn.layers.0.out_proj.weight is missing"),
+        (Foreign(), "Foreign"),
+        ({"epoch": 3}, "no state dict"),
+        ({"layers.0.weight": torch.zeros(2)}, "self_attn.layers.0.out_proj.weight"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused_and_never_run(
-    tmp_path: Path, gallery: Gallery, content: Any, said: str
+    tmp_path: Path, gallery: Gallery, content: Any, fact: str
 ) -> None:
     torch.save(content, tmp_path / "released.pth")
-    with pytest.raises(ValueError, match=said):
+    with refused("not-a-checkpoint", "file") as error:
         import_reference(tmp_path / "released.pth", str(tmp_path / "aggregator"), gallery)
+    assert fact in str(error.value)
 
 
 def test_a_missing_file_and_a_taken_target_are_named(tmp_path: Path, gallery: Gallery, network: Aggregator) -> None:
-    with pytest.raises(ValueError, match=r"there is no file .*nowhere\.pth"):
+    with refused("no-such-file", "file"):
         import_reference(tmp_path / "nowhere.pth", str(tmp_path / "aggregator"), gallery)
     TrainedAggregator.save(tmp_path / "taken", network, gallery.manifest.models, {})
     torch.save(released(network), tmp_path / "released.pth")
-    with pytest.raises(ValueError, match="already holds an aggregator"):
+    with refused("target-exists", "target"):
         import_reference(tmp_path / "released.pth", str(tmp_path / "taken"), gallery)

@@ -1,0 +1,163 @@
+"""How far a job is: one display on the driver, and the counter that its workers add to."""
+
+from __future__ import annotations
+
+import collections
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple, Protocol
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from cluster.session import in_process
+
+console = Console(stderr=True)
+LINE_SECONDS = 60
+Log = Callable[[str], None]
+"""What a job is given to log a line for whoever runs it."""
+
+
+def silent(line: str) -> None:
+    """Log nothing."""
+
+
+class ProgressCounter(Protocol):
+    """What the workers of a job have done so far. It can be sent to them."""
+
+    def add(self, count: int = 0, **seconds: float) -> None:
+        """Count what was done, and the seconds of one worker that went into each part of it."""
+
+    def flush(self) -> None:
+        """Return when all that this worker has added is counted."""
+
+    def done(self) -> int: ...
+
+    def seconds(self) -> dict[str, float]: ...
+
+
+class LocalCounter:
+    """A counter within one process."""
+
+    def __init__(self) -> None:
+        self._done = 0
+        self._seconds: collections.Counter[str] = collections.Counter()
+
+    def add(self, count: int = 0, **seconds: float) -> None:
+        self._done += count
+        self._seconds.update(seconds)
+
+    def flush(self) -> None:
+        pass
+
+    def done(self) -> int:
+        return self._done
+
+    def seconds(self) -> dict[str, float]:
+        return dict(self._seconds)
+
+
+class RayCounter(NamedTuple):
+    """A counter in an actor of its own, which any worker can reach. Its loss costs a job its count alone."""
+
+    actor: ActorHandle
+
+    @classmethod
+    def start(cls) -> RayCounter:
+        """Start it on this process's own node: the loss of any other must not cost the job its count."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        return cls(ray.remote(LocalCounter).options(num_cpus=0, scheduling_strategy=here).remote())
+
+    def add(self, count: int = 0, **seconds: float) -> None:
+        self.actor.add.remote(count, **seconds)
+
+    def flush(self) -> None:
+        with suppress(RayError):
+            ray.get(self.actor.flush.remote())  # calls of one worker are answered in order
+
+    def done(self) -> int:
+        return ray.get(self.actor.done.remote())
+
+    def seconds(self) -> dict[str, float]:
+        with suppress(RayError):
+            return ray.get(self.actor.seconds.remote())
+        return {}
+
+    def stop(self) -> None:
+        with suppress(RayError):
+            ray.kill(self.actor)
+
+
+class _Rate(ProgressColumn):
+    """Steps per second, of late."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text(f"{rate:,.1f}/s" if rate else "")
+
+
+@contextmanager
+def progress(what: str, total: int | None) -> Iterator[ProgressCounter]:
+    """Show how far a job is; hand the yielded counter to its workers, which add to it what they have done.
+
+    On a terminal this is a bar with the rate and the time left; elsewhere one line at the start, one a minute and one
+    at the end.
+    """
+    counter: LocalCounter | RayCounter = LocalCounter() if in_process() else RayCounter.start()
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    over = threading.Event()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as display:
+        task = display.add_task(what, total=total)
+        if not console.is_terminal:
+            console.print(f"{what}{f': {total:,}' if total else ''} …")
+
+        def watch() -> None:
+            logged = time.monotonic()
+            with suppress(RayError):
+                while not over.wait(0.5):
+                    done = counter.done()
+                    display.update(task, completed=done)
+                    if not console.is_terminal and time.monotonic() - logged >= LINE_SECONDS:
+                        logged = time.monotonic()
+                        console.print(_line(what, done, total, logged - started))
+
+        started = time.monotonic()
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield counter
+        finally:
+            over.set()
+            watcher.join()
+            with suppress(RayError):  # an error that ends the job should not be hidden by one of its display
+                done = counter.done()
+                display.update(task, completed=done)
+                if not console.is_terminal:
+                    console.print(f"{what}: {done:,} in {time.monotonic() - started:.0f} s")
+            if isinstance(counter, RayCounter):
+                counter.stop()
+
+
+def _line(what: str, done: int, total: int | None, seconds: float) -> str:
+    line = f"{what}: {done:,}{f' of {total:,}' if total else ''} in {seconds:.0f} s, {done / seconds:,.1f}/s"
+    return f"{line}, {(total - done) * seconds / done:,.0f} s left" if total and 0 < done < total else line

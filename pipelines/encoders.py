@@ -1,0 +1,64 @@
+"""The two image encoders of a profile: loaded once in a process, and described to a driver that does not load them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cachetools import LRUCache, cached
+
+from cluster.loading import load_vision, load_vlm, record_of
+from cluster.profile import Profile
+from cluster.session import check_room
+from pipelines.executor import current_executor
+from retrieval.artifacts import ModelRecord
+
+if TYPE_CHECKING:  # takes seconds to import, which a driver should not
+    from retrieval.models.preprocess import Preprocess
+    from retrieval.models.vision import VisionEncoder
+    from retrieval.models.vlm import VLM
+
+
+class Encoders(NamedTuple):
+    """What the driver needs to know of the two encoders without loading them."""
+
+    vlm: ModelRecord
+    vision: ModelRecord
+    vlm_preprocess: Preprocess
+    vision_preprocess: Preprocess
+
+
+def _key(profile: Profile) -> tuple[Any, ...]:
+    """What the encoders depend on; for local ones, their files too, since others may be written under the same name."""
+    models = profile.models
+    files = [
+        (str(file), (status := file.stat()).st_size, status.st_mtime_ns)
+        for uri in (models.vlm, models.vision)
+        for file in sorted(Path(uri.removeprefix("local-dir:")).rglob("*"))
+    ]
+    return models.vlm, models.vision, models.device, models.dtype, *files
+
+
+@cached(LRUCache(1), _key, Lock())
+def load_encoders(profile: Profile) -> tuple[VLM, VisionEncoder]:
+    """Return both encoders, loaded, the same ones for the next job in this process."""
+    return load_vlm(profile), load_vision(profile)
+
+
+@cached(LRUCache(8), _key, Lock())
+def describe_encoders(profile: Profile) -> Encoders:
+    """Load both encoders where the stage runs, and return what is to be known of them. Embedders check that theirs are
+    the same.
+
+    Raises:
+        UserError: this machine's Ray has no room for the stage.
+    """
+    stage = profile.embed
+    check_room("an embedder", "embed", stage.cpus, stage.gpus)
+    return current_executor().run(_described, profile, cpus=stage.cpus, gpus=stage.gpus).get()
+
+
+def _described(profile: Profile) -> Encoders:
+    vlm, vision = load_encoders(profile)
+    return Encoders(record_of(vlm), record_of(vision), vlm.preprocess, vision.preprocess)

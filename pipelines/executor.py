@@ -1,0 +1,160 @@
+"""What pipelines need of whatever runs them: calls, and maps over tables. On Ray it is a cluster, else this process.
+
+A pipeline says what is done to what; the executor says where, in which order and how often after a failure. Functions
+and their arguments are sent to other processes, so a function is one of a module, and what many calls read is shared
+once. Rows arrive in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import pyarrow as pa
+
+from cluster.profile import Stage
+from cluster.session import in_process
+from retrieval.folder import Folder
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+RETRIES = 3
+"""How often a call is retried that raised one of the errors given, or whose worker was lost."""
+
+
+class Shared(Protocol[T_co]):
+    """A read-only value that lies where workers reach it. It can be part of any argument."""
+
+    def get(self) -> T_co:
+        """Return the value; arrays of it are mapped, not copied, and must not be written to."""
+
+
+class Files(NamedTuple):
+    """Parquet files of one schema, as a source of tables."""
+
+    folder: Folder
+    names: Sequence[str]
+    columns: Sequence[str] | None = None
+    """By default all."""
+    block: int | None = None
+    """Rows that go through the stages, and into a file, together; by default as they come."""
+
+
+class Each(NamedTuple):
+    """A stage without state: tables to tables, wherever there is room."""
+
+    function: Callable[[pa.Table], pa.Table]
+    rows: int | None = None
+    """Rows that the function is given at once, fewer at the end; by default as they come."""
+
+
+class Workers(NamedTuple):
+    """A stage of workers, each of which is made once and keeps what it has loaded: tables to tables."""
+
+    make: Callable[..., Callable[[pa.Table], pa.Table]]
+    """Makes a worker of ``arguments``; a class."""
+    arguments: tuple[Any, ...]
+    settings: Stage
+    """How many workers, what each may use, and the rows that it is given at once."""
+
+
+class Sink(Protocol):
+    """Where tables are written, by any worker."""
+
+    @property
+    def folder(self) -> Folder: ...
+
+    def write(self, rows: pa.Table, name: str) -> None:
+        """Write to files of ``folder`` whose names begin with ``name``, over those of the same name: a write that was
+        interrupted is repeated.
+        """
+
+
+class TableFiles(NamedTuple):
+    """A sink of Parquet files, one for each block."""
+
+    folder: Folder
+
+    def write(self, rows: pa.Table, name: str) -> None:
+        self.folder.write_table(f"{name}.parquet", rows)
+
+
+class Checkpoint(NamedTuple):
+    """Where a write notes which rows are written for good: see ``pipelines.checkpoint``."""
+
+    folder: Folder
+    column: str
+    """An int64 that identifies a row."""
+
+
+class Executor(Protocol):
+    """Runs calls and maps over tables."""
+
+    def share(self, value: T) -> Shared[T]:
+        """Put a value where workers reach it."""
+
+    def run(self, function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0) -> Shared[T]:
+        """Call a function in a worker of its own, which ends with the call, and leave the result there."""
+
+    def map(
+        self,
+        function: Callable[..., T],
+        items: Iterable[tuple[Any, ...]],
+        *,
+        cpus: float = 1,
+        retry_on: Sequence[type[Exception]] = (),
+    ) -> list[T]:
+        """Call a function with the arguments of each item; return the results in order.
+
+        Args:
+            cpus: of each call.
+            retry_on: errors after which a call is retried, ``RETRIES`` times.
+        """
+
+    def as_completed(
+        self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], *, cpus: float = 1
+    ) -> Iterator[T]:
+        """Call a function with the arguments of each item; yield the results as they come, holding none."""
+
+    def stream(
+        self, function: Callable[..., Iterator[T]], items: Iterable[tuple[Any, ...]], *, ahead: int
+    ) -> Iterator[T]:
+        """Call a generator with the arguments of each item; yield in order what they yield.
+
+        Args:
+            ahead: what a generator may yield before it is asked for.
+        """
+
+    def cpus_each(self, tasks: int, least: float) -> float:
+        """Return the CPUs that each of so many calls may use: ``least``, or more where there are more than calls."""
+
+    def tables(self, source: Files | Sequence[pa.Table], *stages: Each | Workers) -> Iterator[pa.Table]:
+        """Send tables through stages, to the caller. None of them is empty."""
+
+    def keep(self, source: Files | Sequence[pa.Table], *stages: Each | Workers) -> list[Shared[pa.Table]]:
+        """Send tables through stages, and leave what comes out where it was made."""
+
+    def write(
+        self,
+        source: Files | Sequence[pa.Table],
+        *stages: Each | Workers,
+        sink: Sink,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        """Send tables through stages, and write what comes out.
+
+        Args:
+            checkpoint: what is noted there as written is left out, and what is written is noted there. What an
+                interrupted write left half done is deleted first.
+        """
+
+
+def current_executor() -> Executor:
+    """Return the executor of the open session (``cluster.session.session``); without one, that of this process."""
+    if in_process():
+        from pipelines.local_executor import LocalExecutor
+
+        return LocalExecutor()
+    from pipelines.ray_executor import RayExecutor
+
+    return RayExecutor()

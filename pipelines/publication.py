@@ -1,0 +1,46 @@
+"""The last step of a version: it is published if it finds enough."""
+
+from __future__ import annotations
+
+import time
+
+from cluster.profile import IndexSettings
+from cluster.progress import progress
+from pipelines.recall import measure_recall
+from retrieval.artifacts import Index
+from retrieval.artifacts.index import REFUSED
+from retrieval.errors import UserError
+
+
+def publish(index: Index, settings: IndexSettings, started: float) -> Index:
+    """Measure the recall of a version that is complete but for its manifest, and publish it if that is enough.
+
+    Raises:
+        UserError: recall is below the profile's ``recall_floor`` (``low-recall``).
+    """
+    with progress("measuring recall against exact search", len(index.manifest.shards)) as counter:
+        index.manifest.recall = measure_recall(index, settings, counter)
+    below = [
+        f"recall@{depth} {value:.3f} at λ = {weight}"
+        for depth, by_weight in index.manifest.recall.items()
+        for weight, value in by_weight.items()
+        if value < settings.recall_floor
+    ]
+    if below:
+        content = {"recall": index.manifest.recall, "floor": settings.recall_floor, "factory": index.manifest.factory}
+        index.folder.write_json(REFUSED, content)
+        raise UserError(
+            f"version {index.version} of {index.root.uri} is not published: it finds too little ({', '.join(below)};"
+            f" the profile's recall_floor is {settings.recall_floor}). Give a kind of index that keeps more of each"
+            f" vector than {index.manifest.factory} (mindseye index or compact with --factory, or a larger"
+            " memory_per_shard), or lower the floor",
+            code="low-recall",
+            field="index.recall_floor",
+        )
+    index.folder.write_json("summary.json", {"seconds": round(time.monotonic() - started, 1)})
+    return Index.publish(index.folder, index.manifest)
+
+
+def worst_recall(index: Index) -> float:
+    """Return the lowest recall of a version, over depths and λ."""
+    return min(value for by_weight in index.manifest.recall.values() for value in by_weight.values())

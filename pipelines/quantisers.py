@@ -1,0 +1,77 @@
+"""Quantisers of an index: trained once, on a sample of the gallery, and shared by all shards."""
+
+from __future__ import annotations
+
+import tempfile
+import zlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.profile import IndexSettings
+from cluster.progress import ProgressCounter, progress
+from pipelines.executor import Each, Files, Shared, current_executor
+from pipelines.faiss_threads import faiss_threads
+from retrieval.artifacts import Gallery
+from retrieval.artifacts.columns import matrix
+from retrieval.artifacts.manifests import PartRecord
+from retrieval.folder import Folder
+from retrieval.index.train import save_trained, train, training_rows
+
+TRAINED = "trained.faiss"
+
+
+def train_quantisers(
+    version: Folder, gallery: Gallery, parts: Sequence[PartRecord], factory: str, settings: IndexSettings
+) -> Folder | None:
+    """Train the empty index that all shards are copies of, on a sample of the rows; None for kinds without training.
+
+    Returns:
+        The folder that holds it as ``TRAINED``.
+    """
+    wanted = training_rows(factory)
+    if not wanted:
+        return None
+    if version.exists(TRAINED):
+        return version
+    rows, executor = sum(part.rows for part in parts), current_executor()
+    with progress("sampling rows to train the index on", min(wanted, rows)) as counter:
+        source = Files(gallery.folder, [part.name for part in parts], ["id", "vlm", "vision"])
+        sample = executor.keep(source, Each(partial(_sampled, share=wanted / rows, counter=counter), 4096))
+    with progress("training the index", min(wanted, rows)) as counter:
+        cpus = executor.cpus_each(1, settings.cpus)
+        counter.add(executor.run(_train, version, sample, factory, cpus, cpus=cpus).get())
+    return version
+
+
+def _sampled(rows: pa.Table, share: float, counter: ProgressCounter) -> pa.Table:
+    # By the hash of the id, so that the sample does not depend on how the gallery is cut.
+    hashes = np.fromiter((zlib.crc32(id.encode()) for id in rows["id"].to_pylist()), np.uint32, rows.num_rows)
+    rows = rows.filter(pa.array(hashes < share * 2**32))
+    counter.add(rows.num_rows)
+    return rows
+
+
+def _train(version: Folder, blocks: Sequence[Shared[pa.Table]], factory: str, cpus: float) -> int:
+    """Returns how many rows it was trained on."""
+    sample = _sorted_sample([block.get() for block in blocks])
+    with faiss_threads(cpus), tempfile.TemporaryDirectory(prefix="mindseye-train-") as scratch:
+        save_trained(train(sample, factory), Path(scratch) / TRAINED)
+        version.upload(TRAINED, Path(scratch) / TRAINED)
+    return len(sample)
+
+
+def _sorted_sample(tables: Sequence[pa.Table]) -> np.ndarray:
+    """Joint rows by ascending id, float32 (N, D), which FAISS takes as they are: of what they are made of, nothing is
+    kept while it trains.
+    """
+    rows = pa.concat_tables([table for table in tables if table.num_rows]).sort_by("id")
+    return joint(rows).astype(np.float32)
+
+
+def joint(rows: pa.Table) -> np.ndarray:
+    """Return [c ; d] of gallery rows, float16 (N, D1 + D2)."""
+    return np.concatenate([matrix(rows["vlm"]), matrix(rows["vision"])], axis=1)

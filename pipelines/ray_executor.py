@@ -1,0 +1,188 @@
+"""Pipelines on Ray: calls are its tasks, maps over tables are datasets of Ray Data."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+from ray.data.block import BlockAccessor
+from ray.data.checkpoint import CheckpointConfig
+from ray.data.checkpoint.checkpoint_filter import CheckpointManager
+from ray.data.datasource import BlockBasedFileDatasink
+
+from cluster.profile import Stage
+from pipelines.checkpoint import clean_pending, without, written
+from pipelines.executor import RETRIES, Checkpoint, Each, Files, Shared, Sink, Workers
+from pipelines.tables import read_tables
+
+T = TypeVar("T")
+
+
+class RayShared(NamedTuple):
+    """A value in Ray's object store. Within a tuple, Ray hands on the reference, and arrays are mapped when read."""
+
+    reference: ray.ObjectRef
+
+    def get(self) -> Any:
+        return ray.get(self.reference)
+
+
+class RayExecutor:
+    """As ``pipelines.executor.Executor`` says, on the Ray that this process is connected to."""
+
+    def share(self, value: T) -> Shared[T]:
+        return RayShared(ray.put(value))
+
+    def run(self, function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0) -> Shared[T]:
+        # A worker is kept for other tasks by default, and with it the memory of what it has loaded.
+        task = ray.remote(max_calls=1, num_cpus=cpus, num_gpus=gpus)(function)
+        reference = task.remote(*arguments)
+        ray.wait([reference], fetch_local=False)  # a call that waited for it would hold a CPU meanwhile
+        return RayShared(reference)
+
+    def map(
+        self,
+        function: Callable[..., T],
+        items: Iterable[tuple[Any, ...]],
+        *,
+        cpus: float = 1,
+        retry_on: Sequence[type[Exception]] = (),
+    ) -> list[T]:
+        task = ray.remote(num_cpus=cpus, max_retries=RETRIES, retry_exceptions=list(retry_on) or False)(function)
+        return ray.get([task.remote(*item) for item in items])
+
+    def as_completed(
+        self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], *, cpus: float = 1
+    ) -> Iterator[T]:
+        task = ray.remote(num_cpus=cpus, max_retries=RETRIES)(function)
+        waiting = [task.remote(*item) for item in items]
+        while waiting:
+            [done], waiting = ray.wait(waiting)
+            yield ray.get(done)
+
+    def stream(
+        self, function: Callable[..., Iterator[T]], items: Iterable[tuple[Any, ...]], *, ahead: int
+    ) -> Iterator[T]:
+        # A private name. Without it, a generator yields all that it has into the object store at once.
+        options = {"num_returns": "streaming", "_generator_backpressure_num_objects": ahead}
+        task = ray.remote(**options)(function)
+        running: deque[Any] = deque()
+        for item in items:
+            running.append(task.remote(*item))
+            if len(running) > int(ray.cluster_resources().get("CPU", 1)):
+                yield from map(ray.get, running.popleft())
+        for each in running:
+            yield from map(ray.get, each)
+
+    def cpus_each(self, tasks: int, least: float) -> float:
+        of_nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        return max(least, min(max(of_nodes, default=1), sum(of_nodes) // max(tasks, 1)))
+
+    def tables(self, source: Files | Sequence[pa.Table], *stages: Each | Workers) -> Iterator[pa.Table]:
+        dataset = _mapped(_dataset(source), stages)
+        batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+        return (table for table in batches if table.num_rows)
+
+    def keep(self, source: Files | Sequence[pa.Table], *stages: Each | Workers) -> list[Shared[pa.Table]]:
+        return [RayShared(reference) for reference in _mapped(_dataset(source), stages).to_arrow_refs()]
+
+    def write(
+        self,
+        source: Files | Sequence[pa.Table],
+        *stages: Each | Workers,
+        sink: Sink,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        rows = source.block if isinstance(source, Files) else None
+        if checkpoint is None:
+            _mapped(_dataset(source), stages).write_datasink(_Datasink(sink, rows))
+            return
+        clean_pending(checkpoint.folder, sink.folder)
+        kept: tuple[Each, ...] = ()
+        if len(done := written(*checkpoint)):
+            kept = (Each(partial(without, column=checkpoint.column, done=self.share(done))),)
+        context = ray.data.DataContext.get_current()
+        # A dataset takes the context that there is when it is made.
+        context.checkpoint_config = CheckpointConfig(
+            id_column=checkpoint.column,
+            checkpoint_path=checkpoint.folder.path,
+            override_filesystem=checkpoint.folder.filesystem,
+            checkpoint_manager_cls=_NothingToFilter,
+            delete_checkpoint_on_success=False,
+        )
+        try:
+            dataset = _dataset(source, *kept)
+        finally:
+            context.checkpoint_config = None
+        _mapped(dataset, stages).write_datasink(_Datasink(sink, rows))
+
+
+class _NothingToFilter(CheckpointManager):
+    """Leaves it to ``pipelines.checkpoint`` to pass over what is done: Ray Data's filter is a pool of actors, which
+    together with ours can hold every CPU of a small machine, so that nothing is left to read with.
+    """
+
+    def load_checkpoint(self, data_file_dir: str | None = None, data_file_filesystem: Any = None) -> tuple[None, int]:
+        return None, 0
+
+
+class _Datasink(BlockBasedFileDatasink):
+    """A sink of ours. Ray Data's checkpoint asks ``filename_provider`` too how the names of a task's files begin."""
+
+    def __init__(self, sink: Sink, rows: int | None) -> None:
+        folder = sink.folder
+        super().__init__(folder.path, filesystem=folder.filesystem, min_rows_per_file=rows, file_format="parquet")
+        self.sink = sink
+
+    def write_block(self, block: BlockAccessor, block_index: int, ctx: Any) -> None:
+        name = self.filename_provider.get_filename_for_task(ctx.kwargs["write_uuid"], ctx.task_idx)
+        self.sink.write(block.to_arrow(), name.removesuffix(".parquet"))
+
+
+def _dataset(source: Files | Sequence[pa.Table], *kept: Each) -> Dataset:
+    if not isinstance(source, Files):
+        return _mapped(ray.data.from_arrow(list(source)), kept)
+    # Else there are more blocks than files, of as few rows as there are CPUs for, which make uneven batches.
+    options = {"override_num_blocks": len(source.names)} if source.block else {}
+    dataset = read_tables(source.folder, source.names, **options)
+    if source.columns is not None:
+        dataset = dataset.select_columns(list(source.columns))
+    dataset = _mapped(dataset, kept)
+    return dataset.repartition(target_num_rows_per_block=source.block) if source.block else dataset
+
+
+def _mapped(dataset: Dataset, stages: Iterable[Each | Workers]) -> Dataset:
+    for stage in stages:
+        if isinstance(stage, Each):
+            dataset = dataset.map_batches(stage.function, batch_size=stage.rows, batch_format="pyarrow")
+            continue
+        settings = stage.settings
+        dataset = dataset.map_batches(
+            stage.make,
+            fn_constructor_args=stage.arguments,
+            batch_size=settings.batch,
+            batch_format="pyarrow",
+            compute=actor_pool(settings),
+            num_cpus=settings.cpus,
+            num_gpus=settings.gpus,
+        )
+    return dataset
+
+
+def actor_pool(stage: Stage) -> ActorPoolStrategy:
+    """Return the pool of a stage: as many actors at once as the cluster has room for, and up to ``max_actors`` if it
+    grows.
+
+    One CPU is left for tasks that read and write, without which a pool that holds every CPU would wait for ever.
+    """
+    resources = ray.cluster_resources()
+    room = [(resources.get("CPU", 1) - 1) // stage.cpus if stage.cpus else stage.max_actors]
+    if stage.gpus:
+        room.append(resources.get("GPU", 0) // stage.gpus)
+    start = max(stage.min_actors, min(stage.max_actors, int(min(room))))
+    return ActorPoolStrategy(min_size=stage.min_actors, max_size=stage.max_actors, initial_size=start)

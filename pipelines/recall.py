@@ -1,0 +1,73 @@
+"""Recall of an index against exact search over all of its shards."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cluster.profile import IndexSettings
+from cluster.progress import ProgressCounter
+from pipelines.executor import Shared, current_executor
+from pipelines.faiss_threads import faiss_threads
+from retrieval.artifacts import Index
+from retrieval.index.effort import LAMBDA_GRID
+from retrieval.index.hits import Hits, merge_topk
+from retrieval.index.tuning import RECALL_AT, sample_queries
+from retrieval.metrics import neighbour_recall
+
+QUERIES = 200
+
+
+def measure_recall(index: Index, settings: IndexSettings, counter: ProgressCounter) -> dict[str, dict[str, float]]:
+    """Return recall of the default search against exact search over all shards, by depth and λ, on queries that no
+    shard has tuned itself with.
+    """
+    count = len(index.manifest.shards)
+    executor = current_executor()
+    cpus = executor.cpus_each(count, settings.cpus)
+    queries = executor.run(_sample_queries, index, cpus=settings.cpus)
+    shards = [(index, number, queries, cpus, counter) for number in range(count)]
+    best: tuple[Hits, Hits] | None = None
+    for answer in executor.as_completed(_found_and_exact, shards, cpus=cpus):
+        # Merged as they come: those of all shards together would be 20 MB for each.
+        best = _merged(best, answer) if best else answer
+    assert best
+    recall = {}
+    for depth in RECALL_AT:
+        found, exact = (hits.ids[:, :depth] for hits in best)
+        halves = zip(np.split(found, len(LAMBDA_GRID)), np.split(exact, len(LAMBDA_GRID)), strict=True)
+        recall[str(depth)] = {
+            str(weight): round(neighbour_recall(*half), 4) for weight, half in zip(LAMBDA_GRID, halves, strict=True)
+        }
+    return recall
+
+
+def _merged(one: tuple[Hits, Hits], other: tuple[Hits, Hits]) -> tuple[Hits, Hits]:
+    found, exact = (merge_topk(hits, max(RECALL_AT)) for hits in zip(one, other, strict=True))
+    return found, exact
+
+
+def _sample_queries(index: Index) -> np.ndarray:
+    shards = index.manifest.shards
+    alive = np.array([record.rows for record in shards])
+    alive -= np.bincount(index.removed()["shard"].to_numpy(), minlength=len(shards))
+    # What was added last may be of other categories than all before.
+    asked = {int(np.argmax(alive)), int(np.flatnonzero(alive)[-1])}
+    by_weight: list[list[np.ndarray]] = [[] for _ in LAMBDA_GRID]
+    for number in sorted(asked):
+        shard = index.shard(number)
+        # Rows lie in the order of their ids, which are hashes, so any run of them is a fair sample.
+        rows = np.flatnonzero(shard.alive)[-QUERIES // len(asked) :]
+        for queries, of_shard in zip(by_weight, sample_queries(shard, rows, np.random.default_rng(1)), strict=True):
+            queries.append(of_shard)
+    return np.concatenate([np.concatenate(queries) for queries in by_weight])
+
+
+def _found_and_exact(
+    index: Index, number: int, queries: Shared[np.ndarray], cpus: float, counter: ProgressCounter
+) -> tuple[Hits, Hits]:
+    with faiss_threads(cpus):
+        shard, query_QD = index.shard(number), queries.get()
+        depth = max(RECALL_AT)
+        found = shard.search(query_QD, depth), shard.exact(query_QD, depth)
+    counter.add(1)
+    return found

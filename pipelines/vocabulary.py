@@ -1,0 +1,97 @@
+"""A vocabulary: the texts to imagine, read from a text file, CSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterable, Mapping
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retrieval.errors import UserError
+from retrieval.folder import Folder
+from retrieval.prompts import KINDS, Kind, query_text
+
+
+class VocabularyEntry(NamedTuple):
+    """One query to imagine.
+
+    Attributes:
+        text: what to imagine.
+        kind: what the text is: a name, a description, or both.
+        label: the gallery label that the query should find, if that is known.
+    """
+
+    text: str
+    kind: Kind = "name"
+    label: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The id of its query: a hash of kind, text and label."""
+        parts = "\x1f".join([self.kind, self.text, self.label or ""])
+        return hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
+
+
+def read_vocabulary(file: str | Path) -> list[VocabularyEntry]:
+    """Read a vocabulary: a text file with one name a line, or CSV or Parquet with columns.
+
+    Columns are ``name`` and/or ``description``, and optionally ``label`` (by default the name). Each row gives a query
+    of every kind that its columns allow: with both, three. Or they are ``text``, ``kind`` and optionally ``label``,
+    one query a row.
+
+    Args:
+        file: path or URI.
+
+    Returns:
+        The entries in the order of the file.
+
+    Raises:
+        UserError: the file is missing, empty or cannot be read as what its name says, or a row lacks a text or has an
+            unknown kind; the message names file and row.
+    """
+    entries = [entry for number, row in enumerate(_rows(file), 1) for entry in _entries(row, f"{file}, row {number}")]
+    if not entries:
+        raise UserError(f"{file} has no queries in it", code="empty", field="vocabulary")
+    return entries
+
+
+def _rows(file: str | Path) -> Iterable[Mapping[str, Any]]:
+    place = Folder(file)
+    name = place.name
+    if not place.exists():
+        raise UserError(f"there is no vocabulary at {file}", code="missing", field="vocabulary")
+    data = place.parent.read_bytes(name)
+    if name.endswith(".parquet"):
+        try:
+            return pq.read_table(BytesIO(data)).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{file} is not Parquet: {error}", code="damaged", field="vocabulary") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        message = f"{file} is not UTF-8 text ({error}); save it as UTF-8"
+        raise UserError(message, code="not-utf-8", field="vocabulary") from error
+    if name.endswith(".csv"):
+        return csv.DictReader(StringIO(text, newline=""))
+    return [{"name": line} for line in text.splitlines() if line.strip()]
+
+
+def _entries(row: Mapping[str, Any], where: str) -> list[VocabularyEntry]:
+    name, description, text = (str(row.get(column) or "").strip() for column in ("name", "description", "text"))
+    label = str(row.get("label") or "") or name or None
+    if text:
+        kind = row.get("kind") or "name"
+        if kind not in KINDS:
+            message = f"{where}: kind is {kind!r}; it must be one of {', '.join(KINDS)}"
+            raise UserError(message, code="unknown", field="kind")
+        return [VocabularyEntry(text, kind, label)]
+    if not name and not description:
+        message = f"{where}: expected a column name, description or text with a value; the row is {dict(row)}"
+        raise UserError(message, code="no-text", field="vocabulary")
+    kinds = [kind for kind in KINDS if (name or "name" not in kind) and (description or "description" not in kind)]
+    return [VocabularyEntry(query_text(kind, name, description), kind, label) for kind in kinds]

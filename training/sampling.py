@@ -1,0 +1,110 @@
+"""A bounded random sample of each label of a gallery, so that memory grows with the labels and not with the gallery.
+
+Parts are read by Ray Data tasks, or one after the other where no Ray is used. A task reads some thousand rows at a
+time, as Ray Data's own reading of Parquet holds blocks of whole files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from cluster.progress import ProgressCounter, progress
+from cluster.session import in_process
+from retrieval.artifacts import Gallery
+from retrieval.artifacts.gallery import gallery_schema
+from retrieval.errors import UserError
+from retrieval.folder import Folder
+
+Read = Callable[..., Iterator[pa.Table]]
+_ROWS_AT_ONCE = 4096
+_CHOSEN = pa.schema([("id", pa.string()), ("label", pa.string()), ("order", pa.string())])
+_VECTORS = ["label", "vlm", "vision"]
+
+
+def sample_rows(gallery: Gallery, labels: set[str], per_label: int, seed: int) -> pa.Table:
+    """Draw at most ``per_label`` random rows (label, vlm, vision) of each label, sorted by label.
+
+    The sample is the rows whose ids have the smallest hashes, so it does not depend on how the gallery is cut. Ids are
+    chosen first and their vectors fetched after that: no other vector leaves the task that reads it.
+
+    Raises:
+        UserError: two rows of the gallery have one id.
+    """
+    with progress("sampling the gallery", gallery.manifest.rows) as counter:
+        chosen = _CHOSEN.empty_table()
+        wanted = pa.array(sorted(labels), pa.string())
+        for part in _over_parts(gallery, _choose, wanted, per_label, seed, counter):
+            chosen = _smallest(pa.concat_tables([chosen, part.cast(_CHOSEN)]), per_label)
+        if not chosen.num_rows:
+            return gallery_schema(0, 0).empty_table().select(_VECTORS)
+        found = list(_over_parts(gallery, _fetch, chosen["id"].combine_chunks()))
+    rows = pa.concat_tables(found).sort_by("id")
+    chosen = chosen.sort_by("id")
+    if rows["id"].combine_chunks() != chosen["id"].combine_chunks():
+        raise UserError(
+            f"the gallery {gallery.uri} has rows of the same id; embed it again from a source without copies",
+            code="duplicate-id",
+            field="gallery",
+        )
+    rows = rows.append_column("label", chosen["label"]).append_column("order", chosen["order"])
+    rows = rows.sort_by([("label", "ascending"), ("order", "ascending")])
+    return rows.select(_VECTORS).combine_chunks()
+
+
+def _over_parts(
+    gallery: Gallery, read: Callable[..., Iterator[pa.Table]], shared: Any, *more: Any
+) -> Iterator[pa.Table]:
+    """Yield the tables that ``read(folder, part, shared, *more)`` yields for each part, without empty ones.
+
+    Args:
+        shared: is kept in the object store once, and mapped by the tasks instead of being sent to each.
+    """
+    if in_process():
+        tables = (table for part in gallery.parts() for table in read(gallery.folder, part, shared, *more))
+    else:
+        parts = ray.data.from_items([{"part": name} for name in gallery.parts()])
+        # The reference is in a list, as Ray would replace one that is an argument by a copy of its value.
+        arguments = [read, gallery.folder, [ray.put(shared)], more]
+        mapped = parts.map_batches(_in_task, fn_args=arguments, batch_format="pyarrow")
+        tables = mapped.iter_batches(batch_size=None, batch_format="pyarrow")
+    yield from (table for table in tables if table.num_rows)
+
+
+def _in_task(parts: pa.Table, read: Read, folder: Folder, shared: list[ray.ObjectRef], more: Any) -> Iterator[pa.Table]:
+    for part in parts["part"].to_pylist():
+        yield from read(folder, part, ray.get(shared[0]), *more)
+
+
+def _choose(
+    folder: Folder, part: str, labels: pa.Array, per_label: int, seed: int, counter: ProgressCounter
+) -> Iterator[pa.Table]:
+    key = f"{seed}".encode()
+    kept = _CHOSEN.empty_table()
+    for rows in folder.tables(part, rows=_ROWS_AT_ONCE, columns=["id", "label"]):
+        counter.add(rows.num_rows)
+        rows = rows.filter(pc.is_in(rows["label"], labels))
+        order = [hashlib.blake2b(i.encode(), digest_size=8, key=key).hexdigest() for i in rows["id"].to_pylist()]
+        rows = rows.append_column("order", pa.array(order, pa.string())).cast(_CHOSEN)
+        kept = _smallest(pa.concat_tables([kept, rows]), per_label)
+    yield kept
+
+
+def _fetch(folder: Folder, part: str, ids: pa.Array) -> Iterator[pa.Table]:
+    for rows in folder.tables(part, rows=_ROWS_AT_ONCE, columns=["id", "vlm", "vision"]):
+        yield rows.filter(pc.is_in(rows["id"], ids))
+
+
+def _smallest(rows: pa.Table, per_label: int) -> pa.Table:
+    """The rows with the smallest ``order`` of each label, sorted by label and order."""
+    rows = rows.sort_by([("label", "ascending"), ("order", "ascending")])
+    labels = rows["label"].to_numpy(zero_copy_only=False)
+    starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]]) if len(labels) else np.array([], np.int64)
+    place = np.arange(len(labels)) - np.repeat(starts, np.diff(np.r_[starts, len(labels)]))
+    return rows.filter(pa.array(place < per_label))
