@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 from cluster.loading import load_generator
 from cluster.profile import Profile, load_profile
 from cluster.session import session
-from demo.run import vocabulary
+from demo.collection import vocabulary
 from demo.train_aggregator import seen_gallery, seen_queries
 from demo.world import split
 from pipelines.evaluate import Evaluation, evaluate

@@ -1,4 +1,4 @@
-"""``mindseye doctor``: whether this machine can do the work of a profile, and what to do where it can not."""
+"""Whether this machine can do the work of a profile, and what to do where it cannot."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from cluster.profile import Profile, load_profile
+from retrieval.errors import UserError
+
+SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: what was found and, if it is not right, how to mend it."""
+    """One thing that was checked: what was found and, if it is not right, how to put it right."""
 
     what: str
     ok: bool
     found: str
     remedy: str = ""
+    """What to do about it; empty where nothing is wrong."""
 
 
-def examine(profile_name: str) -> Iterator[Check]:
+def examine(profile: str | Path | Profile) -> Iterator[Check]:
     """Yield the checks one by one, as they are done."""
     yield Check("Python", True, f"{platform.python_version()} on {platform.platform()}")
     for package in ("ray", "torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "timm", "pyarrow"):
@@ -36,7 +43,7 @@ def examine(profile_name: str) -> Iterator[Check]:
         "free some space: the demo writes about 100 MB, installing needs more",
     )
     yield Check("shared memory", *_shared_memory())
-    yield from _models(profile_name)
+    yield from _models(profile)
 
 
 def _installed(package: str, remedy: str) -> Check:
@@ -67,33 +74,31 @@ def _torch() -> Check:
 
 
 def _shared_memory() -> tuple[bool, str, str]:
-    if not os.path.isdir("/dev/shm"):  # noqa: PTH112
-        return True, "no /dev/shm on this system", ""
-    total = shutil.disk_usage("/dev/shm").total / 2**30
+    if not SHARED_MEMORY.is_dir():
+        return True, f"no {SHARED_MEMORY} on this system", ""
+    total = shutil.disk_usage(SHARED_MEMORY).total / 2**30
     return (
         total >= 1,
-        f"{total:.1f} GiB in /dev/shm",
+        f"{total:.1f} GiB in {SHARED_MEMORY}",
         "start the container with --shm-size=4g or more; Ray's object store lives there",
     )
 
 
-def _models(profile_name: str) -> Iterator[Check]:
+def _models(given: str | Path | Profile) -> Iterator[Check]:
     from cluster.loading import load_generator, load_vision, load_vlm
-    from cluster.profile import Profile, load_profile
 
     try:
-        profile = load_profile(profile_name)
-    except ValueError as error:
-        yield Check("profile", False, str(error), "mend the profile, or give another with --profile")
+        profile = load_profile(given)
+    except UserError as error:
+        yield Check("profile", False, str(error), "correct the profile, or give another with --profile")
         return
     yield Check("profile", True, profile.name)
     loaders: dict[str, Callable[[Profile], Any]] = {"vlm": load_vlm, "vision": load_vision, "generator": load_generator}
     for role, load in loaders.items():
         try:
             model = load(profile)
-        except ValueError as error:
-            yield Check(
-                role, False, str(error), f"mend models.{role} in the profile, or see that the model can be reached"
-            )
+        except UserError as error:
+            remedy = f"correct models.{role} in the profile, or see that the model can be reached"
+            yield Check(role, False, str(error), remedy)
         else:
             yield Check(role, True, f"{model.uri} ({model.fingerprint[:19]}…)")

@@ -1,9 +1,9 @@
-"""One job at a time on one target: a hold is a small file beside what the job writes.
+"""One job at a time on one target: a lock with a heartbeat, a small file beside what the job writes.
 
-Object stores have no lock, and no way to create a file only if there is none. So a job writes a file of its own first
-and then looks for others: of two that begin at once at least one sees the other, and whoever sees another gives way. A
-hold is renewed while its job lives, and is stale when that has stopped. Times are the store's own, of its files, so
-clocks of machines need not agree.
+Object stores have no lock, and no way to create a file only if there is none. So a job writes a lock file of its own
+first and then looks for others: of two that begin at once at least one sees the other, and whoever sees another backs
+off. A lock is renewed while its job lives, and is stale when the heartbeat has stopped. Times are the store's own, of
+its files, so clocks of machines need not agree.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from retrieval.errors import UserError
 from retrieval.folder import Folder
 
 HOLDS = ".holds"
-RENEWED_SECONDS = 15
+HEARTBEAT_SECONDS = 15
 STALE_SECONDS = 120
 
 
 class Hold(NamedTuple):
-    """Who holds a target: the job, its machine and process, when it began, and seconds since its last sign of life."""
+    """The lock of one job: the job, its machine and process, when it began, and seconds since its last heartbeat."""
 
     file: str
     job: str
@@ -41,11 +42,13 @@ class Hold(NamedTuple):
 
     @property
     def stale(self) -> bool:
+        """Whether its job has ended without releasing it, as far as can be known."""
         return self.dead or self.silent_s > STALE_SECONDS
 
     def __str__(self) -> str:
         return (
-            f"{self.job} of process {self.pid} on {self.host}, since {self.since}, last seen {self.silent_s:.0f} s ago"
+            f"{self.job} of process {self.pid} on {self.host}, since {self.since}, last heartbeat {self.silent_s:.0f} s"
+            " ago"
         )
 
 
@@ -54,11 +57,12 @@ def hold(target: Folder, job: str, *, take_over: bool = False) -> Iterator[None]
     """Keep other jobs from writing to ``target`` until the block ends.
 
     Args:
-        job: what it is, for the message that another one gets.
-        take_over: break the holds of others, alive or not.
+        target: the folder that the job writes to.
+        job: what it is, for the message that another job gets.
+        take_over: break the locks of others, alive or not.
 
     Raises:
-        ValueError: another job holds the target; the message says which, and how to break a hold that nobody has.
+        UserError: another job has locked the target; the message says which, and how to break a lock without an owner.
     """
     file = f"{HOLDS}/{uuid.uuid4().hex}.json"
     mine = {
@@ -69,49 +73,52 @@ def hold(target: Folder, job: str, *, take_over: bool = False) -> Iterator[None]
     }
     target.write_json(file, mine)
     over = threading.Event()
-    renewal = threading.Thread(target=_renew, args=(target, file, mine, over), daemon=True)
+    heartbeat = threading.Thread(target=_renew, args=(target, file, mine, over), daemon=True)
     try:
-        _give_way(target, file, take_over)
-        renewal.start()
+        _back_off(target, file, take_over)
+        heartbeat.start()
         yield
     finally:
         over.set()
-        if renewal.is_alive():
-            renewal.join()
+        if heartbeat.is_alive():
+            heartbeat.join()
         with suppress(OSError):
             target.delete(file)
 
 
 def holds(target: Folder, now: float | None = None) -> list[Hold]:
-    """Return the holds on a target, stale ones included.
+    """Return the locks on a target, stale ones included.
 
     Args:
+        target: the folder that jobs write to.
         now: seconds since the epoch by the store's clock; by default by this machine's.
     """
     now = datetime.now(UTC).timestamp() if now is None else now
     found = []
     for file in target.files(HOLDS, ".json"):
-        # It may be gone, or half written, by the time that it is read. What else may go wrong must not pass for none.
+        # It may be gone, or half written, by the time that it is read. Any other error must not pass for no lock.
         with suppress(FileNotFoundError, ValueError, TypeError):
             found.append(Hold(file, **target.read_json(file), silent_s=max(now - target.modified(file), 0)))
     return found
 
 
-def _give_way(target: Folder, mine: str, take_over: bool) -> None:
+def _back_off(target: Folder, mine: str, take_over: bool) -> None:
     for other in holds(target, target.modified(mine)):
         if other.file == mine:
             continue
         if other.stale or take_over:
             target.delete(other.file)
         else:
-            raise ValueError(
-                f"{target.uri} is held by {other}. Wait until it ends. If it is dead, its hold ends"
-                f" {STALE_SECONDS} s after its last sign of life; if you are sure of it, run this with --take-over."
+            raise UserError(
+                f"{target.uri} is locked by {other}. Wait until it ends. If it is dead, its lock becomes stale"
+                f" {STALE_SECONDS} s after its last heartbeat; if you are sure that it is, take over (--take-over).",
+                code="locked",
+                field="target",
             )
 
 
-def _renew(target: Folder, file: str, content: dict, over: threading.Event) -> None:
-    while not over.wait(RENEWED_SECONDS):
+def _renew(target: Folder, file: str, content: dict[str, Any], over: threading.Event) -> None:
+    while not over.wait(HEARTBEAT_SECONDS):
         with suppress(OSError):  # a store may be away for a while
             if not target.exists(file):  # another job was told to take over
                 return

@@ -1,23 +1,62 @@
-"""The models of a profile, loaded, and what manifests say of them."""
+"""Opening what queries need: the models of a profile, the index of a target, and the finder that has both."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.profile import Profile
-from retrieval.artifacts import ModelRecord, TrainedAggregator
+from cluster.profile import Profile, load_profile
+from retrieval.artifacts import Index, ModelRecord, TrainedAggregator
+from retrieval.folder import Folder
 from retrieval.prompts import templates
 
 if TYPE_CHECKING:
+    from retrieval.finder import Finder
     from retrieval.models.generator import Generator
     from retrieval.models.vision import VisionEncoder
     from retrieval.models.vlm import VLM
     from retrieval.query import QueryEncoder
 
-# The libraries behind the models take seconds to import, so each function imports what it loads by.
+# The libraries behind the models take seconds to import, so each function imports what it needs.
+
+
+def open_finder(
+    target: str | Path | Index, profile: str | Path | Profile = "tiny", *, aggregator: str | Path | None = None
+) -> Finder:
+    """Open an index together with the models that its queries need.
+
+    Args:
+        target: what ``mindseye index`` or ``mindseye demo`` made, an index itself or one version of it, or an open one.
+        profile: of the models that made the index.
+        aggregator: a trained aggregator; by default the profile's. Without one, the images are averaged.
+
+    Raises:
+        UserError: a model, the index or the aggregator is not there, or other models made the index or the aggregator.
+    """
+    from retrieval.finder import Finder
+
+    settings = load_profile(profile)
+    index = target if isinstance(target, Index) else open_index(target)
+    return Finder(load_query_encoder(settings), index, load_aggregator(settings, aggregator))
+
+
+def open_index(target: str | Path) -> Index:
+    """Open the index in what ``mindseye index`` or ``mindseye demo`` made, or the one at ``target`` itself.
+
+    Raises:
+        UserError: there is none.
+    """
+    return Index.open(index_folder(target))
+
+
+def index_folder(target: str | Path) -> Folder:
+    """Return the folder of the index that ``target`` has in it, else ``target`` itself."""
+    place = Folder(target)
+    return place / "index" if place.exists("index") else place
 
 
 def load_vlm(profile: Profile) -> VLM:
+    """Load the vision-and-language model."""
     from retrieval.models.vlm import VLM
 
     models = profile.models
@@ -25,6 +64,7 @@ def load_vlm(profile: Profile) -> VLM:
 
 
 def load_vision(profile: Profile) -> VisionEncoder:
+    """Load the vision encoder."""
     from retrieval.models.vision import VisionEncoder
 
     models = profile.models
@@ -32,6 +72,7 @@ def load_vision(profile: Profile) -> VisionEncoder:
 
 
 def load_generator(profile: Profile) -> Generator:
+    """Load the diffusion model."""
     from retrieval.models.generator import Generator
 
     models, generator = profile.models, profile.models.generator
@@ -45,10 +86,11 @@ def load_generator(profile: Profile) -> Generator:
     )
 
 
-def load_query_encoder(profile: Profile) -> QueryEncoder:
+def load_query_encoder(profile: str | Path | Profile = "tiny") -> QueryEncoder:
     """Load all three models, as queries need them."""
     from retrieval.query import QueryEncoder
 
+    profile = load_profile(profile)
     return QueryEncoder(
         load_vlm(profile),
         load_vision(profile),
@@ -58,7 +100,7 @@ def load_query_encoder(profile: Profile) -> QueryEncoder:
     )
 
 
-def load_aggregator(profile: Profile, uri: str | None = None) -> TrainedAggregator | None:
+def load_aggregator(profile: Profile, uri: str | Path | None = None) -> TrainedAggregator | None:
     """Open the aggregator at ``uri``, by default the profile's; None if neither names one."""
     uri = uri or profile.models.aggregator
     return TrainedAggregator.open(uri) if uri else None

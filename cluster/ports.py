@@ -1,4 +1,4 @@
-"""Ports for services that are started for a while: by the demo, by benchmarks, by tests."""
+"""A free port for a service that runs for a while: in the demo, in benchmarks, in tests."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import socket
 
 
 def free_port() -> int:
-    """Return a port that is free, below those that the kernel gives to connections: Ray opens a hundred of these before
-    a service listens on the port that it was told.
+    """Return a port that is free, below those that the kernel gives to connections.
+
+    Ray opens a hundred of these before a service listens on the port that it was given.
     """
     while True:
         port = random.randrange(20_000, 30_000)

@@ -8,10 +8,10 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from retrieval.errors import UserError
 from retrieval.prompts import MAX_CHARACTERS, TEMPLATE_SETS, fill
 
 PROFILES = Path(__file__).parent / "profiles"
-_INSTALLED_AT = Path(__file__).parent.parent
 _LOCAL = "local-dir:"
 
 
@@ -27,6 +27,7 @@ class Generator(Settings):
     uri: str
     """A diffusers folder or hub id."""
     steps: int = Field(ge=1)
+    """Denoising steps of an image."""
     guidance: float = Field(ge=0)
     """Scale of classifier-free guidance; 0 for models that are distilled to do without."""
     size: int | None = Field(default=None, ge=8)
@@ -39,12 +40,17 @@ class Models(Settings):
     """Which models; each URI is that of the model's own ecosystem (open_clip, timm, diffusers)."""
 
     vlm: str
+    """The vision-and-language model: open_clip's ``local-dir:…``, ``hf-hub:…`` or ``MODEL/TAG``."""
     vision: str
+    """The vision encoder: timm's ``local-dir:…`` or ``hf-hub:…``."""
     generator: Generator
+    """The diffusion model."""
     aggregator: str | None = None
     """Folder or URI of an aggregator that was trained with these models; without one, images are averaged."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where all models run; ``auto`` takes a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of all weights; ``auto`` takes bfloat16 where the device is fast with it, else float32."""
 
 
 class Stage(Settings):
@@ -53,9 +59,13 @@ class Stage(Settings):
     """
 
     cpus: float = Field(default=1, ge=0)
+    """CPUs of each actor."""
     gpus: float = Field(default=0, ge=0)
+    """GPUs of each actor."""
     min_actors: int = Field(default=1, ge=1)
+    """Actors that the stage has at least."""
     max_actors: int = Field(ge=1)
+    """Actors that the stage has at most."""
     batch: int = Field(ge=1)
     """Rows an actor is given at once."""
 
@@ -72,6 +82,7 @@ class Queries(Settings):
     images: int = Field(ge=1)
     """K, images per query."""
     seed: int = 0
+    """Of the images; the same seed and text give the same images."""
     templates: str | list[str]
     """Prompt templates of the text vector: the name of a set in ``retrieval.prompts``, or sentences with one ``{}``."""
 
@@ -89,6 +100,7 @@ class IndexSettings(Settings):
     """How an index is cut and built."""
 
     rows_per_shard: int = Field(ge=1)
+    """Images in one shard, at most."""
     factory: str = "auto"
     """A FAISS factory string, or ``auto`` to choose by size."""
     cpus: float = Field(default=1, ge=0)
@@ -100,24 +112,27 @@ class IndexSettings(Settings):
 
 
 class Replicas(Settings):
-    """How many replicas of one deployment there are, what each may use, and how much each takes on.
+    """How many replicas of one deployment there are, what each may use, and how many requests each accepts.
 
     Ray Serve adds replicas up to ``max_replicas`` while more than half of ``ongoing`` requests are under way on each.
     """
 
     cpus: float = Field(default=0.2, ge=0)
+    """CPUs of each replica."""
     gpus: float = Field(default=0, ge=0)
+    """GPUs of each replica."""
     min_replicas: int = Field(default=1, ge=0)
+    """Replicas at least; 0 starts the first when it is asked for."""
     max_replicas: int = Field(default=1, ge=0)
     """0 leaves the deployment out; only a service of remembered queries can do so, without its generator."""
     ongoing: int = Field(default=16, ge=1)
     """Requests under way on one replica."""
     queued: int = Field(default=64, ge=1)
-    """Requests that a caller lets wait for a replica; more are refused at once."""
+    """Requests that may wait for a replica; more are rejected at once."""
     batch: int = Field(default=8, ge=1)
     """Requests that go through a model at once."""
     batch_wait_ms: float = Field(default=0, ge=0)
-    """How long a batch waits to fill; 0 takes what has arrived while the one before was under way."""
+    """Milliseconds that a batch waits to fill; 0 takes what has arrived while the one before was under way."""
     node_label: str | None = Field(default=None, pattern=r"^[^=]+=[^=]+$")
     """Nodes to prefer, as ``key=value``; ``{shard}`` becomes the shard's number. Other nodes serve if none fits."""
 
@@ -134,11 +149,15 @@ class Limits(Settings):
     """What one request may ask for, and how often."""
 
     query_characters: int = Field(default=1_000, ge=1, le=MAX_CHARACTERS)
+    """Characters of a query, at most."""
     k: int = Field(default=1_000, ge=1)
+    """Results of a query, at most."""
     images: int = Field(default=64, ge=1)
+    """Images imagined for a query, at most."""
     body_bytes: int = Field(default=10 * 2**20, ge=1)
+    """Bytes of a request's body, at most."""
     body_seconds: float = Field(default=15, gt=0)
-    """How long a client may take to send a body."""
+    """Seconds that a client may take to send a body."""
     requests_per_minute: int = Field(default=600, ge=1)
     """Of one key, or of one address where there are no keys."""
 
@@ -147,32 +166,42 @@ class ServeSettings(Settings):
     """The service: where it listens, what it remembers, and its deployments."""
 
     host: str = "127.0.0.1"
+    """Address to listen on; any but this machine's own needs ``keys_file``."""
     port: int = Field(default=8000, ge=1, le=65_535)
+    """Port to listen on."""
     keys_file: str | None = None
     """API keys, one on each line. Without it the service listens on this machine alone."""
     store: str | None = None
     """Where imagined queries are kept: ``sqlite:FILE``, ``redis://…``, ``memory:``; by default a file of this user."""
     memory_entries: int = Field(default=10_000, ge=1)
+    """Imagined queries that are kept; of more, those that were not used for longest are evicted."""
     watch_seconds: float = Field(default=5, gt=0)
-    """How often is looked for a new version of the index."""
+    """Seconds between probes for a new version of the index."""
     deadline_ms: int = Field(default=30_000, ge=1)
-    """By when an answer is due, and the most that a request may allow."""
+    """Milliseconds after which an answer is due, and the most that a request may ask for."""
     shard_timeout_ms: int = Field(default=2_000, ge=1)
-    """How long a shard may take before the answer goes without it."""
+    """Milliseconds that a shard may take before the answer goes without it."""
     limits: Limits = Limits()
+    """What one request may ask for."""
     ingress: Replicas = Replicas(ongoing=256, queued=256)
+    """HTTP: the API and the page."""
     vlm: Replicas = Replicas(ongoing=64, batch=16)
+    """Texts to vectors."""
     vision: Replicas = Replicas(ongoing=16, batch=4)
+    """Imagined images to vectors."""
     generator: Replicas = Replicas(ongoing=16, queued=32, batch=4)
+    """Texts to imagined images."""
     ranker: Replicas = Replicas(ongoing=64, queued=256)
+    """Fused queries to rankings: asks the shards and merges."""
     shards: Replicas = Replicas(ongoing=32, queued=256)
+    """Each of the shards of the index."""
 
     @model_validator(mode="after")
     def _leaves_room(self) -> Self:
         waiting = self.generator.ongoing * self.generator.max_replicas + self.generator.queued
         if waiting >= self.ingress.ongoing:
             raise ValueError(
-                f"the generator takes in {waiting} requests (ongoing × max_replicas + queued), and a replica of the"
+                f"the generator accepts {waiting} requests (ongoing × max_replicas + queued), and a replica of the"
                 f" ingress {self.ingress.ongoing} (ongoing): when all of them wait for images, texts are no longer"
                 " answered; lower generator.ongoing or generator.queued, or raise ingress.ongoing"
             )
@@ -185,15 +214,21 @@ class Training(Settings):
     min_workers: int = Field(default=1, ge=0)
     """0 trains in the calling process. With fewer than ``max_workers``, Ray Train takes what the cluster has."""
     max_workers: int = Field(default=1, ge=0)
+    """Workers at most."""
     cpus: float = Field(default=1, ge=0)
-    """Of each worker. Leave one CPU of the cluster free for the tasks that draw examples."""
+    """CPUs of each worker. Leave one CPU of the cluster free for the tasks that draw examples."""
     gpus: float = Field(default=0, ge=0)
+    """GPUs of each worker."""
     max_failures: int = Field(default=3, ge=0)
     """Times that lost workers are replaced before the run gives up."""
     layers: int = Field(default=2, ge=1)
+    """Layers of attention."""
     heads: int = Field(default=1, ge=1)
+    """Heads of attention in each layer."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the attention weights that a step drops."""
     init: Literal["reference", "identity"] = "identity"
+    """First weights: random, as in the authors' code, or such that the output is near the mean of the images."""
     batch: int = Field(default=128, ge=2)
     """Queries a step."""
     positives: int = Field(default=4, ge=1)
@@ -203,18 +238,23 @@ class Training(Settings):
     holdout: float = Field(default=0.25, gt=0, lt=1)
     """Share of the labels that are not trained on but decide when to stop."""
     steps: int = Field(default=400, ge=1)
+    """Steps at most."""
     warm_up: int = Field(default=20, ge=1)
+    """Steps over which the learning rate rises from zero."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    """The highest, after the warm-up; it falls to zero from there."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Of AdamW."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
     temperature: float = Field(default=0.05, gt=0)
-    """At the start; it is learned."""
+    """Of the loss at the start; it is learned."""
     validate_every: int = Field(default=25, ge=1)
     """Steps between validations, each of which writes a checkpoint."""
     patience: int = Field(default=6, ge=1)
     """Validations without a better mAP after which the run ends."""
     seed: int = Field(default=0, ge=0)
+    """Of the first weights, the held-out labels and the batches."""
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -229,26 +269,32 @@ class Profile(Settings):
     """Everything a job needs to know about models and machines."""
 
     name: str
+    """By default that of its file."""
     models: Models
+    """Which models."""
     embed: Stage
     """Reads decoded images, writes both vectors of each."""
     imagine: Stage
     """Reads texts, writes text vectors and vectors of generated images."""
     queries: Queries
+    """How queries are imagined."""
     index: IndexSettings
+    """How an index is cut and built."""
     train: Training = Training()
+    """How the aggregator is trained."""
     serve: ServeSettings = ServeSettings()
+    """The service."""
 
 
 def load_profile(name: str | Path | Profile) -> Profile:
-    """Load a profile that ships with mindseye, by name, or your own, by the path of its YAML file; a loaded one is
-    returned as it is.
+    """Load a profile that ships with mindseye, by name, or your own, by the path of its YAML file.
 
-    Relative paths of local models and of the file of API keys are relative to the installation for shipped profiles, to
-    the file for your own.
+    A profile that is loaded already is returned as it is. Relative paths of local models and of the file of API keys
+    are relative to the installation for shipped profiles, to the file for your own.
 
     Raises:
-        ValueError: there is no such profile, or a field is unknown, missing or wrong; the message names file and field.
+        UserError: there is no such profile, or a setting is unknown, missing or wrong; the message names the file and
+            every wrong setting, ``field`` the first.
     """
     if isinstance(name, Profile):
         return name
@@ -256,23 +302,39 @@ def load_profile(name: str | Path | Profile) -> Profile:
     file = shipped.get(str(name), Path(name))
     if not file.is_file():
         names = ", ".join(sorted(shipped))
-        raise ValueError(f"there is no profile {str(name)!r}: give one of {names}, or the path of a YAML file")
+        raise UserError(
+            f"there is no profile {str(name)!r}: give one of {names}, or the path of a YAML file",
+            code="missing",
+            field="profile",
+        )
+    profile = _validated(file, _content(file))
+    return _with_absolute_paths(profile, PROFILES.parents[1] if str(name) in shipped else file.absolute().parent)
+
+
+def _content(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text: {error}") from error
+        raise UserError(f"{file} is not UTF-8 text: {error}", code="malformed", field="profile") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not valid YAML: {error}") from error
+        raise UserError(f"{file} is not valid YAML: {error}", code="malformed", field="profile") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold fields and values, not {type(content).__name__}")
+        kind = type(content).__name__
+        raise UserError(f"{file} must hold settings and values, not {kind}", code="malformed", field="profile")
+    return content
+
+
+def _validated(file: Path, content: dict[str, Any]) -> Profile:
     try:
-        profile = Profile.model_validate({"name": file.stem, **content})
+        return Profile.model_validate({"name": file.stem, **content})
     except ValidationError as error:
-        problems = [
-            f"  {'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']} (given: {e['input']!r})" for e in error.errors()
-        ]
-        raise ValueError(f"{file} has {len(problems)} wrong setting(s):\n" + "\n".join(problems)) from error
-    base = _INSTALLED_AT if str(name) in shipped else file.absolute().parent
+        wrong = [(".".join(map(str, each["loc"])) or "(file)", each) for each in error.errors()]
+        problems = [f"  {setting}: {each['msg']} (given: {each['input']!r})" for setting, each in wrong]
+        message = f"{file} has {len(problems)} wrong setting(s):\n" + "\n".join(problems)
+        raise UserError(message, code="wrong-setting", field=wrong[0][0]) from error
+
+
+def _with_absolute_paths(profile: Profile, base: Path) -> Profile:
     models = profile.models
     generator = models.generator.model_copy(update={"uri": _absolute_folder(models.generator.uri, base)})
     local = {"vlm": _absolute(models.vlm, base), "vision": _absolute(models.vision, base), "generator": generator}
@@ -289,5 +351,5 @@ def _absolute(uri: str, base: Path) -> str:
 
 
 def _absolute_folder(uri: str, base: Path) -> str:
-    # A hub id is NAME or ORG/NAME; what can not be one is a folder, which an error should name whole.
+    # A hub id is NAME or ORG/NAME; what cannot be one is a folder, which an error should name whole.
     return str(base / uri) if (base / uri).is_dir() or uri.startswith(".") or uri.count("/") > 1 else uri

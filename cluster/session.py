@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.imports import ours_first
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 
@@ -128,7 +129,7 @@ def session(address: str | None = None) -> Iterator[None]:
         {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + 1} if address == "local" else {}
     )
     with _silent_stderr():
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        ray.init(address=address, runtime_env=ours_first(), log_to_driver=False, logging_level=logging.ERROR, **local)
     data_defaults()
     if local:
         _local.set()

@@ -1,4 +1,4 @@
-"""What commands share: where they print, options that many have, and how they end."""
+"""What commands share: where they print, options that many have, and the lines that they end with."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 out = Console(highlight=False, markup=False)
 if not out.is_terminal:
     out = Console(highlight=False, markup=False, width=120)
+err = Console(stderr=True, highlight=False, markup=False)
 
 Profile = Annotated[str, Parameter(help="A shipped profile (tiny, fast, paper) or a YAML file: models and resources.")]
 Cluster = Annotated[
@@ -21,12 +22,13 @@ Cluster = Annotated[
 ]
 
 
-def listed(figures: Mapping) -> str:
+def listed(figures: Mapping[str, object]) -> str:
+    """Return figures as ``name: value, name: value``."""
     return ", ".join(f"{key}: {value}" for key, value in figures.items())
 
 
 def say_made(*places: str) -> None:
-    """Say what a command has made, as its last but one words."""
+    """Print what a command has made."""
     out.print("made:")
     for place in places:
         out.print(f"  {place}", soft_wrap=True)
@@ -38,7 +40,7 @@ def with_profile(command: str, profile: str) -> str:
 
 
 def say_next(*commands: str) -> None:
-    """Say what one would do next, as a command's last words."""
+    """Print what one would do next, at the end of a command."""
     out.print("next:")
     for command in commands:
         out.print(f"  {command}", soft_wrap=True)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from commands.console import Cluster, Profile, listed, out, say_made, say_next, with_profile
+from commands.results import results_table
+
+if TYPE_CHECKING:  # --help need not wait for PyTorch and Ray
+    from demo.run import DemoResult
+    from serving.protocol import SearchAnswer
 
 
 def demo(folder: Path = Path("demo-out"), *, profile: Profile = "tiny", address: Cluster = None) -> None:
@@ -16,36 +22,48 @@ def demo(folder: Path = Path("demo-out"), *, profile: Profile = "tiny", address:
     folder
         Where everything goes. A folder that an earlier demo filled is emptied first.
     """
-    from cluster.ports import free_port
     from cluster.profile import load_profile
-    from cluster.session import cluster_address, session
-    from commands.results import results_table
+    from cluster.session import session
     from demo.run import run_demo
-    from serving.client import search as ask
-    from serving.launch import prepare, running
 
     settings = load_profile(profile)
-
-    def say(line: str) -> None:
-        out.print(f"== {line}", style="bold")
-
     with session(address):
-        result = run_demo(folder, settings, say)
-        say("serving: one query over HTTP")
-        port = free_port()
-        store = f"sqlite:{folder.absolute() / 'remembered.sqlite'}"
-        arguments = {"target": str(folder), "profile": profile, "store": store}
-        with running(prepare(arguments, port=port), everywhere=bool(cluster_address(address))) as url:
-            answer = ask(url, result.example, k=5)
-    out.print(f"{answer.query!r} over HTTP: ranked by {answer.stage}, λ = {answer.weight:.2f}, {answer.timings_ms} ms")
-    for found in answer.results:
-        out.print(f"  {found.score:.4f}  {found.path}")
-    out.print()
-    out.print(results_table(result.evaluation, f"{result.gallery.manifest.rows:,} images of unseen categories"))
-    recall = result.index.manifest.recall["10"]
-    out.print(f"recall@10 of the index against exact search, by λ: {listed(recall)}")
-    say_made(*result.made, result.index.uri)
+        result = run_demo(folder, settings, _log)
+        _log("serving: one query over HTTP")
+        answer = _ask_a_service(result.example, folder, profile, address)
+    _print_answer(answer)
+    _print_result(result)
     say_next(
         with_profile(f"mindseye serve {folder} --warm {folder}/queries", profile),
         with_profile(f"mindseye search {shlex.quote(result.example)} {folder} --sheet found.png", profile),
     )
+
+
+def _log(line: str) -> None:
+    out.print(f"== {line}", style="bold")
+
+
+def _ask_a_service(query: str, folder: Path, profile: str, address: str | None) -> SearchAnswer:
+    from cluster.ports import free_port
+    from cluster.session import cluster_address
+    from serving.client import search
+    from serving.launch import prepare, running
+
+    store = f"sqlite:{folder.absolute() / 'remembered.sqlite'}"
+    service = prepare({"target": str(folder), "profile": profile, "store": store}, port=free_port())
+    with running(service, everywhere=bool(cluster_address(address))) as url:
+        return search(url, query, k=5)
+
+
+def _print_answer(answer: SearchAnswer) -> None:
+    out.print(f"{answer.query!r} over HTTP: ranked by {answer.stage}, λ = {answer.weight:.2f}, {answer.timings_ms} ms")
+    for found in answer.results:
+        out.print(f"  {found.score:.4f}  {found.path}")
+    out.print()
+
+
+def _print_result(result: DemoResult) -> None:
+    out.print(results_table(result.evaluation, f"{result.gallery.manifest.rows:,} images of unseen categories"))
+    recall = result.index.manifest.recall["10"]
+    out.print(f"recall@10 of the index against exact search, by λ: {listed(recall)}")
+    say_made(*result.made, result.index.uri)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from commands.console import Profile, out, say_next
+
+if TYPE_CHECKING:
+    from cluster.doctor import Check
 
 
 def doctor(*, profile: Profile = "tiny") -> None:
@@ -13,11 +17,15 @@ def doctor(*, profile: Profile = "tiny") -> None:
 
     ok = True
     for check in examine(profile):
-        line = f"{'ok  ' if check.ok else 'FAIL'} {check.what}: {check.found}"
-        out.print(line, style="" if check.ok else "red", soft_wrap=True)
-        if not check.ok:
-            ok = False
-            out.print(f"     {check.remedy}", soft_wrap=True)
+        _print(check)
+        ok = ok and check.ok
     if not ok:
         sys.exit(1)
     say_next("mindseye demo")
+
+
+def _print(check: Check) -> None:
+    word, style = ("ok  ", "") if check.ok else ("FAIL", "red")
+    out.print(f"{word} {check.what}: {check.found}", style=style, soft_wrap=True)
+    if not check.ok:
+        out.print(f"     {check.remedy}", soft_wrap=True)

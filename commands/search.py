@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
 
 from commands.console import Profile, out, say_made, say_next
+
+if TYPE_CHECKING:  # --help need not wait for PyTorch
+    from retrieval.finder import Answer
 
 
 def search(
@@ -47,38 +50,30 @@ def search(
     sheet
         Save a contact sheet (PNG) here.
     """
-    from cluster.loading import load_aggregator, load_query_encoder
+    from cluster.loading import open_finder
     from cluster.profile import load_profile
-    from retrieval.artifacts import Index
-    from retrieval.finder import Finder
-    from retrieval.folder import Folder
 
     settings = load_profile(profile)
-    place = Folder(target)
-    opened = Index.open(place / "index" if place.exists("index") else place)
-    finder = Finder(load_query_encoder(settings), opened, load_aggregator(settings, aggregator))
     wanted = settings.queries.images if images is None else images
+    finder = open_finder(target, settings, aggregator=aggregator)
     answer = finder.search(text, k, mode=mode, weight=weight, images=wanted, seed=seed)
+    _print(answer, text)
+    if sheet:
+        from pipelines.answer_sheet import answer_sheet
+
+        sheet.write_bytes(answer_sheet(text, answer, finder.index))
+        say_made(str(sheet))
+    else:
+        say_next(f"mindseye search {shlex.quote(text)} {target} --sheet found.png")
+
+
+def _print(answer: Answer, text: str) -> None:
     if answer.degraded:
         out.print(f"ranked by text alone: {answer.degraded}", style="yellow")
     table = Table(title=f"{text}   (λ = {answer.weight:.2f})", title_justify="left")
     for heading in ("", "score", "text part", "visual part", "label", "path"):
         table.add_column(heading, justify="left" if heading in ("label", "path") else "right")
-    for i, found in enumerate(answer.results, 1):
+    for i, found in enumerate(answer, 1):
         parts = (f"{value:.4f}" for value in (found.score, found.text_part, found.visual_part))
-        table.add_row(str(i), *parts, found.row["label"] or "", found.row["path"])
+        table.add_row(str(i), *parts, found.label or "", found.path)
     out.print(table)
-    if sheet:
-        from PIL import Image
-
-        from pipelines.contact_sheet import Section, Strip, draw, gallery_pictures
-
-        rows = [found.row for found in answer.results]
-        pictures = gallery_pictures(opened.manifest.sources, rows)
-        imagined = [Image.fromarray(pixels) for pixels in answer.imagined.pixels_KHWC] if answer.imagined else []
-        strips = [Strip("imagined", imagined, [None] * len(imagined))] if imagined else []
-        strips.append(Strip("found", [pictures[row["batch"], row["path"]] for row in rows], [None] * len(rows)))
-        sheet.write_bytes(draw([Section(text, strips)]))
-        say_made(str(sheet))
-    else:
-        say_next(f"mindseye search {shlex.quote(text)} {target} --sheet found.png")

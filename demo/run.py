@@ -13,27 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import ray
 
 from cluster.loading import load_aggregator
 from cluster.profile import Profile
-from cluster.progress import ProgressCounter, progress
-from demo.grammar import Category, describe
-from demo.world import render, split
+from demo.collection import render_gallery, vocabulary
+from demo.world import split
 from pipelines.contact_sheet import contact_sheet
 from pipelines.evaluate import Evaluation, evaluate
 from pipelines.gallery import build_gallery
 from pipelines.index import build_index
 from pipelines.queries import build_queries
 from pipelines.report import write_report
-from pipelines.vocabulary import VocabularyEntry
 from retrieval.artifacts import Gallery, Index, QuerySet
-from retrieval.prompts import KINDS, Kind, query_text
+from retrieval.errors import UserError
+from retrieval.prompts import KINDS
 from training.trainer import train
 
 WEIGHTS = tuple(round(0.1 * i, 1) for i in range(1, 10))
-FIRST_IMAGE = 100_000
-"""Gallery images have numbers from here on, so that none was ever a training image."""
+"""λ that are tried on the fitting categories."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,8 @@ class Size:
 
 @dataclass(frozen=True)
 class DemoResult:
+    """What the demo has made and measured."""
+
     gallery: Gallery
     index: Index
     queries: QuerySet
@@ -59,11 +58,17 @@ class DemoResult:
     """A category that is in the gallery."""
 
 
-def run_demo(folder: Path, profile: Profile, say: Callable[[str], None], size: Size | None = None) -> DemoResult:
-    """Run the whole demo in ``folder``, which is emptied first if an earlier demo filled it.
+def run_demo(folder: Path, profile: Profile, log: Callable[[str], None], size: Size | None = None) -> DemoResult:
+    """Run the whole demo in ``folder``, which is emptied first if an earlier demo filled it. Needs an open session.
+
+    Args:
+        folder: where everything goes.
+        profile: models and machines.
+        log: is given a line at each step.
+        size: how much is rendered and imagined; by default what the figures in the docs were measured on.
 
     Raises:
-        ValueError: ``folder`` holds something else.
+        UserError: ``folder`` holds something else.
     """
     size = size or Size()
     _empty(folder)
@@ -72,33 +77,28 @@ def run_demo(folder: Path, profile: Profile, say: Callable[[str], None], size: S
 
     images = {"unseen": (unseen, size.unseen_images), "fitting": (fitting, size.fitting_images)}
     total = sum(len(categories) * count for categories, count in images.values())
-    say(f"rendering {total:,} images of {len(unseen)} unseen and {len(fitting)} fitting categories")
+    log(f"rendering {total:,} images of {len(unseen)} unseen and {len(fitting)} fitting categories")
     for name, (categories, count) in images.items():
         render_gallery(folder / "images" / name, categories, count)
 
-    say("choosing λ on fitting categories")
+    log("choosing λ on fitting categories")
     fitting_gallery = build_gallery(str(folder / "images/fitting"), str(folder / "fitting/gallery"), profile)
     fitting_queries = build_queries(vocabulary(fitting, ("name",)), str(folder / "fitting/queries"), profile)
     weight = choose_weight(fitting_gallery, fitting_queries)
-    say(f"λ = {weight}")
+    log(f"λ = {weight}")
 
-    say("training an aggregator on fitting categories")
+    log("training an aggregator on fitting categories")
     # In this process: workers would take longer to start than to train on so little.
     alone = profile.train.model_copy(update={"min_workers": 0, "max_workers": 0})
-    made = train(
-        fitting_gallery,
-        fitting_queries,
-        str(folder / "aggregator"),
-        profile.model_copy(update={"train": alone}),
-        log=say,
-    ).aggregator
+    settings = profile.model_copy(update={"train": alone})
+    made = train(fitting_gallery, fitting_queries, folder / "aggregator", settings, log=log).aggregator
 
-    say("the gallery of unseen categories: embedding, indexing")
+    log("the gallery of unseen categories: embedding, indexing")
     gallery = build_gallery(str(folder / "images/unseen"), str(folder / "gallery"), profile)
     index = build_index(gallery, str(folder / "index"), profile, shards=size.shards)
-    say("the queries: imagining")
+    log("the queries: imagining")
     queries = build_queries(vocabulary(unseen, KINDS), str(folder / "queries"), profile)
-    say("evaluating")
+    log("evaluating")
     # The profile's own learned from many more categories than a demo has time for.
     shipped = load_aggregator(profile)
     aggregators = {"trained": made} | ({"shipped": shipped} if shipped else {})
@@ -113,37 +113,12 @@ def _empty(folder: Path) -> None:
     marker = folder / ".mindseye-demo"
     if folder.exists() and any(folder.iterdir()):
         if not marker.exists():
-            raise ValueError(f"{folder} is not empty and no demo made it; give another folder")
+            raise UserError(
+                f"{folder} is not empty and no demo made it; give another folder", code="not-empty", field="folder"
+            )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     marker.touch()
-
-
-def render_gallery(folder: Path, categories: list[Category], count: int) -> None:
-    """Render ``count`` photos of each category as ``folder/<category>/<number>.jpg``."""
-    with progress(f"rendering {folder.name} categories", len(categories)) as counter:
-        ray.get([_render_category.remote(folder.absolute(), category, count, counter) for category in categories])
-
-
-@ray.remote
-def _render_category(folder: Path, category: Category, count: int, counter: ProgressCounter) -> None:
-    target = folder / category.name
-    target.mkdir(parents=True)
-    for i in range(count):
-        render(category, FIRST_IMAGE + i).save(target / f"{i:04d}.jpg", quality=92)
-    counter.add(1)
-
-
-def vocabulary(categories: list[Category], kinds: tuple[Kind, ...]) -> list[VocabularyEntry]:
-    """Return one query of each kind for each category; descriptions use paraphrases that no training caption used."""
-    rng = np.random.default_rng(0)
-    entries = []
-    for category in categories:
-        description = describe(category, "evaluation", rng)
-        entries += [
-            VocabularyEntry(query_text(kind, category.name, description), kind, category.name) for kind in kinds
-        ]
-    return entries
 
 
 def choose_weight(gallery: Gallery, queries: QuerySet) -> float:

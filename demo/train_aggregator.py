@@ -12,8 +12,8 @@ import numpy as np
 
 from cluster.profile import Profile, load_profile
 from cluster.session import session
+from demo.collection import render_gallery
 from demo.grammar import describe
-from demo.run import render_gallery
 from demo.world import split
 from pipelines.gallery import build_gallery
 from pipelines.queries import build_queries

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from cluster.profile import Profile
-from demo.run import FIRST_IMAGE, WEIGHTS, Size, run_demo, vocabulary
+from demo.collection import FIRST_IMAGE, vocabulary
+from demo.run import WEIGHTS, Size, run_demo
 from demo.world import render, split
 from retrieval.artifacts import Gallery, Index, QuerySet, TrainedAggregator
 from retrieval.prompts import KINDS

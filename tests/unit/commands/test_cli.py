@@ -68,8 +68,8 @@ def test_each_command_explains_all_that_it_takes(run: Run, command: str) -> None
 
 def test_help_needs_neither_torch_nor_ray() -> None:
     code = (
-        "import sys, mindseye\n"
-        "try: mindseye.app(['--help'])\n"
+        "import sys; from commands.app import app\n"
+        "try: app(['--help'])\n"
         "except SystemExit: pass\n"
         "print({'torch', 'ray', 'faiss', 'diffusers'} & set(sys.modules), file=sys.stderr)"
     )
@@ -204,7 +204,7 @@ def test_search_saves_a_contact_sheet(run: Run, collection: Collection, profile_
     assert len(colours) > 1000  # four photos, not four grey squares
 
 
-def test_a_contact_sheet_that_can_not_be_written_is_one_message(
+def test_a_contact_sheet_that_cannot_be_written_is_one_message(
     run: Run, collection: Collection, profile_file: Path, tmp_path: Path
 ) -> None:
     sheet = tmp_path / "nowhere" / "sheet.png"
@@ -304,7 +304,7 @@ def test_doctor_names_a_missing_model_and_a_remedy(
     assert len(failures) == 1
     assert failures[0].startswith(f"FAIL {role}: ")
     assert str(gone) in said.out
-    assert f"mend models.{role} in the profile" in said.out
+    assert f"correct models.{role} in the profile" in said.out
     assert "next:" not in said.out
     assert "Traceback" not in said.out + said.err
 
@@ -335,7 +335,7 @@ def test_doctor_says_what_is_missing_of_the_machine(
 ) -> None:
     usage = SimpleNamespace(free=2**20, total=64 * 2**20)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setattr(doctor.os.path, "isdir", lambda _: True)
+    monkeypatch.setattr(doctor, "SHARED_MEMORY", Path("/"))
     version = doctor.importlib.metadata.version
 
     def without_timm(package: str) -> str:

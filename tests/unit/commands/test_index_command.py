@@ -82,7 +82,7 @@ def test_a_target_from_its_first_image_to_its_last_check(run: Run, profile_file:
     assert said.code == 1
     assert "FAIL 000005/shard-00000, 5 rows: " in said.out
 
-    # The same command once more: nothing is embedded again, and the index is built anew beside the damaged version.
+    # The same command once more: nothing is embedded again, and the index is built again beside the damaged version.
     said = run("index", images, target, *with_profile)
     assert said.code == 0, said.err
     assert "index version 000006: 10 rows" in said.out
@@ -101,7 +101,7 @@ def test_a_target_that_another_job_holds_is_left_alone(run: Run, profile_file: P
     target = tmp_path / "target"
     with hold(Folder(target), "another"):
         said = run("index", tmp_path / "images", target, "--profile", profile_file)
-        one_line_error(said, "is held by another of process", "--take-over")
+        one_line_error(said, "is locked by another of process", "--take-over")
         assert "running: another of process" in run("index", "status", target).out
     assert not (target / "gallery").exists()
 

@@ -1,0 +1,38 @@
+"""The command line: all commands, and how one ends that fails."""
+
+from __future__ import annotations
+
+import sys
+
+from cyclopts import App
+
+from commands.demo import demo
+from commands.doctor import doctor
+from commands.evaluate import evaluate
+from commands.failure import FAULT, MISTAKE, is_mistake, report_fault, say_mistake
+from commands.index import app as index
+from commands.queries import queries
+from commands.search import search
+from commands.serve import serve
+from commands.train import import_aggregator, train
+
+app = App(
+    name="mindseye",
+    help="Find every image of a category from words.\n\n"
+    "A vision-and-language model answers a text; a diffusion model imagines it as images; both rank the gallery.",
+    help_format="plaintext",
+)
+for command in (demo, index, queries, evaluate, train, import_aggregator, search, serve, doctor):
+    app.command(command)
+
+
+def run() -> None:
+    """Run the command that ``sys.argv`` names."""
+    try:
+        app()
+    except Exception as error:
+        if is_mistake(error):
+            say_mistake(error)
+            sys.exit(MISTAKE)
+        report_fault(error)
+        sys.exit(FAULT)

@@ -1,0 +1,63 @@
+"""How a command ends that cannot go on: the person's mistake is a message, ours is a traceback."""
+
+from __future__ import annotations
+
+import errno
+import platform
+import traceback
+from importlib.metadata import PackageNotFoundError, version
+from urllib.error import URLError
+
+from commands.console import err
+from retrieval.errors import UserError
+
+MISTAKE = 2
+"""Exit code for what the person who gave the command can put right."""
+FAULT = 1
+"""Exit code for what only we can."""
+MAKERS = {
+    "gallery": "mindseye index",
+    "index": "mindseye index",
+    "queryset": "mindseye queries",
+    "aggregator": "mindseye train",
+}
+"""The command that makes an artifact."""
+_OF_THE_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EADDRINUSE, errno.EADDRNOTAVAIL}
+
+
+def is_mistake(error: Exception) -> bool:
+    """Return whether the message alone tells a person what to put right.
+
+    So it is of a ``UserError``, and of an ``OSError`` that is about a file, a full or read-only disk, or an address.
+    One without a number is Arrow's, of an object store, and its message names bucket and key. Any other exception, a
+    ``ValueError`` included, is a fault of mindseye's.
+    """
+    if isinstance(error, UserError | ConnectionError | TimeoutError | URLError):
+        return True
+    if not isinstance(error, OSError) or not str(error):
+        return False
+    return error.filename is not None or error.errno is None or error.errno in _OF_THE_PLACE
+
+
+def say_mistake(error: Exception) -> None:
+    """Print the message on standard error, and which command makes the artifact that is missing, if it is one."""
+    maker = MAKERS.get(error.field) if isinstance(error, UserError) and error.code == "missing" else None
+    err.print(f"mindseye: {error}{f' {maker} makes one.' if maker else ''}", soft_wrap=True)
+
+
+def report_fault(error: Exception) -> None:
+    """Print the traceback on standard error, and below it what to do with it."""
+    err.print("".join(traceback.format_exception(error)), soft_wrap=True, end="")
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("mindseye", "ray", "torch"))
+    err.print(
+        "mindseye: this is a fault of mindseye and not of what you gave it. Please report it to the project's issue"
+        f" tracker with the text above and these versions: {versions}, Python {platform.python_version()}.",
+        soft_wrap=True,
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
