@@ -17,8 +17,6 @@ OURS = {*INSTALLED, *PROJECT["tool"]["setuptools"]["py-modules"], "benchmarks", 
 NOT_IMPORTED = {
     "accelerate": "diffusers loads large models through it",
     "mindseye": "extras name each other",
-    "fakeredis": "tests ask for it by name where no Redis server is installed",
-    "flask": "moto's server",
     "flask-cors": "moto's server",
     "httpx2": "Starlette's test client",
     "mypy": "a program",
@@ -44,6 +42,17 @@ def declared(*extras: str) -> set[str]:
     return {canonical(requirement) for group in groups for requirement in group}
 
 
+def imports(node: ast.AST) -> list[str]:
+    """Modules that a node imports, ``pytest.importorskip`` included."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        return [node.module]
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.importorskip":
+        return [str(ast.literal_eval(node.args[0]))]
+    return []
+
+
 def foreign(files: list[Path]) -> dict[str, set[str]]:
     """Distributions that these files import, wherever in them, with the files that do."""
     local = OURS | {file.stem for file in (ROOT / "tests").rglob("*.py")}
@@ -51,10 +60,7 @@ def foreign(files: list[Path]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names = [node.module]
-            for module in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - local:
+            for module in {name.split(".")[0] for name in imports(node)} - set(sys.stdlib_module_names) - local:
                 for distribution in by_module.get(module, [module]):
                     found.setdefault(canonical(distribution), set()).add(str(file.relative_to(ROOT)))
     return found
