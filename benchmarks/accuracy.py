@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -32,6 +34,8 @@ from training.trainer import train
 
 WORK = Path("demo/work")
 IMAGES = (1, 2, 4, 8, 16)
+FULL = 8
+"""Images with which networks of every depth and every λ are measured."""
 WEIGHTS = tuple(round(0.1 * i, 1) for i in range(1, 10))
 FIXED = 0.5
 """λ of the mean, as chosen by ``make demo`` on fitting categories."""
@@ -79,6 +83,96 @@ def seconds_an_image(profile: Profile) -> float:
     return (time.perf_counter() - start) / (2 * batch)
 
 
+class Measurements(NamedTuple):
+    """The networks that were measured, and the evaluations that they took part in."""
+
+    networks: dict[str, TrainedAggregator]
+    """By depth and seed: ``2 layers, seed 0``."""
+    by_images: dict[int, Evaluation]
+    """By the number of images used, with the networks of the profile's depth; with 8 images, all networks and λ."""
+
+    def named(self, layers: int) -> list[str]:
+        """The names of the networks of one depth, in the order of their seeds."""
+        return [name for name in self.networks if name.startswith(f"{layers} ")]
+
+
+def measurements(gallery: Gallery, profile: Profile, layers: Sequence[int], seeds: int) -> Measurements:
+    """Train what is not there yet, and rank the gallery with every number of images, network and λ."""
+    networks = {
+        f"{depth} layers, seed {seed}": trained(profile, seed, depth) for depth in layers for seed in range(seeds)
+    }
+    measured = Measurements(networks, {})
+    queries = unseen_queries(profile)
+    chosen = {name: networks[name] for name in measured.named(profile.train.layers)}
+    for images in IMAGES:
+        if images != FULL:
+            measured.by_images[images] = evaluate(gallery, queries, weight=FIXED, aggregators=chosen, images=images)
+    first = next(iter(chosen.values()))
+    measured.by_images[FULL] = evaluate(
+        gallery,
+        queries,
+        weight=FIXED,
+        aggregators=networks | {f"trained, λ = {weight}": at_weight(first, weight) for weight in WEIGHTS},
+        extra={f"mean, λ = {weight}": weight for weight in WEIGHTS},
+        images=FULL,
+    )
+    return measured
+
+
+def by_kind(full: Evaluation, seeds: list[str]) -> dict[str, Any]:
+    """Figures of each kind of query, and the paired gain of the trained networks over the mean and over text."""
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        row = {system: full.mean(system, kind).mean for system in ("text", "visual", "fused")}
+        ours_Q = mean_over(full, seeds, kind)
+        gain = paired_bootstrap(ours_Q, full.values("fused", kind))
+        over_text = paired_bootstrap(ours_Q, full.values("text", kind))
+        each = [round(full.mean(seed, kind).mean, 4) for seed in seeds]
+        found[kind] = row | {
+            "trained": float(ours_Q.mean()), "by seed": each, "gain": vars(gain), "over text": vars(over_text)
+        }  # fmt: skip
+        figures = " ".join(f"{name} {value:.4f}" for name, value in row.items())
+        print(f"{kind:18} {figures} trained {ours_Q.mean():.4f} {each}", end="")
+        print(f"  gain {shown(gain)}  over text {shown(over_text)}")
+    return found
+
+
+def by_images(evaluations: dict[int, Evaluation], seeds: list[str]) -> dict[int, Any]:
+    """Figures of each number of images."""
+    found = {}
+    for images, evaluation in sorted(evaluations.items()):
+        found[images] = {
+            kind: {
+                "visual": evaluation.mean("visual", kind).mean,
+                "fused": evaluation.mean("fused", kind).mean,
+                "trained": float(mean_over(evaluation, seeds, kind).mean()),
+            }
+            for kind in KINDS
+        }
+        rounded = {kind: {name: round(value, 4) for name, value in row.items()} for kind, row in found[images].items()}
+        print(f"K = {images:2}", rounded)
+    return found
+
+
+def by_layers(measured: Measurements, layers: Sequence[int]) -> dict[int, Any]:
+    """Figures of each depth of the network."""
+    found = {}
+    for depth in layers:
+        systems = measured.named(depth)
+        found[depth] = {kind: float(mean_over(measured.by_images[FULL], systems, kind).mean()) for kind in KINDS}
+        print(f"{depth} layers", {kind: round(value, 4) for kind, value in found[depth].items()})
+    return found
+
+
+def by_weight(full: Evaluation, pooled: str) -> dict[float, Any]:
+    """Figures of each λ, with images pooled as the ``mean`` or by the first ``trained`` network."""
+    found = {}
+    for weight in WEIGHTS:
+        found[weight] = {kind: full.mean(f"{pooled}, λ = {weight}", kind).mean for kind in KINDS}
+        print(f"{pooled}, λ = {weight}", {kind: round(value, 4) for kind, value in found[weight].items()})
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gallery", default="demo-out/gallery")
@@ -87,75 +181,27 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
     profile = load_profile("tiny")
-    gallery = Gallery.open(arguments.gallery)
-    depth = profile.train.layers
     with session():
-        networks = {
-            f"{layers} layers, seed {seed}": trained(profile, seed, layers)
-            for layers in arguments.layers
-            for seed in range(arguments.seeds)
-        }
-        queries = unseen_queries(profile)
-        chosen = {name: network for name, network in networks.items() if name.startswith(f"{depth} ")}
-        by_images = {
-            images: evaluate(gallery, queries, weight=FIXED, aggregators=chosen, images=images)
-            for images in IMAGES
-            if images != 8
-        }
-        first = networks[f"{depth} layers, seed 0"]
-        full = evaluate(
-            gallery,
-            queries,
-            weight=FIXED,
-            aggregators=networks | {f"trained, λ = {weight}": at_weight(first, weight) for weight in WEIGHTS},
-            extra={f"mean, λ = {weight}": weight for weight in WEIGHTS},
-            images=8,
-        )
-        by_images[8] = full
-    seeds = list(chosen)
-    found: dict = {"k": {}, "layers": {}, "kinds": {}}
-    print(f"\nK = 8, {arguments.seeds} seeds of training; gain: paired, of trained over the mean at λ = {FIXED}")
-    for kind in KINDS:
-        row = {system: full.mean(system, kind).mean for system in ("text", "visual", "fused")}
-        ours, mean = mean_over(full, seeds, kind), full.values("fused", kind)
-        gain, over_text = paired_bootstrap(ours, mean), paired_bootstrap(ours, full.values("text", kind))
-        each = [round(full.mean(seed, kind).mean, 4) for seed in seeds]
-        found["kinds"][kind] = row | {
-            "trained": float(ours.mean()), "by seed": each, "gain": vars(gain), "over text": vars(over_text)
-        }  # fmt: skip
-        figures = " ".join(f"{name} {value:.4f}" for name, value in row.items())
-        print(f"{kind:18} {figures} trained {ours.mean():.4f} {each}  gain {shown(gain)}  over text {shown(over_text)}")
-    print("λ learned:", {name: round(network.manifest.weight, 3) for name, network in networks.items()})
-    for images, evaluation in sorted(by_images.items()):
-        found["k"][images] = {
-            kind: {
-                "visual": evaluation.mean("visual", kind).mean,
-                "fused": evaluation.mean("fused", kind).mean,
-                "trained": float(mean_over(evaluation, seeds, kind).mean()),
-            }
-            for kind in KINDS
-        }
-        print(
-            f"K = {images:2}",
-            {kind: {n: round(v, 4) for n, v in row.items()} for kind, row in found["k"][images].items()},
-        )
-    for layers in arguments.layers:
-        systems = [name for name in networks if name.startswith(f"{layers} ")]
-        found["layers"][layers] = {kind: float(mean_over(full, systems, kind).mean()) for kind in KINDS}
-        print(f"{layers} layers", {kind: round(value, 4) for kind, value in found["layers"][layers].items()})
-    for pooled in ("mean", "trained"):
-        found[f"{pooled} by weight"] = {}
-        for weight in WEIGHTS:
-            row = {kind: full.mean(f"{pooled}, λ = {weight}", kind).mean for kind in KINDS}
-            found[f"{pooled} by weight"][weight] = row
-            print(f"{pooled}, λ = {weight}", {kind: round(value, 4) for kind, value in row.items()})
-    found["seconds an image"] = seconds_an_image(profile)
+        measured = measurements(Gallery.open(arguments.gallery), profile, arguments.layers, arguments.seeds)
+    full, seeds = measured.by_images[FULL], measured.named(profile.train.layers)
+    print(f"\nK = {FULL}, {arguments.seeds} seeds of training; gain: paired, of trained over the mean at λ = {FIXED}")
+    kinds = by_kind(full, seeds)
+    print("λ learned:", {name: round(network.manifest.weight, 3) for name, network in measured.networks.items()})
+    found = {
+        "k": by_images(measured.by_images, seeds),
+        "layers": by_layers(measured, arguments.layers),
+        "kinds": kinds,
+        "mean by weight": by_weight(full, "mean"),
+        "trained by weight": by_weight(full, "trained"),
+        "seconds an image": seconds_an_image(profile),
+    }
     print(f"{found['seconds an image']:.3f} s an image on one core")
     (arguments.docs / "ablations.json").write_text(json.dumps(found, indent=1) + "\n")
     plot(found, arguments.docs / "ablations.png")
 
 
-def plot(found: dict, file: Path) -> None:
+def plot(found: dict[str, Any], file: Path) -> None:
+    """Draw mAP by the time that generation takes, one panel for each kind of query."""
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.8), sharey=True)
     seconds = [images * found["seconds an image"] for images in IMAGES]
     for panel, kind in zip(panels, KINDS, strict=True):

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +22,18 @@ from retrieval.query import pool
 from retrieval.sources.lookup import ImageLookup
 
 SIDE, GAP, MARGIN = 72, 4, 16
+CAPTION_WIDTH, TITLE_HEIGHT, SECTION_GAP = 96, 24, 10
 RIGHT, WRONG, NEUTRAL = (46, 160, 67), (218, 54, 51), (150, 150, 150)
 
 
 @dataclass(frozen=True)
 class Strip:
-    """One row of pictures with its caption; ``right`` says of each picture whether it is of the query's category, if
-    known.
+    """One row of pictures.
+
+    Attributes:
+        caption: what stands before it.
+        pictures: from left to right.
+        right: of each picture, whether it is of the query's category; None if that is not known.
     """
 
     caption: str
@@ -37,7 +43,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Section:
-    """One query's strips under its text."""
+    """The strips of one query under its text."""
 
     title: str
     strips: Sequence[Strip]
@@ -45,26 +51,37 @@ class Section:
 
 def contact_sheet(
     gallery: Gallery,
-    queries: QuerySet,
+    query_set: QuerySet,
     weight: float,
     *,
     aggregator: TrainedAggregator | None = None,
     rows: int = 8,
     k: int = 12,
 ) -> bytes:
-    """Draw ``rows`` queries, spread over the kinds and taken in the order of their ids (which are hashes); return PNG
-    bytes.
+    """Draw what was imagined for some queries, and what the gallery answers by text alone and fused.
+
+    Args:
+        gallery: the gallery to search, exactly.
+        query_set: of the same models. Queries are spread over the kinds, in the order of their ids, which are hashes.
+        weight: λ of the fused ranking.
+        aggregator: pools the images; by default their mean.
+        rows: how many queries are drawn.
+        k: how many results of each ranking are drawn.
+
+    Returns:
+        PNG bytes.
     """
-    table = _spread(queries.table(), rows)
-    text, visual = text_vectors(table), pool(*vision_vectors(table), aggregator.network() if aggregator else None)
-    joint = np.concatenate([fused_query(text, visual, value) for value in (0.0, weight)])
+    queries = _spread(query_set.table(), rows)
+    text_QD1 = text_vectors(queries)
+    visual_QD2 = pool(*vision_vectors(queries), aggregator.network() if aggregator else None)
+    joint = np.concatenate([fused_query(text_QD1, visual_QD2, value) for value in (0.0, weight)])
     best = best_rows(gallery, joint, k)
     pictures = gallery_pictures(gallery.manifest.sources, [row for found in best for row in found])
     sections = []
-    for i, query in enumerate(table.to_pylist()):
+    for i, query in enumerate(queries.to_pylist()):
         imagined = [Image.open(BytesIO(data)) for data in query["thumbnails"]]
         strips = [Strip("imagined", imagined, [None] * len(imagined))]
-        for caption, found in (("by text alone", best[i]), (f"fused, λ = {weight:.2f}", best[len(table) + i])):
+        for caption, found in (("by text alone", best[i]), (f"fused, λ = {weight:.2f}", best[len(queries) + i])):
             right = [row["label"] == query["label"] if query["label"] else None for row in found]
             strips.append(Strip(caption, [pictures[row["batch"], row["path"]] for row in found], right))
         sections.append(Section(f"{query['text']}   [{query['kind']}]", strips))
@@ -72,17 +89,24 @@ def contact_sheet(
 
 
 def _spread(queries: pa.Table, count: int) -> pa.Table:
+    """Return so many queries, of each kind in turn."""
     kinds = queries["kind"].to_numpy()
     of_kind = [np.flatnonzero(kinds == kind) for kind in dict.fromkeys(kinds)]
     chosen = [rows[i] for i in range(count) for rows in of_kind if i < len(rows)][:count]
     return queries.take(pa.array(chosen))
 
 
-def gallery_pictures(sources: Mapping[str, str], rows: Iterable[Mapping]) -> dict[tuple[str, str], Image.Image]:
-    """Read images of gallery rows from the sources of their batches; one that is gone is a grey square.
+def gallery_pictures(
+    sources: Mapping[str, str], rows: Iterable[Mapping[str, Any]]
+) -> dict[tuple[str, str], Image.Image]:
+    """Read the images of gallery rows.
+
+    Args:
+        sources: what the paths of each batch are relative to (``GalleryManifest.sources``).
+        rows: with ``batch`` and ``path``.
 
     Returns:
-        Pictures by batch and path.
+        The pictures by batch and path; one that is gone or damaged is a grey square.
     """
     wanted: defaultdict[str, set[str]] = defaultdict(set)
     for row in rows:
@@ -102,30 +126,29 @@ def _picture(data: bytes | None) -> Image.Image:
 
 
 def draw(sections: Sequence[Section]) -> bytes:
-    """Draw sections of strips below one another, framed green where right and red where wrong; return PNG bytes."""
+    """Draw sections below one another, pictures framed green where right and red where wrong; return PNG bytes."""
     # Pillow's own font has no Greek letters; this one comes with matplotlib.
     font = findfont("DejaVu Sans")
     heading, small = ImageFont.truetype(font, 14), ImageFont.truetype(font, 10)
     longest = max((len(strip.pictures) for section in sections for strip in section.strips), default=1)
-    label_width = 96
-    width = 2 * MARGIN + label_width + longest * (SIDE + GAP)
-    height = MARGIN + sum(34 + len(section.strips) * (SIDE + 2 * GAP) for section in sections)
+    width = 2 * MARGIN + CAPTION_WIDTH + longest * (SIDE + GAP)
+    height = MARGIN + sum(TITLE_HEIGHT + SECTION_GAP + len(section.strips) * (SIDE + 2 * GAP) for section in sections)
     sheet = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(sheet)
     y = MARGIN
     for section in sections:
         pen.text((MARGIN, y), section.title, fill="black", font=heading)
-        y += 24
+        y += TITLE_HEIGHT
         for strip in section.strips:
             pen.text((MARGIN, y + SIDE / 2 - 6), strip.caption, fill=(90, 90, 90), font=small)
             for i, (picture, right) in enumerate(zip(strip.pictures, strip.right, strict=True)):
-                x = MARGIN + label_width + i * (SIDE + GAP)
+                x = MARGIN + CAPTION_WIDTH + i * (SIDE + GAP)
                 colour = NEUTRAL if right is None else RIGHT if right else WRONG
                 pen.rectangle((x, y, x + SIDE, y + SIDE), fill=colour)
                 fitted = picture.convert("RGB").resize((SIDE - 5, SIDE - 5), Image.Resampling.LANCZOS)
                 sheet.paste(fitted, (x + 3, y + 3))
             y += SIDE + 2 * GAP
-        y += 10
+        y += SECTION_GAP
     out = BytesIO()
     sheet.save(out, "PNG", optimize=True)
     return out.getvalue()

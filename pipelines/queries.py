@@ -85,7 +85,7 @@ def build_queries(
 
     Raises:
         UserError: the vocabulary is empty (``empty``), a text is blank or too long, ``images`` is below 1
-            (``out-of-range``), ``target`` already holds a query set (``exists``), or a model cannot be loaded.
+            (``out-of-range``), ``target`` already holds a query set (``target-exists``), or a model cannot be loaded.
     """
     images = profile.queries.images if images is None else images
     seed = profile.queries.seed if seed is None else seed
@@ -127,7 +127,7 @@ def _emptied(target: str | Path) -> Folder:
     folder = Folder(target)
     if folder.exists(MANIFEST):
         message = f"{folder.uri} already holds a query set; give another target, or delete it first"
-        raise UserError(message, code="exists", field="target")
+        raise UserError(message, code="target-exists", field="target")
     folder.delete("queries")
     folder.create()
     return folder

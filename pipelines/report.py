@@ -24,21 +24,21 @@ class Measured:
 
 
 def measure(
-    gallery: str | Path,
-    query_set: str | Path,
+    gallery: str | Path | Gallery,
+    query_set: str | Path | QuerySet,
     report: str | Path,
     *,
-    aggregator: str | Path | None = None,
+    aggregator: str | Path | TrainedAggregator | None = None,
     weight: float | None = None,
     address: str | None = None,
 ) -> Measured:
     """Measure how well a query set finds the labelled images of a gallery, and write a report.
 
     Args:
-        gallery: path or URI of a Gallery.
-        query_set: path or URI of a QuerySet of the same models.
+        gallery: a labelled gallery, or its folder or URI.
+        query_set: labelled queries of the same models, or their folder or URI.
         report: folder or URI of the report.
-        aggregator: path or URI of a TrainedAggregator, measured beside the mean of the images as ``trained``.
+        aggregator: one that is measured beside the mean of the images, as ``trained``, or its folder or URI.
         weight: λ of the fused ranking of the mean; by default ``DEFAULT_WEIGHT``.
         address: where it runs, as ``cluster.session.session`` takes it.
 
@@ -48,17 +48,19 @@ def measure(
     Raises:
         UserError: an artifact cannot be opened, they do not fit together, or as ``evaluate``.
     """
-    images, queries = Gallery.open(gallery), QuerySet.open(query_set)
-    trained = TrainedAggregator.open(aggregator) if aggregator else None
+    gallery = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery)
+    query_set = query_set if isinstance(query_set, QuerySet) else QuerySet.open(query_set)
+    if aggregator is not None and not isinstance(aggregator, TrainedAggregator):
+        aggregator = TrainedAggregator.open(aggregator)
     Folder(report).create()  # where that fails, it should before hours of ranking
     with session(address):
         evaluation = evaluate(
-            images,
-            queries,
+            gallery,
+            query_set,
             weight=DEFAULT_WEIGHT if weight is None else weight,
-            aggregators={"trained": trained} if trained else None,
+            aggregators={"trained": aggregator} if aggregator else None,
         )
-    sheet = contact_sheet(images, queries, evaluation.weights[evaluation.systems[-1]], aggregator=trained)
+    sheet = contact_sheet(gallery, query_set, evaluation.weights[evaluation.systems[-1]], aggregator=aggregator)
     return Measured(evaluation, write_report(evaluation, sheet, report))
 
 

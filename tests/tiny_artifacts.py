@@ -17,7 +17,7 @@ from retrieval.artifacts.gallery import gallery_schema
 from retrieval.artifacts.index import new_version
 from retrieval.artifacts.manifests import IndexManifest, ShardRecord
 from retrieval.folder import Folder
-from retrieval.index.shard import Shard
+from retrieval.index.build import build_shard
 from retrieval.models.vision import VisionEncoder
 from retrieval.models.vlm import VLM
 
@@ -69,21 +69,21 @@ def write_index(
     """Build and publish the next version of the index at ``folder``; row i lies in shard i mod ``shards``."""
     version = new_version(Folder(folder))
     assert version.local_path is not None
-    joint_ND = np.concatenate([vlm_ND1, vision_ND2], axis=1)
     records = []
     for number in range(shards):
-        chosen = np.arange(number, len(joint_ND), shards)
+        chosen = np.arange(number, len(vlm_ND1), shards)
         table = described.take(pa.array(chosen))
-        shard = Shard.build(table["id"].to_pylist(), joint_ND[chosen], vlm_dim=vlm_ND1.shape[1], rows=table)
+        table = table.append_column("vlm", fixed_size_list(vlm_ND1[chosen]))
+        table = table.append_column("vision", fixed_size_list(vision_ND2[chosen]))
         name = f"shard-{number:05d}"
-        files = shard.save(version.local_path / name)
-        records.append(
-            ShardRecord(version=version.name, name=name, rows=len(shard), factory=shard.factory, files=files)
+        files = build_shard(
+            version.local_path / name, [table], [table], vlm_dim=vlm_ND1.shape[1], factory="Flat", trained=None
         )
+        records.append(ShardRecord(version=version.name, name=name, rows=len(chosen), factory="Flat", files=files))
     manifest = IndexManifest(
         gallery=gallery.uri,
         sources=gallery.manifest.sources,
-        rows=len(joint_ND),
+        rows=len(vlm_ND1),
         factory="auto",
         shards=records,
         recall={},

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain_shard import build
 from synthetic import D1, D2, directions, write_gallery
 
 from cluster.profile import Profile
@@ -19,7 +20,6 @@ from retrieval.fusion import fused_query, unit
 from retrieval.index.effort import LAMBDA_GRID
 from retrieval.index.files import verify
 from retrieval.index.hits import Hits, merge_topk
-from retrieval.index.shard import Shard
 
 ROWS = 300
 SHARDS = (1, 2, 7)
@@ -58,7 +58,7 @@ def search(index: Index, query_QD: np.ndarray, k: int) -> Hits:
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 def test_sharded_search_equals_unsharded_to_the_bit(root: Path, version: int, shards: int, weight: float) -> None:
     ids, vlm, vision = with_twins()
-    whole = Shard.build(ids, np.concatenate([vlm, vision], axis=1).astype(np.float16), vlm_dim=D1)
+    whole = build(ids, np.concatenate([vlm, vision], axis=1).astype(np.float16), vlm_dim=D1)
     index = Index.open(root / f"{version:06d}")
     assert len(index.manifest.shards) == shards
     rng = np.random.default_rng(7)

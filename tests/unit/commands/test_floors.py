@@ -23,6 +23,8 @@ ALLOWED = {
     "commands": {"retrieval", "cluster", "pipelines", "training", "serving", "demo"},
     "mindseye": {"retrieval", "cluster", "pipelines", "training", "serving", "demo", "commands"},
 }
+# Files that import names which they only know when they run: the public names, and all our packages in a worker.
+BY_NAME = {"mindseye.py", "cluster/imports.py"}
 # Not installed: they stand on everything, and nothing stands on them.
 OUTSIDE = {"benchmarks", "tests"}
 FILES = [
@@ -39,7 +41,11 @@ def imported(source: str) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.lineno, "." if node.level else (node.module or "").split(".")[0]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in (
+            "import_module",
+            "__import__",
+            "resolve_name",
+        ):
             named = node.args[0]
             yield node.lineno, str(named.value).split(".")[0] if isinstance(named, ast.Constant) else "?"
 
@@ -55,8 +61,9 @@ def faults(package: str, source: str) -> list[str]:
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
 def test_imports_only_what_lies_below(file: Path) -> None:
-    package = file.relative_to(ROOT).parts[0].removesuffix(".py")
-    assert not faults(package, file.read_text(encoding="utf-8"))
+    name = file.relative_to(ROOT).as_posix()
+    found = faults(name.split("/")[0].removesuffix(".py"), file.read_text(encoding="utf-8"))
+    assert [fault for fault in found if not (name in BY_NAME and fault.endswith(" imports ?"))] == []
 
 
 def test_who_begins_a_job_and_who_only_decodes_do_not_load_pytorch() -> None:

@@ -1,0 +1,60 @@
+"""What shards are filled from: trained once, on a GPU where there is one, and refused where it does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import faiss
+import pytest
+from errors import refused
+from plain_shard import D1, D2, joint
+
+import retrieval.index.train
+from retrieval.index.train import load_trained, save_trained, train, training_rows
+
+
+def test_a_trained_index_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trained.faiss"
+    save_trained(train(joint(700), "IVF8,SQ8"), path)
+    assert load_trained(path, "IVF8,SQ8", D1 + D2).is_trained
+    with refused("damaged", path.name) as error:
+        load_trained(path, "IVF16,SQ8", D1 + D2)
+    assert "8 lists, 21 bytes a code" in str(error.value)
+    with refused("damaged", path.name) as error:
+        load_trained(path, "IVF8,Flat", D1 + D2)
+    assert "b'IwSq'" in str(error.value)
+    with refused("damaged", path.name) as error:
+        load_trained(path, "IVF8,SQ8", D1 + D2 + 1)
+    assert "0 rows of 20 dimensions, recorded were 0 of 21" in str(error.value)
+    for length in (0, 20, path.stat().st_size // 2):
+        cut = tmp_path / "cut.faiss"
+        cut.write_bytes(path.read_bytes()[:length])
+        with refused("damaged", cut.name):
+            load_trained(cut, "IVF8,SQ8", D1 + D2)
+    faiss.write_index(faiss.index_factory(D1 + D2, "IVF8,SQ8", faiss.METRIC_INNER_PRODUCT), str(path))
+    with refused("damaged", path.name) as error:
+        load_trained(path, "IVF8,SQ8", D1 + D2)
+    assert "is not trained" in str(error.value)
+
+
+def test_training_uses_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def on_gpus(index: faiss.Index) -> faiss.Index:
+        asked.append(index.d)
+        return index
+
+    monkeypatch.setattr(retrieval.index.train.faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(retrieval.index.train.faiss, "index_cpu_to_all_gpus", on_gpus, raising=False)
+    index = train(joint(700), "IVF8,SQ8")
+    assert asked == [D1 + D2]
+    assert index.is_trained
+    assert index.clustering_index is None
+
+
+@pytest.mark.parametrize(
+    ("factory", "rows"),
+    [("Flat", 0), ("HNSW32", 0), ("SQfp16", 0), ("SQ8", 50_000), ("IVF4000,SQ8", 256_000), ("IVF16,Flat", 50_000)],
+)
+def test_training_rows(factory: str, rows: int) -> None:
+    assert training_rows(factory) == rows
