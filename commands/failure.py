@@ -15,6 +15,13 @@ MISTAKE = 2
 """Exit code for what the person who gave the command can put right."""
 FAULT = 1
 """Exit code for what only we can."""
+MAKERS = {
+    "gallery": "mindseye index",
+    "index": "mindseye index",
+    "queryset": "mindseye queries",
+    "aggregator": "mindseye train",
+}
+"""The command that makes an artifact."""
 _OF_THE_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EADDRINUSE, errno.EADDRNOTAVAIL}
 
 
@@ -33,8 +40,9 @@ def is_mistake(error: Exception) -> bool:
 
 
 def say_mistake(error: Exception) -> None:
-    """Print the message on standard error, and nothing else."""
-    err.print(f"mindseye: {error}", soft_wrap=True)
+    """Print the message on standard error, and which command makes the artifact that is missing, if it is one."""
+    maker = MAKERS.get(error.field) if isinstance(error, UserError) and error.code == "missing" else None
+    err.print(f"mindseye: {error}{f' {maker} makes one.' if maker else ''}", soft_wrap=True)
 
 
 def report_fault(error: Exception) -> None:

@@ -51,17 +51,16 @@ def search(
     sheet
         Save a contact sheet (PNG) here.
     """
-    from cluster.loading import open_finder, open_index
+    from cluster.loading import open_finder
     from cluster.profile import load_profile
 
     settings = load_profile(profile)
-    index = open_index(target)
     wanted = settings.queries.images if images is None else images
-    finder = open_finder(index, settings, aggregator=aggregator)
+    finder = open_finder(target, settings, aggregator=aggregator)
     answer = finder.search(text, k, mode=mode, weight=weight, images=wanted, seed=seed)
     _print(answer, text)
     if sheet:
-        sheet.write_bytes(_contact_sheet(answer, text, index))
+        sheet.write_bytes(_contact_sheet(answer, text, finder.index))
         say_made(str(sheet))
     else:
         say_next(f"mindseye search {shlex.quote(text)} {target} --sheet found.png")
@@ -73,21 +72,18 @@ def _print(answer: Answer, text: str) -> None:
     table = Table(title=f"{text}   (λ = {answer.weight:.2f})", title_justify="left")
     for heading in ("", "score", "text part", "visual part", "label", "path"):
         table.add_column(heading, justify="left" if heading in ("label", "path") else "right")
-    for i, found in enumerate(answer.results, 1):
+    for i, found in enumerate(answer, 1):
         parts = (f"{value:.4f}" for value in (found.score, found.text_part, found.visual_part))
-        table.add_row(str(i), *parts, found.row["label"] or "", found.row["path"])
+        table.add_row(str(i), *parts, found.label or "", found.path)
     out.print(table)
 
 
 def _contact_sheet(answer: Answer, text: str, index: Index) -> bytes:
-    from PIL import Image
-
     from pipelines.contact_sheet import Section, Strip, draw, gallery_pictures
 
-    rows = [found.row for found in answer.results]
+    rows = [found.row for found in answer]
     pictures = gallery_pictures(index.manifest.sources, rows)
     strips = [Strip("found", [pictures[row["batch"], row["path"]] for row in rows], [None] * len(rows))]
     if answer.imagined:
-        imagined = [Image.fromarray(pixels) for pixels in answer.imagined.pixels_KHWC]
-        strips.insert(0, Strip("imagined", imagined, [None] * len(imagined)))
+        strips.insert(0, Strip("imagined", answer.images, [None] * len(answer.images)))
     return draw([Section(text, strips)])
