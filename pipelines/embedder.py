@@ -26,7 +26,7 @@ class Embedder:
     rows.
 
     Raises:
-        UserError: this machine has other weights under a model's URI than the job began with (``other-weights``).
+        UserError: this machine has other weights under a model's URI than the job began with (``other-model``).
     """
 
     def __init__(self, profile: Profile, expected: Encoders, counter: ProgressCounter | None = None) -> None:
@@ -36,7 +36,7 @@ class Embedder:
                 raise UserError(
                     f"{platform.node()} has another model at {model.uri} ({model.fingerprint}) than the job began with"
                     f" ({record.fingerprint}); give all machines the same weights, and run it again",
-                    code="other-weights",
+                    code="other-model",
                     field=role,
                 )
         self.counter = counter
