@@ -13,7 +13,8 @@ from cluster.loading import load_vision, load_vlm
 from cluster.profile import Profile
 from pipelines.decoder import Decoder, image_id
 from retrieval.images import decode
-from retrieval.sources.reader import INPUTS, InputReader
+from retrieval.sources.inputs import INPUTS
+from retrieval.sources.reader import InputReader
 
 
 def listed(folder: Path, *names: str) -> pa.Table:
