@@ -17,19 +17,18 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what _PUBLIC says, for editors and type checkers
-    from pipelines.answer_sheet import answer_sheet as answer_sheet
-    from pipelines.job import add as add
-    from pipelines.job import compact as compact
-    from pipelines.job import index as index
-    from pipelines.job import prune as prune
-    from pipelines.job import remove as remove
-
     from cluster.loading import load_query_encoder as load_query_encoder
     from cluster.loading import open_finder as open_finder
     from cluster.loading import open_index as open_index
     from cluster.profile import Profile as Profile
     from cluster.profile import load_profile as load_profile
     from cluster.session import session as session
+    from pipelines.answer_sheet import answer_sheet as answer_sheet
+    from pipelines.job import add as add
+    from pipelines.job import compact as compact
+    from pipelines.job import index as index
+    from pipelines.job import prune as prune
+    from pipelines.job import remove as remove
     from pipelines.queries import imagine as imagine
     from pipelines.report import measure as measure
     from pipelines.vocabulary import VocabularyEntry as VocabularyEntry
