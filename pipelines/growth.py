@@ -78,7 +78,7 @@ def index_batch(
 
     Raises:
         UserError: an unfinished version of another plan, shards that need more memory than the profile allows
-            (``too-little-memory``), or recall below the floor (``low-recall``).
+            (``too-large``), or recall below the floor (``low-recall``).
     """
     new = [part for part in grown.parts if part.name.startswith(f"{Gallery.batch(batch.name)}/")]
     ids = [gallery.folder.read_table(part.name, ["id"])["id"].combine_chunks() for part in new]
@@ -134,7 +134,7 @@ def _check_memory(factory: str, rows: int, dim: int, settings: IndexSettings) ->
             f"a shard of {rows:,} new rows of the index's kind, {factory}, takes {needed / 2**20:,.0f} MiB, and the"
             f" profile's memory_per_shard is {settings.memory_per_shard / 2**20:,.0f} MiB: lower its rows_per_shard, or"
             " give the index another kind first (mindseye index compact --factory)",
-            code="too-little-memory",
+            code="too-large",
             field="index.memory_per_shard",
         )
 

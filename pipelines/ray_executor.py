@@ -42,7 +42,7 @@ class RayExecutor:
         # A worker is kept for other tasks by default, and with it the memory of what it has loaded.
         task = ray.remote(max_calls=1, num_cpus=cpus, num_gpus=gpus)(function)
         reference = task.remote(*arguments)
-        ray.wait([reference], fetch_local=False)  # who waits for it within a call would hold a CPU meanwhile
+        ray.wait([reference], fetch_local=False)  # a call that waited for it would hold a CPU meanwhile
         return RayShared(reference)
 
     def map(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from errors import refused
 from safetensors.torch import load_file, save_file
 from tiny_models import IMAGE_SIZE, write_generator
 
@@ -20,14 +21,9 @@ from retrieval.models.generator import Generator, Stopped, image_seed
 PROMPTS = ["a red striped star", "something round, with green checks"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_generator(tmp_path_factory.mktemp("models") / "generator")
-
-
-@pytest.fixture(scope="module")
-def generator(folder: Path) -> Generator:
-    return Generator.load(str(folder), steps=2, guidance=4.0, device="cpu")
+@pytest.fixture(scope="session")
+def folder(models_folder: Path) -> Path:
+    return models_folder / "generator"
 
 
 def paint_with(generator: Generator, monkeypatch: pytest.MonkeyPatch, pipeline) -> None:
@@ -223,12 +219,12 @@ def test_any_prompt_is_imagined(generator: Generator, prompt: str) -> None:
 
 
 def test_wrong_requests_are_refused(generator: Generator) -> None:
-    for images, batch in ((0, 1), (-1, 1), (1, 0)):
-        with pytest.raises(ValueError, match="at least 1"):
+    for images, batch, field in ((0, 1, "images"), (-1, 1, "images"), (1, 0, "batch")):
+        with refused("out-of-range", field):
             generator.imagine(PROMPTS, images, batch=batch)
-    with pytest.raises(ValueError, match="blank"):
+    with refused("blank", "text"):
         generator.imagine(["a duck", " "], 1)
-    with pytest.raises(ValueError, match="one string"):
+    with refused("wrong-type", "prompts"):
         generator.imagine("a duck", 1)
     assert generator.imagine([], 1) == []
 
@@ -257,14 +253,17 @@ def test_fingerprint_follows_all_that_changes_the_images(folder: Path, tmp_path:
 
 def test_what_cannot_be_loaded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match=r"'models/nothing' from the hub, as there is no folder .*\n.*model_index"):
+    with refused("not-loadable", "generator") as error:
         Generator.load("models/nothing", steps=1, guidance=0.0)
+    for fact in ("'models/nothing' from the hub, as there is no folder", "model_index"):
+        assert fact in str(error.value)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"model_index\.json"):
+    with refused("not-loadable", "generator") as error:
         Generator.load(str(tmp_path / "empty"), steps=1, guidance=0.0)
-    with pytest.raises(ValueError, match="steps"):
+    assert "model_index.json" in str(error.value)
+    with refused("out-of-range", "steps"):
         Generator.load(str(tmp_path), steps=0, guidance=0.0)
-    with pytest.raises(ValueError, match="guidance"):
+    with refused("out-of-range", "guidance"):
         Generator.load(str(tmp_path), steps=1, guidance=float("nan"))
 
 
@@ -273,5 +272,6 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     file = folder / "unet/diffusion_pytorch_model.safetensors"
     torch.save(load_file(file), file.with_suffix(".bin"))
     file.unlink()
-    with pytest.raises(ValueError, match="safetensors"):
+    with refused("not-loadable", "generator") as error:
         Generator.load(str(folder), steps=1, guidance=0.0)
+    assert "safetensors" in str(error.value)

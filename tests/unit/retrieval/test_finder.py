@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from errors import refused
 from tiny_artifacts import Collection
 from tiny_models import write_vision
 
@@ -15,10 +16,10 @@ from cluster.loading import record_of
 from retrieval.aggregator import Aggregator
 from retrieval.artifacts import Index, TrainedAggregator
 from retrieval.finder import Answer, Finder
-from retrieval.fusion import DEFAULT_WEIGHT
+from retrieval.fusion import DEFAULT_WEIGHT, fused_query
 from retrieval.models.generator import Generator, Imagined
 from retrieval.models.vision import VisionEncoder
-from retrieval.query import QueryEncoder
+from retrieval.query import QueryEncoder, pool
 
 TEXT = "a red striped star"
 
@@ -96,6 +97,26 @@ def test_the_answer_is_that_of_the_formula(
     check(answer, by_formula(finder.encoder, collection, weight), k)
 
 
+def test_an_answer_is_its_results_and_shows_what_was_imagined(finder: Finder, collection: Collection) -> None:
+    answer = finder.search(TEXT, 5, images=3)
+    assert list(answer) == answer.results
+    assert len(answer) == 5
+    best = answer.results[0]
+    assert (best.id, best.path, best.label) == (best.row["id"], best.row["path"], best.row["label"])
+    assert answer.imagined is not None
+    assert [np.asarray(image).tolist() for image in answer.images] == answer.imagined.pixels_KHWC.tolist()
+    assert finder.search(TEXT, 5, mode="text").images == []
+    assert len(finder.search(TEXT, mode="text")) == 10
+
+
+def test_ranking_vectors_is_the_last_step_of_a_search(finder: Finder) -> None:
+    [query] = finder.encoder.encode([TEXT], 3)
+    visual = pool(query.vision_KD2[None], np.ones((1, len(query.vision_KD2)), bool))
+    assert (
+        finder.rank(fused_query(query.vlm_D1, visual, 0.3), 7) == finder.search(TEXT, 7, weight=0.3, images=3).results
+    )
+
+
 def test_the_modes_differ(finder: Finder) -> None:
     orders = [tuple(f.row["id"] for f in finder.search(TEXT, 24, mode=mode).results) for mode in ("text", "visual")]
     assert orders[0] != orders[1]
@@ -139,14 +160,20 @@ def test_a_text_search_imagines_nothing(finder: Finder, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("wrong", "what"),
-    [({"weight": 1.5}, "λ"), ({"weight": -0.1}, "λ"), ({"weight": float("nan")}, "λ"), ({"k": 0}, "k must be")],
+    ("wrong", "code"),
+    [
+        ({"weight": 1.5}, "out-of-range"),
+        ({"weight": -0.1}, "out-of-range"),
+        ({"weight": float("nan")}, "out-of-range"),
+        ({"k": 0}, "out-of-range"),
+        ({"mode": "both"}, "unknown"),
+    ],
 )
 def test_settings_out_of_range_are_refused_before_any_image_is_made(
-    finder: Finder, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], what: str
+    finder: Finder, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], code: str
 ) -> None:
     monkeypatch.setattr(Generator, "imagine", lambda *_, **__: pytest.fail("images were made"))
-    with pytest.raises(ValueError, match=what):
+    with refused(code, next(iter(wrong))):
         finder.search(TEXT, **{"k": 3} | wrong)
 
 
@@ -184,7 +211,7 @@ def test_an_index_of_another_model_is_refused_with_both_fingerprints(
 ) -> None:
     vision = other_vision(tmp_path)
     encoder = QueryEncoder(query_encoder.vlm, vision, query_encoder.generator, templates=["{}"], batch=1)
-    with pytest.raises(ValueError, match="vision model") as error:
+    with refused("other-model", "vision") as error:
         Finder(encoder, collection.index)
     for part in (vision.fingerprint, query_encoder.vision.fingerprint, vision.uri, collection.index.uri):
         assert part in str(error.value)
@@ -195,7 +222,7 @@ def test_an_index_that_is_silent_about_its_models_is_refused(
 ) -> None:
     manifest = collection.index.manifest
     silent = manifest.model_copy(update={"models": {"vlm": manifest.models["vlm"]}})
-    with pytest.raises(ValueError, match="does not say which vision model"):
+    with refused("unknown-model", "vision"):
         Finder(query_encoder, Index(collection.index.folder, silent))
 
 
@@ -204,7 +231,7 @@ def test_an_aggregator_of_another_vision_encoder_is_refused_with_both_fingerprin
 ) -> None:
     vision = other_vision(tmp_path)
     trained = TrainedAggregator.save(tmp_path / "a", Aggregator(vision.dim), {"vision": record_of(vision)}, {})
-    with pytest.raises(ValueError, match="the vision models differ") as error:
+    with refused("other-model", "vision") as error:
         Finder(query_encoder, collection.index, trained)
     for part in (vision.fingerprint, query_encoder.vision.fingerprint, trained.uri):
         assert part in str(error.value)
@@ -217,5 +244,6 @@ def test_an_aggregator_of_another_generator_is_refused_with_its_settings(
     other = record.model_copy(update={"fingerprint": "sha256:other", "settings": {"steps": 4}})
     models = {"vision": record_of(query_encoder.vision), "generator": other}
     trained = TrainedAggregator.save(tmp_path / "a", Aggregator(query_encoder.vision.dim), models, {})
-    with pytest.raises(ValueError, match=r"sha256:other, \{'steps': 4\}.*train one for this profile"):
+    with refused("other-model", "generator") as error:
         Finder(query_encoder, collection.index, trained)
+    assert "sha256:other, {'steps': 4}" in str(error.value)

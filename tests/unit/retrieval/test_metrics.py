@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from errors import refused
 
 from retrieval.metrics import (
     average_precision,
@@ -12,8 +13,6 @@ from retrieval.metrics import (
     neighbour_recall,
     paired_bootstrap,
     precision_at,
-    ranks_of,
-    recall_at,
 )
 
 
@@ -53,14 +52,17 @@ def test_order_of_ranks_does_not_matter() -> None:
     assert average_precision([7, 0, 3], 5) == average_precision([0, 3, 7], 5)
 
 
-@pytest.mark.parametrize(("ranks", "n_positive"), [([0], 0), ([0, 1], 1), ([-1], 1), ([2, 2], 3)])
-def test_impossible_ranks_are_refused(ranks: list[int], n_positive: int) -> None:
-    with pytest.raises(ValueError, match="n_positive"):
+@pytest.mark.parametrize(
+    ("ranks", "n_positive", "field"),
+    [([0], 0, "n_positive"), ([0, 1], 1, "ranks"), ([-1], 1, "ranks"), ([2, 2], 3, "ranks")],
+)
+def test_impossible_ranks_are_refused(ranks: list[int], n_positive: int, field: str) -> None:
+    with refused("out-of-range", field):
         average_precision(ranks, n_positive)
 
 
 def test_unknown_method_is_named() -> None:
-    with pytest.raises(ValueError, match="'area'"):
+    with refused("unknown", "method"):
         average_precision([0], 1, "area")  # type: ignore[arg-type]
 
 
@@ -78,20 +80,19 @@ def test_step_average_precision_agrees_with_ranx() -> None:
         assert average_precision(ranks, n_positive, "step") == pytest.approx(expected, abs=1e-9)
 
 
-def test_precision_and_recall_at_k() -> None:
+def test_precision_at_k() -> None:
     ranks = [0, 2, 9]
     assert precision_at(ranks, 3) == pytest.approx(2 / 3)
-    assert recall_at(ranks, 4, 3) == pytest.approx(2 / 4)
-    assert recall_at(ranks, 4, 10) == pytest.approx(3 / 4)
-    for measure in (lambda: precision_at(ranks, 0), lambda: recall_at(ranks, 4, 0)):
-        with pytest.raises(ValueError, match="k must be at least 1"):
-            measure()
+    assert precision_at(ranks, 10) == pytest.approx(3 / 10)
+    with refused("out-of-range", "k"):
+        precision_at(ranks, 0)
 
 
 def test_neighbour_recall_counts_shared_ids() -> None:
     assert neighbour_recall([["a", "b"], ["c", "d"]], [["b", "x"], ["d", "c"]]) == pytest.approx(0.75)
-    with pytest.raises(ValueError, match="none empty"):
-        neighbour_recall([["a"]], [[]])
+    for exact in ([[]], [], [["a"], ["b"]]):
+        with pytest.raises(AssertionError):
+            neighbour_recall([["a"]], exact)
 
 
 def plain_ranks(scores_QN: np.ndarray, ids: list[str], positives: list[np.ndarray]) -> list[list[int]]:
@@ -118,7 +119,8 @@ def test_ranks_by_blocks_equal_the_full_matrix_with_ties(block: int) -> None:
         count_better(scores[:, at : at + block], ids[at : at + block], positive_scores, positive_ids)
         for at in range(0, 300, block)
     ]
-    assert [ranks.tolist() for ranks in ranks_of(counts)] == plain_ranks(scores, ids, positives)
+    ranks = [sorted(sum(of_blocks).tolist()) for of_blocks in zip(*counts, strict=True)]
+    assert ranks == plain_ranks(scores, ids, positives)
 
 
 def test_counts_stay_in_the_order_of_the_positives() -> None:
@@ -128,12 +130,10 @@ def test_counts_stay_in_the_order_of_the_positives() -> None:
 
 
 def test_count_better_refuses_what_has_no_order() -> None:
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(AssertionError, match="NaN"):
         count_better([[np.nan]], ["a"], [[1.0]], [["a"]])
-    with pytest.raises(ValueError, match="do not fit 2 rows"):
+    with pytest.raises(AssertionError):
         count_better([[1.0]], ["a", "b"], [[1.0]], [["a"]])
-    with pytest.raises(ValueError, match="no blocks"):
-        ranks_of([])
 
 
 def test_bootstrap_interval_covers_the_mean_like_the_normal_one() -> None:
@@ -163,9 +163,9 @@ def test_bootstrap_of_many_queries_is_drawn_in_blocks(monkeypatch: pytest.Monkey
 
 
 def test_bootstrap_refuses_what_it_cannot_compare() -> None:
-    with pytest.raises(ValueError, match="same queries"):
+    with refused("wrong-shape", "values"):
         paired_bootstrap([1.0, 2.0], [1.0])
-    with pytest.raises(ValueError, match="at least one query"):
+    with refused("not-finite", "values"):
         bootstrap_mean([])
-    with pytest.raises(ValueError, match="finite"):
+    with refused("not-finite", "values"):
         bootstrap_mean([np.nan])
