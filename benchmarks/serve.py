@@ -85,9 +85,9 @@ def in_process(folder: Path, queries: QuerySet, count: int = 150) -> dict[str, d
     for name, work in (("text", by_text), ("fused, remembered", remembered)):
         times = []
         for i in range(count):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             work(i)
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - started)
         found[name] = quantiles(times[10:])
     return found
 
@@ -107,7 +107,7 @@ def service(folder: Path, work: Path, environment: dict[str, str]) -> Iterator[t
     store = tempfile.mkdtemp(dir=work)
     command = [sys.executable, "-m", "mindseye", "serve", str(folder), "--profile", str(profile), "--port", str(port)]
     command += ["--warm", str(folder / "queries"), "--store", f"sqlite:{store}/queries.sqlite"]
-    begun = time.monotonic()
+    started = time.monotonic()
     log = (work / "serve.log").open("w")
     process = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"
@@ -121,7 +121,7 @@ def service(folder: Path, work: Path, environment: dict[str, str]) -> Iterator[t
                         break
             except OSError:
                 time.sleep(0.1)
-        yield url, time.monotonic() - begun, process.pid
+        yield url, time.monotonic() - started, process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(120)
@@ -148,15 +148,15 @@ async def load(url: str, bodies: Callable[[], Body], concurrency: int, seconds: 
 
         async def one() -> None:
             while time.perf_counter() < until:
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 answer = await ask(session, url, bodies())
-                times.append(time.perf_counter() - begun)
+                times.append(time.perf_counter() - started)
                 if answer.get("stage") != stage:
                     faults.append(str(answer.get("degraded") or answer.get("error")))
 
-        begun = time.perf_counter()
+        started = time.perf_counter()
         await asyncio.gather(*(one() for _ in range(concurrency)))
-        spent = time.perf_counter() - begun
+        spent = time.perf_counter() - started
     result = quantiles(times) | {"req/s": len(times) / spent, "n": len(times)}
     return result | ({"not as asked": len(faults)} if faults else {})
 
@@ -166,12 +166,12 @@ async def stages(url: str, bodies: Callable[[], Body], count: int) -> dict[str, 
     times: dict[str, list[float]] = {"text": [], "fused": []}
     async with client() as session:
         for _ in range(count):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             async with session.post(f"{url}/v1/search/stream", json=bodies()) as answer:
                 async for line in answer.content:
                     name = line.decode().strip().removeprefix("event: ")
                     if name in times:
-                        times[name].append(time.perf_counter() - begun)
+                        times[name].append(time.perf_counter() - started)
     return {name: float(np.median(values) * 1e3) for name, values in times.items()}
 
 
@@ -204,11 +204,11 @@ async def overload(url: str, bodies: Callable[[], Body], clients: int, seconds: 
     async with client() as session:
 
         async def one() -> None:
-            while (begun := time.perf_counter()) < begin + 1 + seconds:
+            while (started := time.perf_counter()) < begin + 1 + seconds:
                 async with session.post(f"{url}/v1/search", json=bodies()) as answer:
                     await answer.read()
-                    took = time.perf_counter() - begun
-                    if begun > begin + 1:
+                    took = time.perf_counter() - started
+                    if started > begin + 1:
                         (accepted if answer.status == 200 else refused).append(took)
                     if answer.status != 200:
                         await asyncio.sleep(float(answer.headers.get("Retry-After", 1)))

@@ -6,7 +6,8 @@ run.
 The peer is the same Learner in one process that draws each batch itself, with as many threads as the worker has; half
 of its steps run before and half after the job's, so that a machine that slows down does so for both. Vectors are
 random: 1,000 labels, 1,024 dimensions in both spaces, 16 images a query, batches of 256. Rates are taken between
-steps, so start-up and validation are left out; start-up, up to the end of the first step, is reported beside.
+steps, so start-up and validation are left out; start-up, up to the end of the first step, is reported beside. So is the
+stream of batches by itself.
 
 Memory is the highest sum of PSS (each shared page is counted once) over this process and all that it starts, while a
 gallery is sampled and a few steps are made, for galleries of N and 10 N rows of the same labels.
@@ -40,7 +41,7 @@ from retrieval.artifacts import Gallery
 from retrieval.artifacts.columns import fixed_size_list
 from retrieval.artifacts.gallery import gallery_schema
 from retrieval.fusion import unit
-from training.examples import Examples
+from training.examples import Examples, stream
 from training.learner import Learner
 from training.loop import Run
 from training.sampling import sample_rows
@@ -127,6 +128,16 @@ def plain_seconds(given: Examples, how: Training) -> dict[str, list[float]]:
         learner.step(batch)
         seconds["step"].append(time.perf_counter() - start)
     return {name: values[WARM_UP:] for name, values in seconds.items()}
+
+
+def stream_rates(given: Examples, how: Training) -> tuple[float, float]:
+    """Return seconds until the first batch of a stream, and the batches a second after it, if nothing else is done."""
+    start = time.perf_counter()
+    batches = stream(given, range(40), batch=how.batch, positives=how.positives, seed=how.seed)
+    next(batches)
+    first = time.perf_counter()
+    rest = sum(1 for _ in batches)
+    return first - start, rest / (time.perf_counter() - first)
 
 
 def ray_times(given: Examples, how: Training, folder: Path) -> tuple[float, list[float]]:
@@ -225,6 +236,7 @@ def main() -> None:
     given, whole = examples(dim), settings(arguments.steps, arguments.threads)
     half = settings(arguments.steps // 2 + WARM_UP, arguments.threads)
     with tempfile.TemporaryDirectory() as scratch:
+        first_batch, batches_rate = stream_rates(given, whole)
         before = plain_seconds(given, half)
         with session("local"):
             start, times = ray_times(given, whole, Path(scratch) / "job")
@@ -239,6 +251,8 @@ def main() -> None:
             "plain_steps_per_s": round(plain_rate, 3),
             "plain_before_and_after": [round(1 / np.mean(part["step"]), 3) for part in (before, after)],
             "plain_share_of_drawing": round(plain["draw"].sum() / plain["step"].sum(), 3),
+            "stream_first_batch_s": round(first_batch, 3),
+            "stream_batches_per_s": round(batches_rate, 1),
             "ray_steps_per_s": round(ray_rate, 3),
             "ratio": round(ray_rate / plain_rate, 3),
             "ray_start_up_s": round(times[0] - start - 1 / ray_rate, 1),

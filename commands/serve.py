@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from commands.console import Cluster, Profile, out, say_next
+from retrieval.errors import UserError
 
 
 def serve(
@@ -26,7 +27,7 @@ def serve(
     target
         What mindseye index (or mindseye demo) made, or an index itself.
     index
-        Send the service that runs at this host and port to this index, or to one version of it, and end.
+        Switch the service that runs at this host and port to this index, or to one version of it, and end.
     aggregator
         A trained aggregator; by default the profile's. Without one, the images are averaged.
     warm
@@ -38,23 +39,18 @@ def serve(
     store
         Where imagined queries are kept: sqlite:FILE, redis://HOST:PORT/DB or memory:; by default the profile's.
     """
-    from cluster.profile import load_profile
+    from serving.launch import launch, prepare, switch
 
-    settings = load_profile(profile).serve
-    url = f"http://{host or settings.host}:{port or settings.port}"
     if index:
-        from retrieval.folder import Folder
-        from serving.client import ServiceFault, switch_index
-
-        try:
-            now = switch_index(url, Folder(index).uri)
-        except ServiceFault as fault:
-            raise ValueError(f"{url} stays with its index: {fault}") from fault
+        url, now = switch(index, profile, host=host, port=port)
         out.print(f"{url} serves version {now.index_version} of {index}: {now.rows:,} images", soft_wrap=True)
         return
     if not target:
-        raise ValueError("give what to serve: what mindseye index (or mindseye demo) made, or an index")
-    from serving.launch import launch, prepare
+        raise UserError(
+            "give what to serve: what mindseye index (or mindseye demo) made, or an index",
+            code="missing",
+            field="target",
+        )
 
     def up(url: str) -> None:
         out.print(f"serving {target} at {url}  (Ctrl-C ends it)", soft_wrap=True)

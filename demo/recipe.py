@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from retrieval.errors import UserError
+
 Losses = Mapping[str, Tensor]
 
 
@@ -39,7 +41,7 @@ class Recipe:
 
 @dataclass
 class Record:
-    """How a model came to be; written beside its weights."""
+    """How a model was made; written beside its weights."""
 
     recipe: dict
     losses: list[dict] = field(default_factory=list)
@@ -58,8 +60,12 @@ def train(
     """Minimise the sum of ``losses(rng)`` and return the record; ``model`` ends with the EMA weights if the recipe has
     EMA.
 
-    ``rng`` depends on the recipe's seed and the step alone, so a run that was killed goes on as if it had not been:
-    the full state is saved in ``work`` every ``every`` steps and picked up by the next call with the same recipe.
+    ``rng`` depends on the recipe's seed and the step alone, so a run that was killed resumes as if it had not been:
+    the full state is saved in ``work`` every ``every`` steps and loaded by the next call with the same recipe.
+
+    Raises:
+        UserError: ``work`` holds an unfinished run of another recipe with this name.
+        FloatingPointError: the loss was not a number.
     """
     torch.manual_seed(recipe.seed)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -76,7 +82,11 @@ def train(
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         if state["recipe"] != asdict(recipe):
-            raise ValueError(f"{checkpoint} is of another recipe; delete it to train {recipe.name} anew")
+            raise UserError(
+                f"{checkpoint} is of another recipe; delete it to train {recipe.name} from the start",
+                code="other-recipe",
+                field=recipe.name,
+            )
         model.load_state_dict(state["model"])
         averaged.load_state_dict(state["averaged"])
         optimiser.load_state_dict(state["optimiser"])

@@ -1,7 +1,7 @@
 """Rebuild the demo's models from nothing: ``python -m demo.train_models [generator|vision|vlm|aggregator ...]``.
 
 Two processes of one thread each: the generator in one, the two encoders in the other; then the aggregator, on Ray.
-What was trained stays in ``demo/work`` and a run that was stopped goes on from there. Weights and records end in
+What was trained stays in ``demo/work`` and an unfinished run is resumed from there. Weights and records end in
 ``demo/models``.
 """
 
@@ -89,7 +89,7 @@ def main() -> None:
     running = [subprocess.Popen([sys.executable, "-m", "demo.train_models", *half]) for half in halves]
     codes = [process.wait() for process in running]
     if any(codes):
-        raise SystemExit("a model could not be trained, see above; the same command goes on where it stopped")
+        raise SystemExit("a model could not be trained, see above; the same command resumes where it stopped")
     build_aggregator()
 
 

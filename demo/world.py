@@ -1,10 +1,9 @@
 """The demo world, rendered: any number of images of 720 categories, at any size, deterministic by seed.
 
 There are two styles. A ``photo`` is what galleries hold and encoders learn from: the object at any pose, scale and
-light, before a
-textured background, among distractors, partly covered, blurred and noisy. A ``stock`` picture is what the generator
-learns from: the object alone, centred, before a soft gradient. So generated and gallery images differ as they do in
-life.
+light, before a textured background, among distractors, partly covered, blurred and noisy. A ``stock`` picture is what
+the generator learns from: the object alone, centred, before a soft gradient. So generated and gallery images differ as
+they do in life.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from demo.grammar import Category, categories
+from retrieval.errors import UserError
 
 Style = Literal["photo", "stock"]
 Split = Literal["models", "fitting", "unseen"]
@@ -50,7 +50,9 @@ def split(name: Split) -> list[Category]:
         if key == name:
             return [everything[i] for i in sorted(order[start : start + size])]
         start += size
-    raise ValueError(f"there is no split {name!r}; the splits are {', '.join(SPLIT_SIZES)}")
+    raise UserError(
+        f"there is no split {name!r}; the splits are {', '.join(SPLIT_SIZES)}", code="unknown-split", field="name"
+    )
 
 
 def render(category: Category, seed: int, *, style: Style = "photo", size: int = 64) -> Image.Image:
@@ -219,10 +221,9 @@ def _ink(pattern: str, u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -
         return (du**2 + (0.87 * dv) ** 2 < 0.31**2).astype(np.float32)
     if pattern == "checkered":
         return ((np.floor(u / (0.8 * period)) + np.floor(v / (0.8 * period))) % 2).astype(np.float32)
-    if pattern == "zigzag":
-        wave = 2 * np.abs((u / (1.25 * period)) % 1 - 0.5)
-        return (((v + 0.32 * wave) / (1.05 * period)) % 1 < 0.45).astype(np.float32)
-    raise ValueError(f"there is no pattern {pattern!r}")
+    assert pattern == "zigzag", pattern
+    wave = 2 * np.abs((u / (1.25 * period)) % 1 - 0.5)
+    return (((v + 0.32 * wave) / (1.05 * period)) % 1 < 0.45).astype(np.float32)
 
 
 def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:

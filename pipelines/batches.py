@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict
 
 from pipelines.batch_contents import unreadable
 from pipelines.encoders import Encoders
-from pipelines.sources import Listing, list_inputs
+from pipelines.sources import list_inputs
 from retrieval.artifacts import MANIFEST, Gallery
 from retrieval.errors import UserError
 from retrieval.folder import Folder
+from retrieval.sources.frozen_list import Listing
 from retrieval.sources.known import Known, difference
 
 JOB = "job.json"

@@ -93,7 +93,7 @@ def _pairs_of_shard(index: Index, number: int, cosine: float, counter: ProgressC
     blocks = [alive[start : start + _BLOCK] for start in range(0, len(alive), _BLOCK)]
     found = [PAIRS.empty_table()]
     for other in range(len(index.manifest.shards)):
-        shard = asking if other == number else index.shard(other)  # the last one goes when this is open
+        shard = asking if other == number else index.shard(other)  # and the previous one is closed
         for rows_B in blocks:
             found.append(_pairs(asking, rows_B, shard, cosine))
             counter.add(len(rows_B))

@@ -1,52 +1,43 @@
-"""The HTTP API, version 1: what is asked and answered at which path, and what every error looks like."""
+"""The HTTP API, version 1: what is asked and answered at which path."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from cluster.profile import Limits, ServeSettings
+from retrieval.errors import UserError
 from retrieval.folder import Folder
-from retrieval.images import ImageRejected
-from serving.deployments.calls import Trouble, Unavailable
+from serving.deployments.calls import Unavailable
 from serving.deployments.messages import Served
+from serving.events import EventStream
+from serving.faults import BadRequest, answer_faults
+from serving.guards.keys import Key, Keys, LoopbackNames
 from serving.guards.limits import BodyLimit, RateLimit
-from serving.guards.middleware import Key, Keys, LastResort, LoopbackNames, RequestId, SecurityHeaders, request_id
+from serving.guards.middleware import LastResort, RequestId, SecurityHeaders, request_id
 from serving.pictures import GalleryPictures
-from serving.protocol import Fault, FaultAnswer, IndexSwitch, Info, Mode, SearchAnswer, SearchRequest
-from serving.search import Event, Search
+from serving.protocol import FaultAnswer, IndexSwitch, Info, Mode, SearchAnswer, SearchRequest
+from serving.search import Search
 
 PAGE = Path(__file__).parent / "page"
 OPEN_PATHS = ("/", "/page/*", "/healthz", "/readyz", "/openapi.json")
 """What needs no API key."""
 FREE_PATHS = (*OPEN_PATHS, "/v1/images/*", "/v1/imagined/*")
 """What does not count as a request: a page shows dozens of pictures for each search."""
-RETRY_SECONDS = 1
-_STATUS: Mapping[Trouble, int] = {"busy": 503, "down": 503, "starting": 503, "late": 504, "failed": 500}
-_STATUS_CODES = {404: "not-found", 405: "method-not-allowed", 415: "not-a-picture"}
 # Parameters of a GET that are text; all others are written as in JSON.
 _TEXTS = {"query", "kind", "mode"}
 _STILL = {"Cache-Control": "private, max-age=3600"}
-
-
-class BadRequest(ValueError):
-    """A request that can not be answered, for the sake of one field."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
 
 
 def make_api(
@@ -62,7 +53,7 @@ def make_api(
     """Make the ASGI application of a service.
 
     Args:
-        keys: who may ask; without any, everyone who can reach it.
+        keys: the API keys that are accepted; without any, requests need none.
         store: its URI, where requests are counted if it is a Redis.
         aggregator: the name to show.
         index: URI of what the service was started with. Where keys are on, only that can be switched to and what lies
@@ -88,8 +79,8 @@ def make_api(
         middleware=guards,
         responses={code: {"model": FaultAnswer} for code in (422, 429, 503, 504)},
     )
-    _answer_faults(api)
-    pictures = GalleryPictures(search)
+    answer_faults(api)
+    pictures = GalleryPictures(search.places)
 
     @api.post("/v1/search", tags=["search"])
     async def search_by_text(body: SearchRequest) -> SearchAnswer:
@@ -154,7 +145,11 @@ def make_api(
     async def switch_index(body: IndexSwitch) -> Info:
         """Serve another index, or another version of it, from now on. Answers when that is so."""
         if keys and not _lies_in(index, body.index):
-            raise ValueError("index names none of this service's own: with API keys on, it serves no others")
+            raise UserError(
+                "index names none of this service's own: with API keys on, it serves no others",
+                code="not-allowed",
+                field="index",
+            )
         return _info(await search.switch(body.index))
 
     @api.get("/healthz", tags=["service"])
@@ -190,45 +185,6 @@ def make_api(
 
     api.mount("/page", StaticFiles(directory=PAGE))
     return api
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events (WHATWG HTML, §9.2): ``text``, ``imagined``, ``fused`` and ``done``, or ``error`` at last."""
-
-    media_type = "text/event-stream"
-    DOCUMENTED: ClassVar[dict[int | str, dict[str, Any]]] = {
-        200: {
-            "description": "Events `text` and `fused` (a SearchAnswer), `imagined` (an ImaginedEvent), `done` ({}) or,"
-            " in the place of what is missing, `error` (a FaultAnswer).",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        }
-    }
-
-    @classmethod
-    async def of(cls, stages: AsyncGenerator[Event]) -> EventStream:
-        """Wait for the first stage, so that a search that fails at once is answered by an error in the usual way."""
-        try:
-            first = await anext(stages)
-        except BaseException:
-            await stages.aclose()
-            raise
-        return cls(_events(first, stages), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-
-
-async def _events(first: Event, stages: AsyncGenerator[Event]) -> AsyncGenerator[str]:
-    async with aclosing(stages):
-        try:
-            yield _event(*first)
-            async for name, data in stages:
-                yield _event(name, data)
-        except (Unavailable, ValueError) as error:
-            yield _event("error", _fault(error)[1])
-        else:
-            yield "event: done\ndata: {}\n\n"
-
-
-def _event(name: str, data: BaseModel) -> str:
-    return f"event: {name}\ndata: {data.model_dump_json()}\n\n"
 
 
 def within(request: SearchRequest, limits: Limits) -> SearchRequest:
@@ -270,7 +226,7 @@ def _as_json(value: str) -> Any:
     try:
         return json.loads(value)
     except ValueError:
-        return value  # to be refused with the words for this field
+        return value  # the model says what is wrong with this field
 
 
 def _parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
@@ -280,39 +236,6 @@ def _parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
         {"name": name, "in": "query", "required": name in required, "schema": field}
         for name, field in schema["properties"].items()
     ]
-
-
-def _answer_faults(api: FastAPI) -> None:
-    """Every error is a FaultAnswer."""
-
-    async def answer(request: Request, error: Exception) -> Response:
-        status, body = _fault(error)
-        headers = dict(getattr(error, "headers", None) or {})
-        if status == 503:
-            headers["Retry-After"] = str(RETRY_SECONDS)
-        return JSONResponse(body.model_dump(), status, headers)
-
-    for kind in (HTTPException, RequestValidationError, Unavailable, ValueError):
-        api.add_exception_handler(kind, answer)
-
-
-def _fault(error: Exception) -> tuple[int, FaultAnswer]:
-    """Status and body of the answer to a request that failed so."""
-    status, code, message, field = 422, "invalid", str(error), None
-    match error:
-        case Unavailable():
-            status, code = _STATUS[error.trouble], str(error.trouble)
-        case HTTPException():
-            status, code, message = error.status_code, _STATUS_CODES.get(error.status_code, "refused"), error.detail
-        case RequestValidationError():
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"][1:])) or None  # after where it was: body, query or path
-            message = f"{field or 'the request'}: {first['msg']}"
-        case BadRequest():
-            code, field = "over-the-limit", error.field
-        case ImageRejected():
-            code = error.reason
-    return status, FaultAnswer(error=Fault(code=code, message=message, field=field), request_id=request_id.get())
 
 
 def _lies_in(index: str, wanted: str) -> bool:

@@ -23,8 +23,8 @@ from serving.deployments.pointer import pointed_at
 from serving.deployments.ranker import Ranker
 from serving.deployments.shards import IndexShard
 from serving.ingress import Ingress, Service
-from serving.memory.memory import warm
-from serving.memory.store import open_store
+from serving.memory import open_store
+from serving.memory.warm import warm
 from serving.protocol import SearchRequest
 from serving.search import Defaults, Parts
 
@@ -32,9 +32,9 @@ LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)
 """One JSON object a line. Serve's own line for each request costs throughput, and the ingress has metrics."""
 
 ROUTER = RequestRouterConfig(initial_backoff_s=0.025, backoff_multiplier=1, max_backoff_s=0.025)
-"""How long a request that found every replica full waits for the next try. Serve lets two tasks a replica route what
-waits, in the order of arrival; their waits grow to half a second and are not taken back when a request of another task
-gets through, so that with its own settings a queue drains at four requests a second however fast the replica is."""
+"""Back-off of a request that found every replica full. In Serve, two tasks for each replica route what waits, in the
+order of arrival; their back-off grows to half a second and is not reset when a request of another task gets through, so
+that with Serve's own settings a queue drains at four requests a second however fast the replica is."""
 
 log = logging.getLogger("ray.serve")
 
@@ -45,7 +45,7 @@ class ServeArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
     target: str
     """What ``mindseye index`` or ``mindseye demo`` made, or an index itself."""
-    profile: str = "tiny"
+    profile: str | Path | Profile = "tiny"
     """A shipped profile, or a YAML file that every node has."""
     aggregator: str | None = None
     """By default the profile's."""
@@ -55,14 +55,14 @@ class ServeArgs(BaseModel):
     """Where imagined queries are kept (``serving.memory``); by default the profile's, else a file of this user."""
 
 
-def build(args: ServeArgs | Mapping[str, str]) -> Application:
+def build(args: ServeArgs | Mapping[str, Any]) -> Application:
     """Build the application: the ingress in front of everything that it asks.
 
     Args:
         args: Serve gives the mapping of its config file or command line as it is.
 
     Raises:
-        ValueError: an artifact or the profile is not there or not fit; the message says which and what to do.
+        UserError: an artifact or the profile is missing or does not fit; the message says which and what to do.
     """
     return front(plan(ServeArgs.model_validate(args)))
 
@@ -75,7 +75,7 @@ def front(service: Service) -> Application:
 
 
 def plan(args: ServeArgs) -> Service:
-    """Bind every deployment but the ingress, for which this is all that it needs; errors are those of ``build``."""
+    """Bind every deployment but the ingress, and return what the ingress needs; errors are those of ``build``."""
     profile = load_profile(args.profile)
     index, store = index_uri(args.target), store_uri(args.store, profile)
     count = len(pointed_at(open_store(store), index).manifest.shards)
@@ -84,7 +84,7 @@ def plan(args: ServeArgs) -> Service:
     learned = aggregator.uri if aggregator else None
     if args.warm:
         queries = QuerySet.open(args.warm)
-        _say_what_is_asked_for(queries, profile)
+        _warn_of_other_defaults(queries, profile)
         warm(open_store(store), queries)
         fingerprint = queries.manifest.models["generator"].fingerprint
     settings = profile.serve
@@ -120,7 +120,7 @@ def store_uri(given: str | None, profile: Profile) -> str:
     return f"sqlite:{cache / 'queries.sqlite'}"
 
 
-def _say_what_is_asked_for(queries: QuerySet, profile: Profile) -> None:
+def _warn_of_other_defaults(queries: QuerySet, profile: Profile) -> None:
     """Warn of a query set that requests find only if they ask for other images than they do by default."""
     manifest = queries.manifest
     made = {"images": manifest.images, "seed": manifest.seed, "templates": manifest.templates}
@@ -158,7 +158,7 @@ def _scaled(
         request_router_config=ROUTER,
         logging_config=LOGGING,
         health_check_period_s=5,
-        # As long as a request may take; who has none does not wait.
+        # As long as a request may take; a replica without one does not wait.
         graceful_shutdown_timeout_s=settings.deadline_ms / 1000,
         **further,
     )

@@ -18,6 +18,7 @@ from urllib.request import Request, urlopen
 
 from pydantic import ValidationError
 
+from retrieval.errors import UserError
 from serving.protocol import Fault, FaultAnswer, ImaginedEvent, Info, SearchAnswer, SearchRequest
 
 TIMEOUT_SECONDS = 150
@@ -25,7 +26,7 @@ KEY_VARIABLE = "MINDSEYE_API_KEY"
 
 
 class ServiceFault(Exception):
-    """The service refused a request, or could not answer it; ``status`` is HTTP's, 200 inside a stream."""
+    """The service rejected a request, or could not answer it; ``status`` is HTTP's, 200 inside a stream."""
 
     def __init__(self, status: int, fault: Fault) -> None:
         super().__init__(fault.message)
@@ -80,7 +81,9 @@ def switch_index(url: str, index: str, *, key: str | None = None) -> Info:
 
 def _open(url: str, method: str, path: str, body: Any, key: str | None) -> HTTPResponse:
     if not url.startswith(("http://", "https://")):
-        raise ValueError(f"a service has a URL that begins with http:// or https://, and not {url!r}")
+        raise UserError(
+            f"a service has a URL that begins with http:// or https://, and not {url!r}", code="bad-url", field="url"
+        )
     headers = {"Content-Type": "application/json"}
     if key := key or os.environ.get(KEY_VARIABLE):
         headers["Authorization"] = f"Bearer {key}"

@@ -13,12 +13,13 @@ from ray import serve
 from cluster.profile import Profile
 from serving.api import make_api
 from serving.deployments.calls import Unavailable
-from serving.guards.middleware import read_keys
+from serving.guards.keys import read_keys
+from serving.memory import open_store
 from serving.memory.memory import Memory
-from serving.memory.store import open_store
+from serving.ray_names import LateBoundApp
 from serving.search import Defaults, Parts, Search
 
-AGAIN_SECONDS, WARM_SECONDS = 1, 10
+RETRY_SECONDS, WARM_SECONDS = 1, 10
 THREADS = 32
 
 log = logging.getLogger("ray.serve")
@@ -58,7 +59,7 @@ class Service:
 
 @serve.deployment
 @serve.ingress()
-class Ingress:
+class Ingress(LateBoundApp):
     """Serves `serving.api`. It answers `/readyz` once all other deployments have answered it."""
 
     async def __init__(self, service: Service) -> None:  # type: ignore[misc]  # Serve awaits it
@@ -67,15 +68,15 @@ class Ingress:
         self.search = service.search()
         self._api = service.api(self.search, behind_serve=True)
         self._warming = asyncio.create_task(self._warm_up())
-        # Requests come as soon as this returns. Who joins a running service knows all parts of it by then; who starts
-        # with them does not wait for the slowest, since texts are answered before.
+        # Requests come as soon as this returns. A replica that joins a running service knows all its parts by then; one
+        # that starts with them does not wait for the slowest, since texts are answered before.
         await asyncio.wait([self._warming], timeout=WARM_SECONDS)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def asgi_app(self) -> FastAPI:
         return self._api
 
     async def check_health(self) -> None:
-        """The parts have checks of their own; here it is that warming up goes on until it is done."""
+        """The parts have checks of their own; this one is that warming up continues until it is done."""
         if self._warming.done() and not self.search.ready:
             raise RuntimeError("warming up ended before every part of the service had answered")
 
@@ -83,6 +84,6 @@ class Ingress:
         while not self.search.ready:
             try:
                 await self.search.warm_up()
-            except (Unavailable, ValueError) as error:
+            except Unavailable as error:
                 log.warning("not ready yet: %s", error)
-                await asyncio.sleep(AGAIN_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)

@@ -116,11 +116,11 @@ class Histogram(Metric):
     @contextmanager
     def timed(self, **labels: str) -> Iterator[None]:
         """Observe how many seconds a block takes, however it ends."""
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
             yield
         finally:
-            self.observe(time.monotonic() - begun, **labels)
+            self.observe(time.monotonic() - started, **labels)
 
 
 class Level(Metric):
@@ -164,7 +164,7 @@ degraded = Counter(
 memory = Counter("mindseye_memory", "Queries whose images were remembered, or not.", outcome=("hit", "miss"))
 refused = Counter(
     "mindseye_refused_requests",
-    "Requests that were refused before they were looked at, or failed (internal), by the code of the fault.",
+    "Requests that were rejected before they were processed, or failed (internal), by the code of the fault.",
     code=(
         "host-unknown",
         "key-missing",

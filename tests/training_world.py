@@ -51,8 +51,8 @@ def write_world(folder: Path, *, spoilt_rows: slice = slice(0)) -> World:
         return unit(text_centres[of] + 2.0 * directions(len(of), D1, rng))
 
     def images(of: np.ndarray, noise: float) -> np.ndarray:
-        told = centres[of] + 0.1 * rng.standard_normal((len(of), D2 // 2))
-        return unit(np.concatenate([told, noise * directions(len(of), D2 // 2, rng)], axis=1))
+        known = centres[of] + 0.1 * rng.standard_normal((len(of), D2 // 2))
+        return unit(np.concatenate([known, noise * directions(len(of), D2 // 2, rng)], axis=1))
 
     row_label, query_label = np.repeat(np.arange(12), ROWS), np.repeat(np.arange(12), 2)
     vlm, vision = texts(row_label), images(row_label, 1.0)

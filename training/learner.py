@@ -1,4 +1,4 @@
-"""One training run without Ray: the network, its optimiser, its schedule, and the state they can go on from."""
+"""One training run without Ray: the network, its optimiser, its schedule, and the state they resume from."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Learner:
 
     def step(self, batch: Batch, rank: int = 0) -> Step:
         """One optimiser step; the parameters stay as they are if the gradient is not finite."""
-        # Dropout by step and worker, so that a run that goes on drops what it would have dropped.
+        # Dropout by step and worker, so that a run that resumes drops what it would have dropped.
         seeds = np.random.SeedSequence([self.settings.seed, self.step_number, rank])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
         self.module.train()
@@ -112,7 +112,7 @@ class Learner:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=fast)
 
     def state(self) -> dict[str, Any]:
-        """Everything the run goes on from: tensors, numbers and strings only."""
+        """Everything the run resumes from: tensors, numbers and strings only."""
         return {
             "model": self.plain.state_dict(),
             "optimiser": self._optimiser.state_dict(),

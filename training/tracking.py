@@ -1,4 +1,4 @@
-"""Where the metrics of a run go: JSON lines always, MLflow where it is installed and told where to."""
+"""Where the metrics of a run go: JSON lines always, MLflow where it is installed and MLFLOW_TRACKING_URI is set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 class Tracker:
     """Writes the history of a run to ``folder/file``; with the extra ``mlflow`` and MLFLOW_TRACKING_URI, there as well.
 
-    A run that goes on after a restart goes on in the same file and the same MLflow run.
+    A run that is resumed writes to the same file and the same MLflow run.
     """
 
     folder: str
@@ -34,7 +34,7 @@ class Tracker:
             try:
                 self._mlflow(history[-1])
             except Exception as error:  # whatever a tracking server does must not cost the run
-                log.warning("MLflow did not take the metrics, which are in %s/%s: %s", self.folder, self.file, error)
+                log.warning("MLflow rejected the metrics, which are in %s/%s: %s", self.folder, self.file, error)
 
     def _mlflow(self, line: dict[str, Any]) -> None:
         import mlflow

@@ -1,4 +1,4 @@
-"""Calls from one deployment to another: each is bounded in time, and what went wrong is said in words."""
+"""Calls from one deployment to another: each is bounded in time, and its errors become a word and a sentence."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Deadline:
     """The moment by which an answer is due, on the monotonic clock, which no change of the time of day moves."""
 
     def __init__(self, seconds: float) -> None:
-        self.begun = time.monotonic()
-        self.due = self.begun + seconds
+        self.started = time.monotonic()
+        self.due = self.started + seconds
 
     @property
     def left(self) -> float:
@@ -49,48 +49,67 @@ class Deadline:
 
     @property
     def spent_ms(self) -> float:
-        return (time.monotonic() - self.begun) * 1000
+        return (time.monotonic() - self.started) * 1000
 
 
-async def call(part: str, method: Any, *args: Any, seconds: float, again: bool = True) -> Any:
+async def call(
+    part: str,
+    method: Any,
+    *args: Any,
+    seconds: float,
+    retry: bool = True,
+    refusals: tuple[type[Exception], ...] = (),
+) -> Any:
     """Return what ``method``, a method of a deployment handle, answers.
 
     Args:
         part: what to call it in messages, such as "the generator".
         seconds: after which the call is cancelled, there as well.
-        again: call a second time when the replica dies meanwhile; Serve itself does not.
+        retry: call a second time if the replica dies meanwhile; Serve itself does not.
+        refusals: exceptions by which the method refuses what the client gave, in words for the client. Every other
+            exception is a fault of the service: even a ``UserError``, for it is about our own files and settings.
 
     Raises:
-        Unavailable: no answer.
-        ValueError: the method refused its arguments, in its own words.
+        Unavailable: no answer. A fault of the service is logged with its traceback, and only named here.
+        Exception: one of ``refusals``, as the method raised it.
     """
     deadline = Deadline(seconds)
     response = method.remote(*args)
     try:
         return await asyncio.wait_for(response, seconds)
     except asyncio.CancelledError:
-        response.cancel()  # who stops waiting has not yet stopped the work
+        response.cancel()  # or the work would continue although nobody waits for it
         raise
-    except (TimeoutError, RequestCancelledError):  # the second where cancelling was quicker than the clock
-        response.cancel()
-        raise Unavailable(part, "late") from None
-    except BackPressureError:
-        raise Unavailable(part, "busy") from None
-    except RayActorError as error:  # the replica died with the request in it
-        if again and deadline.left:
-            return await call(part, method, *args, seconds=deadline.left, again=False)
-        raise Unavailable(part, "down") from error
-    except DeploymentUnavailableError as error:
-        raise Unavailable(part, "down") from error
     except Exception as error:
-        raise _own_words(part, error) from error
+        if isinstance(error, TimeoutError):
+            response.cancel()
+        if retry and deadline.left and isinstance(error, RayActorError):  # the replica died with the request in it
+            return await call(part, method, *args, seconds=deadline.left, retry=False, refusals=refusals)
+        raise _fault(part, error, refusals) from error
 
 
-def _own_words(part: str, error: BaseException) -> Exception:
-    """What the replica raised, without Ray's wrapping, whose message is a coloured traceback."""
-    while isinstance(error, RayTaskError):
-        error = error.cause
-    if isinstance(error, (ValueError, Unavailable)):
-        return error
-    log.error("%s failed", part, exc_info=error)
+async def call_every_replica(
+    part: str, handle: Any, method: str, *args: Any, seconds: float, refusals: tuple[type[Exception], ...] = ()
+) -> None:
+    """Call a method of every replica of a deployment; arguments and errors are those of ``call``."""
+    try:
+        await asyncio.wait_for(handle.broadcast(method, *args).results_async(), seconds)
+    except Exception as error:
+        raise _fault(part, error, refusals) from error
+
+
+def _fault(part: str, error: Exception, refusals: tuple[type[Exception], ...]) -> Exception:
+    """What a call that ended in ``error`` means to its caller. A fault of the service is logged."""
+    cause: Exception = error
+    while isinstance(cause, RayTaskError):  # whose own message is a coloured traceback
+        cause = cause.cause
+    if isinstance(cause, (Unavailable, *refusals)):
+        return cause
+    if isinstance(error, (TimeoutError, RequestCancelledError)):  # the second if cancelling was quicker than the clock
+        return Unavailable(part, "late")
+    if isinstance(error, BackPressureError):
+        return Unavailable(part, "busy")
+    if isinstance(error, (RayActorError, DeploymentUnavailableError)):
+        return Unavailable(part, "down")
+    log.error("%s failed", part, exc_info=error)  # of a task of Ray, its message has the replica's traceback
     return Unavailable(part, "failed")

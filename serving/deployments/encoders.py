@@ -3,7 +3,7 @@
 Each row of a batch is encoded by itself, but kernels for other batch sizes round differently: under load a vector may
 differ in its last bits from the one that the same request gets alone.
 
-Libraries of models are imported by the replicas alone: who builds the graph need not wait for them.
+Libraries of models are imported by the replicas alone: the process that builds the graph need not wait for them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class PictureEncoder:
         self._encoder = encoder
         self._model = Model(record_of(encoder), templates, context)
         self._encode_pictures = batched("pictures", self._many_pictures, settings)
-        self._many_pictures([encoder.preprocess.blank()[None]])  # a first run is slow, and not to be a request
+        self._many_pictures([encoder.preprocess.blank()[None]])  # the first run is slow, and should not be a request
 
     async def model(self) -> Model:
         return self._model
@@ -115,7 +115,7 @@ class VLMTowers(PictureEncoder):
         """Encode a query.
 
         Raises:
-            ValueError: the text is blank or too long.
+            UserError: the text is blank or too long.
         """
         return await self._encode_texts(text)
 

@@ -1,4 +1,4 @@
-"""The diffusion model as a deployment: one generation at a time on each replica, for as many requests as wait."""
+"""The diffusion model as a deployment: each replica runs one generation at a time, for as many requests as wait."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from retrieval.artifacts import TrainedAggregator
 from retrieval.images import thumbnail
 from serving import metrics
 from serving.deployments.calls import call
-from serving.deployments.messages import BY_VALUE_BYTES, PROBE, Imagination, Model
+from serving.deployments.messages import PROBE, Imagination, Model
+from serving.ray_names import sized_for
 
 if TYPE_CHECKING:
     from retrieval.models.generator import Imagined
     from retrieval.models.preprocess import Preprocess
 
 FRESH_SECONDS = 60
-"""A health check trusts a success that is no older, and paints a picture otherwise."""
+"""A health check trusts a generation that is no older, and runs one otherwise."""
 STUCK_SECONDS = 300
 """A generation that takes longer will not end: the replica is replaced."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Order:
+class _Request:
     """A request that waits for its images; its future is cancelled when the client has gone."""
 
     text: str
@@ -57,7 +58,7 @@ class _Order:
 class ImaginingGenerator:
     """Imagines texts, and has the images encoded by the vision encoder: what goes back to the caller is small.
 
-    A pipeline makes one batch at a time. Requests that come meanwhile make up the next one, as far as they want equally
+    A pipeline makes one batch at a time. Requests that come meanwhile make up the next one, if they want equally
     many images of the same seed. A generation stops at the next denoising step once nobody waits for it.
     """
 
@@ -71,12 +72,12 @@ class ImaginingGenerator:
         self._vision = vision
         self._preprocess: Preprocess | None = None
         self._images_at_once = profile.models.generator.batch
-        self._orders_at_once = profile.serve.generator.batch
+        self._requests_at_once = profile.serve.generator.batch
         self._call_seconds = profile.serve.deadline_ms / 1000
-        self._orders: deque[_Order] = deque()
-        self._painter: asyncio.Task[None] | None = None
-        self._painting_since: float | None = None
-        self._generator.imagine([PROBE], 1, batch=self._images_at_once)  # a first run is slow, and not to be a request
+        self._waiting: deque[_Request] = deque()
+        self._runner: asyncio.Task[None] | None = None
+        self._running_since: float | None = None
+        self._generator.imagine([PROBE], 1, batch=self._images_at_once)  # the first run is slow
         self._succeeded = time.monotonic()
 
     async def model(self) -> Model:
@@ -86,67 +87,66 @@ class ImaginingGenerator:
         """Imagine a text as up to ``images`` images.
 
         Raises:
-            ValueError: the text is blank or too long.
+            UserError: the text is blank or too long.
             Unavailable: the vision encoder does not answer.
         """
         imagined = await self._imagined(text, images, seed)
         if self._preprocess is None:
             self._preprocess = await self._ask_vision(self._vision.preprocess)
         pixels_KHWC, thumbnails = await asyncio.to_thread(_prepared, imagined, self._preprocess)
-        large = pixels_KHWC.nbytes > BY_VALUE_BYTES
-        encode = self._vision.options(method_name="encode_pictures", _by_reference=large or None)
+        encode = sized_for(self._vision, "encode_pictures", pixels_KHWC.nbytes)
         return Imagination(await self._ask_vision(encode, pixels_KHWC), imagined.seeds, thumbnails, imagined.rejected)
 
     async def check_health(self) -> None:
-        """Paint a picture, unless one was painted lately or is being painted.
+        """Generate an image, unless one was generated lately or is being generated.
 
         Raises:
             RuntimeError: a generation has been under way for longer than STUCK_SECONDS.
         """
         now = time.monotonic()
-        if self._painting_since is not None:
-            if now - self._painting_since > STUCK_SECONDS:
+        if self._running_since is not None:
+            if now - self._running_since > STUCK_SECONDS:
                 raise RuntimeError(f"a generation has not ended in {STUCK_SECONDS} seconds")
         elif now - self._succeeded > FRESH_SECONDS:
             await self._imagined(PROBE, 1, 0)
 
     async def _imagined(self, text: str, images: int, seed: int) -> Imagined:
-        order = _Order(text, images, seed, asyncio.get_running_loop().create_future())
-        self._orders.append(order)
-        if self._painter is None:
-            self._painter = asyncio.create_task(self._paint_all())
-        return await order.done
+        request = _Request(text, images, seed, asyncio.get_running_loop().create_future())
+        self._waiting.append(request)
+        if self._runner is None:
+            self._runner = asyncio.create_task(self._run_batches())
+        return await request.done
 
-    async def _paint_all(self) -> None:
-        while orders := self._next_orders():
-            self._painting_since = time.monotonic()
-            metrics.batch_size.observe(len(orders), part="generator")
+    async def _run_batches(self) -> None:
+        while batch := self._next_batch():
+            self._running_since = time.monotonic()
+            metrics.batch_size.observe(len(batch), part="generator")
             try:
                 with metrics.generation_seconds.timed():
-                    made: Sequence[Imagined | Exception] = await asyncio.to_thread(self._paint, orders)
+                    made: Sequence[Imagined | Exception] = await asyncio.to_thread(self._generate, batch)
             except Exception as error:
-                made = [error] * len(orders)
+                made = [error] * len(batch)
             else:
                 self._succeeded = time.monotonic()
-            for order, result in zip(orders, made, strict=True):
-                order.settle(result)
-        self._painter = self._painting_since = None
+            for request, result in zip(batch, made, strict=True):
+                request.settle(result)
+        self._runner = self._running_since = None
 
-    def _next_orders(self) -> list[_Order]:
-        """The oldest order that is still wanted, and others that can be painted with it."""
-        wanted = [order for order in self._orders if not order.unwanted]
-        chosen = [order for order in wanted if (order.images, order.seed) == (wanted[0].images, wanted[0].seed)]
-        chosen = chosen[: self._orders_at_once]
-        self._orders = deque(order for order in wanted if order not in chosen)
+    def _next_batch(self) -> list[_Request]:
+        """The oldest request that is still wanted, and others that can be generated with it."""
+        wanted = [request for request in self._waiting if not request.unwanted]
+        chosen = [request for request in wanted if (request.images, request.seed) == (wanted[0].images, wanted[0].seed)]
+        chosen = chosen[: self._requests_at_once]
+        self._waiting = deque(request for request in wanted if request not in chosen)
         return chosen
 
-    def _paint(self, orders: Sequence[_Order]) -> list[Imagined]:
+    def _generate(self, batch: Sequence[_Request]) -> list[Imagined]:
         return self._generator.imagine(
-            [order.text for order in orders],
-            orders[0].images,
-            seed=orders[0].seed,
+            [request.text for request in batch],
+            batch[0].images,
+            seed=batch[0].seed,
             batch=self._images_at_once,
-            stop=lambda: all(order.unwanted for order in orders),
+            stop=lambda: all(request.unwanted for request in batch),
         )
 
     async def _ask_vision(self, method: Any, *arguments: Any) -> Any:

@@ -15,8 +15,6 @@ PROBE = "a red striped star"
 """The query of warm-ups and health checks."""
 START_SECONDS = 600
 """How long models and shards may take to be there, and shards to fetch and map a new version."""
-BY_VALUE_BYTES = 512 * 1024
-"""Larger arguments go through Ray's object store: what is sent along with a call is limited, and slow when large."""
 
 
 @dataclass(frozen=True)

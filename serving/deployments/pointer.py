@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from retrieval.artifacts import Index
-from serving.memory.store import Store
+from serving.memory import Store
 
 
 def pointer(started_with: str) -> str:
@@ -15,6 +15,6 @@ def pointed_at(store: Store, started_with: str) -> Index:
     """Open the newest version of the index to serve, or the one version that is named.
 
     Raises:
-        ValueError: there is none, or its manifest is damaged.
+        UserError: there is none, or its manifest is damaged.
     """
     return Index.open(store.setting(pointer(started_with)) or started_with)

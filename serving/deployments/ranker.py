@@ -1,7 +1,7 @@
-"""The ranker: pools imagined images, fuses them with the text, asks every shard, merges; and moves to new versions.
+"""The ranker: pools imagined images, fuses them with the text, asks every shard, merges; and switches versions.
 
 An index version never changes. A call names the version it wants, or takes the current one and is told which it was, so
-that one answer is ranked wholly by one version while the current one moves on.
+that one answer is ranked wholly by one version, even while the current one changes.
 """
 
 from __future__ import annotations
@@ -9,25 +9,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.profile import Profile
 from retrieval.artifacts import Index, Role, TrainedAggregator
 from retrieval.artifacts.compatibility import check_made_by, check_same_models
+from retrieval.errors import DamagedError, UserError
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
 from retrieval.index.hits import merge_topk
 from serving import metrics
-from serving.deployments.calls import Unavailable, call
+from serving.deployments.calls import Unavailable, call, call_every_replica
 from serving.deployments.messages import START_SECONDS, Model, Part, Ranking, Row, Served
 from serving.deployments.pointer import pointed_at, pointer
 from serving.deployments.shards import KEPT_VERSIONS
-from serving.memory.store import open_store
+from serving.memory import open_store
 
 SHARE_OF_SHARDS = 0.8
 """Of the time that a call has, so much is for the shards: what they found still has to be merged and sent."""
@@ -56,7 +57,7 @@ class Ranker:
         self._store = open_store(store)
         self._shards = shards
         self._network = None
-        self._versions: OrderedDict[str, Index] = OrderedDict()
+        self._versions: LRUCache[str, Index] = LRUCache(KEPT_VERSIONS)
         self._current = await asyncio.to_thread(pointed_at, self._store, index)
         if aggregator:
             trained = TrainedAggregator.open(aggregator)
@@ -65,7 +66,7 @@ class Ranker:
         for role, encoder in encoders.items():
             model: Model = await call(f"the {role} model", encoder.model, seconds=START_SECONDS)
             check_made_by(self._current, role, model.record.uri, model.record.fingerprint)
-        await self._ask_shards("open", self._current.uri, seconds=START_SECONDS)
+        await self._ask_shards("open", self._current.uri, seconds=START_SECONDS, refusals=(UserError,))
         self._switching = asyncio.Lock()
         self._watch = asyncio.create_task(self._follow_for_ever())
 
@@ -113,12 +114,21 @@ class Ranker:
     async def path(self, id: str) -> tuple[str, str] | None:
         """Return the path of the row of that id in the current version, and what it is relative to; None if there is
         none.
+
+        Raises:
+            Unavailable: a shard that may have the row did not answer.
         """
         index = self._current
         seconds = self._settings.shard_timeout_ms / 1000
         found = await self._ask_shards("path", index.uri, id, seconds=seconds)
-        places = (place for place in found if place and not isinstance(place, Unavailable))
-        return next(((path, index.manifest.sources[batch]) for path, batch in places), None)
+        for place in found:
+            if place and not isinstance(place, Unavailable):
+                path, batch = place
+                return path, index.manifest.sources[batch]
+        for missing in found:
+            if isinstance(missing, Unavailable):
+                raise missing
+        return None
 
     async def served(self) -> Served:
         manifest = self._current.manifest
@@ -134,17 +144,17 @@ class Ranker:
         )
 
     async def switch(self, index: str) -> Served:
-        """Serve another index, or one version of it, from now on, and write so into the store for the other replicas.
+        """Serve another index, or one version of it, from now on, and record that in the store for the other replicas.
 
         Raises:
-            ValueError: there is none at that URI, or other models made it.
+            UserError: there is none at that URI, a file of it is damaged, or other models made it.
         """
-        await self._adopt(await asyncio.to_thread(Index.open, index))
+        await self._adopt(await asyncio.to_thread(_open, index))
         await asyncio.to_thread(self._store.set_setting, pointer(self._started_with), index)
         return await self.served()
 
     async def follow(self) -> None:
-        """Look at the pointer now, and move to the version that it names."""
+        """Read the pointer now, and switch to the version that it names."""
         index = await asyncio.to_thread(pointed_at, self._store, self._started_with)
         if index.uri != self._current.uri:
             await self._adopt(index)
@@ -157,33 +167,60 @@ class Ranker:
         if not np.isfinite(fused_query(vlm_D1, visual_D2, 0.5)).all():
             raise RuntimeError("the aggregator makes vectors that are not finite")
         if self._watch.done():
-            raise RuntimeError("nothing follows the pointer to the index any more")
+            raise RuntimeError("the task that follows the pointer to the index has ended")
 
     async def _follow_for_ever(self) -> None:
         while True:
             await asyncio.sleep(self._settings.watch_seconds)
             try:
                 await self.follow()
-            except Exception as error:  # a store or a file system may be away for a while; what is served goes on
-                log.warning("can not move to another index version, and serves %s on: %s", self._current.uri, error)
+            except (UserError, OSError, Unavailable) as error:  # a store or a file system may be away for a while
+                log.warning("cannot switch to another index version, still serving %s: %s", self._current.uri, error)
+            except Exception:
+                log.exception("cannot switch to another index version, still serving %s", self._current.uri)
 
     async def _adopt(self, index: Index) -> None:
         async with self._switching:
-            check_same_models(index, self._current, ["vlm", "vision"])
-            opened = [shard.broadcast("open", index.uri) for shard in self._shards]
-            await asyncio.wait_for(asyncio.gather(*(each.results_async() for each in opened)), START_SECONDS)
+            self._check_models(index)
+            await self._open_everywhere(index)
             self._versions[self._current.uri] = self._current
             log.info("serving index version %s, after %s", index.uri, self._current.uri)
             self._current = index
+
+    def _check_models(self, index: Index) -> None:
+        try:
+            check_same_models(index, self._current, ["vlm", "vision"])
+        except UserError as error:  # it names places of this machine
+            log.warning("%s", error)
+            raise UserError(
+                "that index was made by other models than this service runs: index the gallery with this service's"
+                " profile, or start a service with the index's profile",
+                code="other-model",
+                field="index",
+            ) from error
+
+    async def _open_everywhere(self, index: Index) -> None:
+        """Have every replica of every shard open a version."""
+        opening = (
+            call_every_replica(
+                f"shard {number}", shard, "open", index.uri, seconds=START_SECONDS, refusals=(UserError,)
+            )
+            for number, shard in enumerate(self._shards)
+        )
+        try:
+            await asyncio.gather(*opening)
+        except UserError as error:  # it may name a local copy of the file
+            log.warning("%s", error)
+            raise DamagedError(
+                f"a file of index version {index.version} is damaged or missing; the service's log names it",
+                field="index",
+            ) from error
 
     async def _version(self, uri: str | None) -> Index:
         if uri is None or uri == self._current.uri:
             return self._current
         if uri not in self._versions:  # another replica of the ranker is ahead of this one, or behind
             self._versions[uri] = await asyncio.to_thread(Index.open, uri)
-        self._versions.move_to_end(uri)
-        while len(self._versions) > KEPT_VERSIONS:
-            self._versions.popitem(last=False)
         return self._versions[uri]
 
     def _pooled(self, vision: np.ndarray | None, index: Index) -> tuple[np.ndarray, list[float | None]]:
@@ -202,12 +239,16 @@ class Ranker:
             [attention_K] = self._network.attention(torch.from_numpy(features_1KD2))
         return visual_D2, [share if math.isfinite(share) else None for share in attention_K.tolist()]
 
-    async def _ask_shards(self, method: str, *arguments: Any, seconds: float) -> list[Any]:
-        """What each shard deployment answers, or why it does not."""
+    async def _ask_shards(
+        self, method: str, *arguments: Any, seconds: float, refusals: tuple[type[Exception], ...] = ()
+    ) -> list[Any]:
+        """What each shard deployment answers, or why it does not; ``refusals`` are raised (``calls.call``)."""
 
         async def ask(number: int, shard: DeploymentHandle) -> Any:
             with metrics.shard_seconds.timed(shard=str(number)), metrics.waiting.one(part="shard"):
-                return await call(f"shard {number}", getattr(shard, method), *arguments, seconds=seconds)
+                return await call(
+                    f"shard {number}", getattr(shard, method), *arguments, seconds=seconds, refusals=refusals
+                )
 
         replies = await asyncio.gather(*(ask(*each) for each in enumerate(self._shards)), return_exceptions=True)
         for reply in replies:
@@ -216,6 +257,21 @@ class Ranker:
             elif isinstance(reply, BaseException):
                 raise reply
         return replies
+
+
+def _open(index: str) -> Index:
+    """Open the index that a client named."""
+    try:
+        return Index.open(index)
+    except UserError:
+        raise
+    except ValueError as error:  # of the library that reads such a URI
+        log.warning("%s: %s", index, error)
+        raise UserError(
+            "the index cannot be opened: give a local path, or a URI such as s3://bucket/index",
+            code="bad-uri",
+            field="index",
+        ) from error
 
 
 def _merged(parts: Sequence[Part], k: int, sources: Mapping[str, str]) -> list[Row]:

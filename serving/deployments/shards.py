@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from cachetools import LRUCache
 from ray import serve
 
 from retrieval.artifacts import Index
 from retrieval.index.shard import Shard
 from serving.deployments.messages import Part
 from serving.deployments.pointer import pointed_at
-from serving.memory.store import open_store
+from serving.memory import open_store
 
 KEPT_VERSIONS = 2
-"""The one that is served and the one before, which answers under way still want."""
+"""The one that is served and the one before, which answers under way still need."""
 
 
 @serve.deployment
@@ -32,16 +32,17 @@ class IndexShard:
     def __init__(self, number: int, deployments: int, index: str, store: str) -> None:
         self._number = number
         self._deployments = deployments
-        self._open: OrderedDict[str, list[Shard]] = OrderedDict()
+        self._open: LRUCache[str, list[Shard]] = LRUCache(KEPT_VERSIONS)  # searches under way hold what it evicts
         self._opening = asyncio.Lock()
         current = pointed_at(open_store(store), index)
-        self._keep(current.uri, self._load(current))
+        self._open[current.uri] = self._load(current)
+        self._last_asked = current.uri
 
     async def open(self, version: str) -> None:
         """Open a version, so that no search has to wait for it.
 
         Raises:
-            ValueError: there is none at that URI, or a file of it is damaged.
+            UserError: there is none at that URI, or a file of it is damaged.
         """
         await self._shards(version)
 
@@ -56,8 +57,8 @@ class IndexShard:
 
     async def check_health(self) -> None:
         """Search for a row that is there, as queries do."""
-        version, shards = next(reversed(self._open.items()))
-        for shard in shards:
+        version = self._last_asked
+        for shard in self._open[version]:
             if len(shard):
                 [part] = await asyncio.to_thread(_search, [shard], np.asarray(shard.vectors[0], np.float32), 1)
                 if not np.isfinite(part.hits.scores).all():
@@ -67,17 +68,12 @@ class IndexShard:
         if version not in self._open:
             async with self._opening:
                 if version not in self._open:
-                    self._keep(version, await asyncio.to_thread(lambda: self._load(Index.open(version))))
-        self._open.move_to_end(version)
+                    self._open[version] = await asyncio.to_thread(lambda: self._load(Index.open(version)))
+        self._last_asked = version
         return self._open[version]
 
     def _load(self, index: Index) -> list[Shard]:
         return [index.shard(j) for j in range(self._number, len(index.manifest.shards), self._deployments)]
-
-    def _keep(self, version: str, shards: list[Shard]) -> None:
-        self._open[version] = shards
-        while len(self._open) > KEPT_VERSIONS:
-            self._open.popitem(last=False)  # searches under way hold on to it
 
 
 def _search(shards: Sequence[Shard], query_D: np.ndarray, k: int) -> list[Part]:

@@ -1,1 +1,1 @@
-"""What stands before the API: keys, rates, sizes, and who may connect."""
+"""What guards the API: keys, rates, sizes, and which machines may connect. ASGI middlewares."""

@@ -20,14 +20,14 @@ from serving.guards.middleware import CALLER, HttpMiddleware, listed, refuse
 
 log = logging.getLogger("ray.serve")
 
-# What is left of the body is not read, so the connection can not be used again.
+# The rest of the body is not read, so the connection cannot be used again.
 _CLOSE = {"Connection": "close"}
 
 
 class BodyLimit(HttpMiddleware):
     """Reads a request's body, within bounds, before the application sees the request.
 
-    So nothing is kept waiting behind someone who sends slowly, and at most ``max_bytes`` of a request are in memory.
+    So nothing waits behind a slow sender, and at most ``max_bytes`` of a request are in memory.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, seconds: float) -> None:
@@ -77,8 +77,8 @@ class RateLimit(HttpMiddleware):
     replica counts by itself. While the Redis does not answer, nobody is refused.
     """
 
-    REST_SECONDS = 5.0
-    """How long a Redis that failed is left alone."""
+    BACK_OFF_SECONDS = 5.0
+    """How long a Redis that failed is not asked."""
 
     def __init__(
         self, app: ASGIApp, *, per_minute: int, store: str = "memory:", free_paths: Sequence[str] = ()
@@ -87,7 +87,7 @@ class RateLimit(HttpMiddleware):
         self.free_paths = free_paths
         self._item = RateLimitItemPerMinute(per_minute)
         self._limiter = MovingWindowRateLimiter(_storage(store))
-        self._resting_until = 0.0
+        self._failed_until = 0.0
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         wait = None if listed(scope, self.free_paths) else await self._seconds_to_wait(_caller(scope))
@@ -98,7 +98,7 @@ class RateLimit(HttpMiddleware):
         await refuse(scope, receive, send, 429, "too-many-requests", message, {"Retry-After": str(wait)})
 
     async def _seconds_to_wait(self, caller: str) -> int | None:
-        if time.monotonic() < self._resting_until:
+        if time.monotonic() < self._failed_until:
             return None
         try:
             if await self._limiter.hit(self._item, caller):
@@ -106,8 +106,8 @@ class RateLimit(HttpMiddleware):
             reset = (await self._limiter.get_window_stats(self._item, caller)).reset_time
             return max(1, math.ceil(reset - time.time()))
         except StorageError as error:
-            self._resting_until = time.monotonic() + self.REST_SECONDS
-            log.warning("requests are not counted for %.0f s: %s", self.REST_SECONDS, error.storage_error)
+            self._failed_until = time.monotonic() + self.BACK_OFF_SECONDS
+            log.warning("requests are not counted for %.0f s: %s", self.BACK_OFF_SECONDS, error.storage_error)
             return None
 
 

@@ -35,8 +35,6 @@ CHROMIUM = "apt-get install chromium (or put chromium, chromium-browser or googl
 QUERY = "yellow dotted fish"
 ATTACK = "<img src=x onerror='window.attacked = true'>.jpg"
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def chromium() -> str:

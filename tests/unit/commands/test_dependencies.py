@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,6 @@ OURS = {*INSTALLED, *PROJECT["tool"]["setuptools"]["py-modules"], "benchmarks", 
 NOT_IMPORTED = {
     "accelerate": "diffusers loads large models through it",
     "mindseye": "extras name each other",
-    "fakeredis": "tests ask for it by name where no Redis server is installed",
-    "flask": "moto's server",
     "flask-cors": "moto's server",
     "httpx2": "Starlette's test client",
     "mypy": "a program",
@@ -44,24 +43,29 @@ def declared(*extras: str) -> set[str]:
     return {canonical(requirement) for group in groups for requirement in group}
 
 
-def foreign(files: list[Path]) -> dict[str, set[str]]:
-    """Distributions that these files import, wherever in them, with the files that do."""
+def imports(node: ast.AST) -> list[str]:
+    """Modules that a node imports, ``pytest.importorskip`` included."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        return [node.module]
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.importorskip":
+        return [str(ast.literal_eval(node.args[0]))]
+    return []
+
+
+@cache
+def foreign(*places: str) -> dict[str, set[str]]:
+    """Distributions that the files of these places import, wherever in them, with the files that do."""
     local = OURS | {file.stem for file in (ROOT / "tests").rglob("*.py")}
     by_module = packages_distributions()
     found: dict[str, set[str]] = {}
-    for file in files:
+    for file in (file for place in places for file in sorted((ROOT / place).rglob("*.py")) or [ROOT / place]):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names = [node.module]
-            for module in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - local:
+            for module in {name.split(".")[0] for name in imports(node)} - set(sys.stdlib_module_names) - local:
                 for distribution in by_module.get(module, [module]):
                     found.setdefault(canonical(distribution), set()).add(str(file.relative_to(ROOT)))
     return found
-
-
-def sources(*folders: str) -> list[Path]:
-    return [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def undeclared(imported: dict[str, set[str]], known: set[str]) -> dict[str, set[str]]:
@@ -69,20 +73,20 @@ def undeclared(imported: dict[str, set[str]], known: set[str]) -> dict[str, set[
 
 
 def test_what_the_packages_import_is_declared() -> None:
-    imported = foreign([ROOT / "mindseye.py", *sources(*INSTALLED)])
+    imported = foreign("mindseye.py", *INSTALLED)
     assert not undeclared(imported, declared("mlflow", "redis"))
 
 
 def test_what_only_tests_and_benchmarks_import_is_declared_for_developers() -> None:
-    imported = foreign(sources("tests", "benchmarks"))
+    imported = foreign("tests", "benchmarks")
     assert not undeclared(imported, declared("mlflow", "redis", "dev"))
 
 
 def test_what_is_declared_is_imported_or_has_a_reason() -> None:
-    imported = foreign([ROOT / "mindseye.py", *sources(*INSTALLED)])
+    imported = foreign("mindseye.py", *INSTALLED)
     assert declared("mlflow", "redis") <= imported.keys() | NOT_IMPORTED.keys()
-    imported |= foreign(sources("tests", "benchmarks"))
-    assert declared("dev") <= imported.keys() | NOT_IMPORTED.keys()
+    for_developers = imported.keys() | foreign("tests", "benchmarks").keys()
+    assert declared("dev") <= for_developers | NOT_IMPORTED.keys()
 
 
 def test_every_dependency_is_pinned() -> None:
@@ -95,3 +99,16 @@ def test_ray_is_bounded_to_the_version_it_was_verified_with() -> None:
     pins: Any = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split())
     major, minor = map(int, pins["ray"].split(".")[:2])
     assert ray.endswith(f">={major}.{minor},<{major}.{minor + 1}")
+
+
+def test_every_file_of_the_packages_is_installed() -> None:
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]
+    data = {file for package, globs in patterns.items() for glob in globs for file in (ROOT / package).glob(glob)}
+    for package in INSTALLED:
+        for file in sorted((ROOT / package).rglob("*")):
+            if file.is_dir() or {"__pycache__", "work"} & set(file.parts):
+                continue
+            if file.suffix == ".py":
+                assert (file.parent / "__init__.py").exists(), f"{file.parent} is no package"
+            else:
+                assert file in data, f"{file} is in no pattern of package-data"

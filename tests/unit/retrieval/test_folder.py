@@ -111,13 +111,15 @@ def test_a_folder_that_is_made_as_it_is_listed_is_there_or_not(tmp_path: Path) -
 
     maker = threading.Thread(target=make)
     maker.start()
-    for i in range(200):
-        place = tmp_path / str(i)
-        wanted.put(place)
-        while not place.exists():
-            assert Folder(place).files() == []
-    wanted.put(None)
-    maker.join()
+    try:
+        for i in range(200):
+            place = tmp_path / str(i)
+            wanted.put(place)
+            while not place.exists():
+                assert Folder(place).files() == []
+    finally:
+        wanted.put(None)
+        maker.join()
 
 
 def test_a_child_is_a_folder_of_its_own(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import uvicorn
+from errors import refused
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -23,17 +24,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp
 
+from serving.guards import keys as keys_module
+from serving.guards.keys import Keys, check_exposure, read_keys
 from serving.guards.limits import BodyLimit, RateLimit
-from serving.guards.middleware import (
-    CALLER,
-    Keys,
-    LastResort,
-    RequestId,
-    SecurityHeaders,
-    check_exposure,
-    read_keys,
-    request_id,
-)
+from serving.guards.middleware import CALLER, LastResort, RequestId, SecurityHeaders, request_id
 
 KEY, OTHER, EXPIRED, ENDING = (
     "first-key-0123456789",
@@ -173,7 +167,7 @@ def test_a_declared_length_over_the_limit_is_refused_before_a_byte_is_read(bound
         assert time.monotonic() - begun < 15  # it has not waited for a body
     answer_ = bounded.ask("/", "POST", b"x" * 1001)
     assert (answer_.status, answer_.fault["code"]) == (413, "body-too-large")
-    assert answer_.fault["message"] == "the body of a request may have at most 1,000 bytes"
+    assert "1,000 bytes" in answer_.fault["message"]
     assert not seen
 
 
@@ -190,7 +184,7 @@ def test_a_slow_body_is_given_up(app: ASGIApp, seen: Seen) -> None:
         for head in (CHUNKED, b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 900\r\n\r\n"):
             slow = server.send(head, *[chunk(b"x")] * 12, pause=0.1)
             assert slow.startswith(b"HTTP/1.1 408")
-            assert b"the body of a request must arrive within 0.5 s" in slow
+            assert b'"body-too-slow"' in slow
     assert not seen
 
 
@@ -285,11 +279,9 @@ def test_open_paths_are_these_and_no_others(locked: Server) -> None:
 
 
 def test_each_key_is_compared_in_constant_time(app: ASGIApp, keys_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from serving.guards import middleware
-
     compared: list[tuple[bytes, bytes]] = []
-    real = middleware.hmac.compare_digest
-    monkeypatch.setattr(middleware.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
+    real = keys_module.hmac.compare_digest
+    monkeypatch.setattr(keys_module.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
     guard = Keys(app, read_keys(keys_file))
     for given in (KEY, ENDING, "wrong", ""):
         compared.clear()
@@ -300,19 +292,20 @@ def test_each_key_is_compared_in_constant_time(app: ASGIApp, keys_file: Path, mo
 
 def test_a_keys_file_that_is_wrong_is_said_without_the_key(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    with pytest.raises(ValueError, match=r"the API keys in .*keys can not be read: .*No such file"):
+    with refused("unreadable", "serve.keys_file"):
         read_keys(file)
-    for content, complaint in (
-        ("# nothing\n\n", r"has no API key in it"),
-        (f"{KEY}\nhidden\n", r"line 2: an API key has at least 16 ASCII characters; python -c"),
-        ("sssssssssé-hidden", r"line 1: an API key has at least 16 ASCII"),
-        (f"{KEY} hidden", r"line 1: after the key, only a day or time"),
-        (f"{KEY} 2026-13-45", r"line 1: after the key, only a day or time"),
-        (f"{KEY} 2026-01-01 12:00", r"line 1: after the key, only a day or time"),
+    for content, code, line in (
+        ("# nothing\n\n", "no-keys", ""),
+        (f"{KEY}\nhidden\n", "bad-key", "line 2"),
+        ("sssssssssé-hidden", "bad-key", "line 1"),
+        (f"{KEY} hidden", "bad-expiry", "line 1"),
+        (f"{KEY} 2026-13-45", "bad-expiry", "line 1"),
+        (f"{KEY} 2026-01-01 12:00", "bad-expiry", "line 1"),
     ):
         file.write_text(content)
-        with pytest.raises(ValueError, match=complaint) as caught:
+        with refused(code, "serve.keys_file") as caught:
             read_keys(file)
+        assert line in str(caught.value)
         assert "hidden" not in str(caught.value)
         assert "first-key" not in str(caught.value)
 
@@ -321,7 +314,7 @@ def test_only_the_loopback_may_go_without_keys(keys_file: Path) -> None:
     for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
         check_exposure(host, [])
     for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "", "localhost.example.org"):
-        with pytest.raises(ValueError, match=r"can be reached from other machines, so it needs API keys"):
+        with refused("keys-needed", "host"):
             check_exposure(host, [])
         check_exposure(host, read_keys(keys_file))
 

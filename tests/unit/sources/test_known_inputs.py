@@ -64,3 +64,13 @@ def test_what_is_known_takes_16_bytes_a_row(tmp_path: Path) -> None:
     listed(photos, tmp_path / "list")
     known = KnownInputs([Known(Folder(tmp_path / "list"))])
     assert sum(array.nbytes for array in vars(known).values() if isinstance(array, np.ndarray)) == 16 * 100
+
+
+def test_a_file_that_changes_after_a_run_is_seen_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").write_bytes(b"first")
+    listed(tmp_path / "photos", tmp_path / "before")
+    (tmp_path / "photos/a.jpg").write_bytes(b"another of that name")
+    listing, _ = listed(tmp_path / "photos", tmp_path / "after", known=[tmp_path / "before"])
+    assert listing.changed == ("a.jpg",)
+    assert difference(Folder(tmp_path / "before"), Folder(tmp_path / "after")) == "1 input has changed (a.jpg)"

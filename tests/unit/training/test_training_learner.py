@@ -1,4 +1,4 @@
-"""One training run without Ray: it learns, measures as the method does, goes on to the bit, survives bad batches."""
+"""One training run without Ray: it learns, measures as the method does, resumes to the bit, survives bad batches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DRAWING = {"batch": SETTINGS.batch, "positives": SETTINGS.positives, "seed": SET
 
 
 def noisy_world(labels: int = 24, rows: int = 6, *, seed: int = 0) -> Examples:
-    """Labels are told apart by half of the coordinates; the other half is noise, and louder in imagined images.
+    """Labels are distinguished by half of the coordinates; the other half is noise, and louder in imagined images.
 
     A mean of the images keeps the noise, so what ignores it ranks far better. Texts say little.
     """
@@ -37,8 +37,8 @@ def noisy_world(labels: int = 24, rows: int = 6, *, seed: int = 0) -> Examples:
     label_Q, label_N = np.repeat(np.arange(labels), 2), np.repeat(np.arange(labels), rows)
 
     def images(of: np.ndarray, noise: float) -> np.ndarray:
-        told = centres[of] + 0.1 * rng.standard_normal((len(of), half))
-        return unit(np.concatenate([told, noise * directions(len(of), half, rng)], axis=1))
+        known = centres[of] + 0.1 * rng.standard_normal((len(of), half))
+        return unit(np.concatenate([known, noise * directions(len(of), half, rng)], axis=1))
 
     def texts(of: np.ndarray) -> np.ndarray:
         return unit(text_centres[of] + 2.0 * directions(len(of), D1, rng))
@@ -126,7 +126,7 @@ def test_validation_leaves_training_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_a_run_that_goes_on_equals_one_that_never_stopped(dropout: float, tmp_path: Path) -> None:
+def test_a_run_that_resumes_equals_one_that_never_stopped(dropout: float, tmp_path: Path) -> None:
     examples, settings = noisy_world(), SETTINGS.model_copy(update={"dropout": dropout})
     whole = Learner(settings, D2)
     losses = train(whole, examples, 20)

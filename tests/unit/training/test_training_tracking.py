@@ -18,7 +18,7 @@ def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_lines_after_the_checkpoint_that_a_run_goes_on_from_do_not_stay(tmp_path: Path) -> None:
+def test_lines_after_the_checkpoint_that_a_run_resumes_from_do_not_stay(tmp_path: Path) -> None:
     tracker = Tracker(str(tmp_path), "metrics.jsonl", "run", {})
     tracker.write([FIRST, SECOND, SECOND | {"step": 50}])
     tracker.write([FIRST, SECOND])
@@ -48,4 +48,4 @@ def test_a_tracking_server_that_fails_costs_a_warning(
     with caplog.at_level(logging.WARNING):
         Tracker(str(tmp_path), "metrics.jsonl", "run", {}).write([FIRST])
     assert lines(tmp_path) == [FIRST]
-    assert "MLflow did not take the metrics, which are in" in caplog.text
+    assert "MLflow" in caplog.text

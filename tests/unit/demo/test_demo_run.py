@@ -1,4 +1,4 @@
-"""The whole demo, small, and what it does with the folder that it is given."""
+"""The whole demo, small and in this process, and what it does with the folder that it is given."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from errors import refused
 from PIL import Image
 
 from cluster.profile import Profile
@@ -19,15 +20,14 @@ from retrieval.prompts import KINDS
 SIZE = Size(unseen_categories=3, unseen_images=4, fitting_categories=4, fitting_images=3, shards=2)
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-def test_demo_runs_from_nothing_and_over_an_earlier_one(tmp_path: Path, profile: Profile, ray_session: None) -> None:
+def test_demo_runs_from_nothing_and_over_an_earlier_one(tmp_path: Path, profile: Profile) -> None:
     folder = tmp_path / "demo-out"
     for leftover in (".mindseye-demo", "gallery/manifest.json", "queries/manifest.json", "images/unseen/old/1.jpg"):
         (folder / leftover).parent.mkdir(parents=True, exist_ok=True)
         (folder / leftover).write_text("of an earlier demo")
-    said: list[str] = []
-    result = run_demo(folder, profile, said.append, SIZE)
+    logged: list[str] = []
+    result = run_demo(folder, profile, logged.append, SIZE)
 
     names = sorted(category.name for category in split("unseen")[:3])
     gallery, queries = Gallery.open(folder / "gallery"), QuerySet.open(folder / "queries")
@@ -43,7 +43,7 @@ def test_demo_runs_from_nothing_and_over_an_earlier_one(tmp_path: Path, profile:
 
     evaluation = result.evaluation
     assert evaluation.weights["fused"] in WEIGHTS
-    assert f"λ = {evaluation.weights['fused']}" in said
+    assert f"λ = {evaluation.weights['fused']}" in logged
     assert evaluation.kinds == list(KINDS)
     assert evaluation.systems == ["text", "visual", "fused", "trained"]
     assert evaluation.table.num_rows == 9 * 4
@@ -63,7 +63,7 @@ def test_demo_runs_from_nothing_and_over_an_earlier_one(tmp_path: Path, profile:
 
 def test_folder_of_something_else_is_left_alone(tmp_path: Path, profile: Profile) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="is not empty and no demo made it; give another folder"):
+    with refused("not-empty", "folder"):
         run_demo(tmp_path, profile, print, SIZE)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

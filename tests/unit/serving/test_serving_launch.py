@@ -1,21 +1,16 @@
-"""``mindseye serve``: what it refuses before anything is started, and one whole run of it."""
+"""What ``mindseye serve`` and a Serve config file are refused before anything is started; what an application is."""
 
 from __future__ import annotations
 
-import os
-import re
-import signal
 import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import yaml
 from command_line import Run, one_line_error
+from errors import refused
+from pydantic import ValidationError
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 from synthetic import write_queries
 from tiny_artifacts import Collection
@@ -23,20 +18,9 @@ from tiny_artifacts import Collection
 import serving.launch
 from cluster.ports import free_port
 from serving.app import ServeArgs, build, index_uri
-from serving.client import ServiceFault, search, switch_index
+from serving.launch import prepare
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-def command(*arguments: str, cache: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "mindseye.py"), "serve", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT | {"XDG_CACHE_HOME": str(cache)},
-    )
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -44,62 +28,31 @@ def port() -> int:
     return free_port()
 
 
-def test_what_can_not_be_served_is_refused_before_ray_is_started(
+def test_what_cannot_be_served_is_refused_before_ray_is_started(
     collection: Collection, tmp_path: Path, port: int, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(serving.launch, "launch", lambda *_, **__: pytest.fail("it is started"))
     target = str(collection.folder)
     one_line_error(run("serve"), "give what to serve")
-    one_line_error(run("serve", target, "--host", "0.0.0.0"), "needs API keys")
-    one_line_error(run("serve", tmp_path, "--port", port), "there is no index")
+    one_line_error(run("serve", target, "--host", "0.0.0.0"), "0.0.0.0", "keys_file")
+    with refused("keys-needed", "host"):
+        prepare({"target": target}, host="0.0.0.0")
+    with refused("missing"):
+        prepare({"target": str(tmp_path)}, port=port)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         number = taken.getsockname()[1]
-        one_line_error(run("serve", target, "--port", number), f"can not listen on 127.0.0.1, port {number}")
-
-
-@pytest.mark.slow
-def test_it_starts_answers_and_leaves_nothing_behind(
-    collection: Collection, profile_file: Path, tmp_path: Path, port: int
-) -> None:
-    arguments = (str(collection.folder), "--profile", str(profile_file), "--port", str(port))
-    process = command(*arguments, cache=tmp_path)
-    assert process.stdout
-    begun = time.monotonic()
-    own: list[psutil.Process] = []
-    try:
-        # Ray has notices of its own to give.
-        assert any(f"http://127.0.0.1:{port}" in line for line in process.stdout)
-        assert process.stdout.readline() == "next:\n"
-        assert re.search(r"curl http\S+/v1/search ", process.stdout.readline())
-        print(f"up after {time.monotonic() - begun:.0f} s")
-        url = f"http://127.0.0.1:{port}"
-        assert search(url, "a red star", images=1).stage == "fused"
-        with pytest.raises(ServiceFault, match="there is no index"):
-            switch_index(url, str(tmp_path))
-        other = command("--index", str(collection.index.uri), "--port", str(port), cache=tmp_path)
-        assert "serves version 000001" in other.communicate(timeout=300)[0]
-        own = psutil.Process(process.pid).children(recursive=True)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            _, errors = process.communicate(timeout=200)
-        finally:
-            process.kill()
-    assert process.returncode == 0, errors
-    assert [line for line in errors.splitlines() if "(raylet)" not in line] == []
-    assert len(own) > 5
-    _, alive = psutil.wait_procs(own, timeout=60)
-    assert alive == []
-    assert list((tmp_path / "mindseye").glob("queries.sqlite"))
+        one_line_error(run("serve", target, "--port", number), "127.0.0.1", str(number))
+        with refused("port-taken", "port"):
+            prepare({"target": target}, port=number)
 
 
 def test_the_config_file_is_one_that_serve_takes(collection: Collection) -> None:
     content = yaml.safe_load((ROOT / "serving/config.yaml").read_text())
     schema = ServeDeploySchema.model_validate(content)
-    # Keys that it does not know it passes over.
+    # Serve ignores keys that it does not know.
     assert set(content) <= set(ServeDeploySchema.model_fields)
     assert set(content["applications"][0]) <= set(ServeApplicationSchema.model_fields)
     [application] = schema.applications
@@ -118,11 +71,11 @@ def test_an_application_is_built_without_ray(
         assert application._bound_deployment.name == "Ingress"
     assert index_uri(str(collection.folder)) == str(collection.folder / "index")
     assert index_uri(str(collection.folder / "index")) == str(collection.folder / "index")
-    with pytest.raises(ValueError, match="there is no aggregator"):
+    with refused("missing"):
         build(ServeArgs(target=str(collection.folder), profile=str(profile_file), aggregator=str(tmp_path)))
-    with pytest.raises(ValueError, match="there is no queryset"):
+    with refused("missing"):
         build(ServeArgs(target=str(collection.folder), profile=str(profile_file), warm=str(tmp_path)))
-    with pytest.raises(ValueError, match="Extra inputs"):
+    with pytest.raises(ValidationError):
         build({"target": "x", "targets": "y"})
 
 

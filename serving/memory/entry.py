@@ -1,0 +1,152 @@
+"""An entry of the query memory: a query as it was encoded and imagined, the key that it has, its bytes in a store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from retrieval.artifacts.columns import fixed_size_list, matrix
+from retrieval.prompts import usable
+
+
+def normalised(text: str) -> str:
+    """Return the text that a query is remembered by, and that it is encoded and imagined from.
+
+    Unicode NFC; each run of white space (of any kind: Unicode's, line breaks) becomes one space, and none is left at
+    the ends; half a surrogate pair becomes a question mark. So texts that look alike are one query.
+
+    Case stays: some tokenizers fold it and others do not, and the seeds of the images depend on it. Compatibility
+    forms stay as well (NFKC would turn x² into x2).
+
+    Raises:
+        UserError: the text is blank or longer than ``prompts.MAX_CHARACTERS``.
+    """
+    return " ".join(unicodedata.normalize("NFC", usable(text)).split())
+
+
+def memory_key(
+    text: str,
+    kind: str,
+    images: int,
+    seed: int,
+    *,
+    generator_fingerprint: str,
+    vision_fingerprint: str,
+    vlm_fingerprint: str,
+    templates: Sequence[str],
+) -> str:
+    """Return the key of a query, 64 hex digits: SHA-256 of canonical JSON of everything its entry depends on.
+
+    Raises:
+        UserError: as ``normalised``.
+    """
+    parts = {
+        "format": FORMAT,
+        "text": normalised(text),
+        "kind": kind,
+        "images": images,
+        "seed": seed,
+        "generator": generator_fingerprint,
+        "vision": vision_fingerprint,
+        "vlm": vlm_fingerprint,
+        "templates": list(templates),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class DamagedEntry(Exception):
+    """What a store returned is no entry; it is imagined again."""
+
+
+FORMAT = 1
+_MAGIC = b"mindseye query %d\n" % FORMAT
+_DIGEST = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Remembered:
+    """A query, encoded and imagined: a row of a QuerySet. K counts the accepted images and may be 0.
+
+    Attributes:
+        text, kind: as they were asked, the text normalised.
+        vlm_D1: t, float32.
+        vision_KD2: g_1…g_K, float32.
+        seeds: of the accepted images, (K,) int64.
+        indices: by which an answer names them, (K,) int64.
+        thumbnails: a JPEG of each.
+        rejected: a reason for each image that was not accepted.
+    """
+
+    text: str
+    kind: str
+    vlm_D1: np.ndarray
+    vision_KD2: np.ndarray
+    seeds: np.ndarray
+    indices: np.ndarray
+    thumbnails: list[bytes]
+    rejected: list[str]
+
+    def to_bytes(self) -> bytes:
+        """Return the entry as bytes: a line that says what it is, a checksum, and one row in Arrow's IPC format."""
+        row = pa.record_batch(
+            {
+                "text": [self.text],
+                "kind": [self.kind],
+                "vlm": fixed_size_list(self.vlm_D1[None].astype(np.float32, copy=False)),
+                "vision": _one_list(fixed_size_list(self.vision_KD2.astype(np.float32, copy=False))),
+                "seeds": _one_list(pa.array(self.seeds, pa.int64())),
+                "indices": _one_list(pa.array(self.indices, pa.int64())),
+                "thumbnails": _one_list(pa.array(self.thumbnails, pa.binary())),
+                "rejected": _one_list(pa.array(self.rejected, pa.string())),
+            }
+        )
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, row.schema) as writer:
+            writer.write_batch(row)
+        body = sink.getvalue().to_pybytes()
+        return _MAGIC + hashlib.blake2b(body, digest_size=_DIGEST).digest() + body
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Remembered:
+        """Return the entry that ``to_bytes`` wrote.
+
+        Raises:
+            DamagedEntry: the bytes are damaged, or of another format.
+        """
+        head, digest, body = data[: len(_MAGIC)], data[len(_MAGIC) :][:_DIGEST], data[len(_MAGIC) + _DIGEST :]
+        if head != _MAGIC:
+            raise DamagedEntry(f"it begins with {head!r} where {_MAGIC!r} was expected")
+        if hashlib.blake2b(body, digest_size=_DIGEST).digest() != digest:
+            raise DamagedEntry(f"the checksum of its {len(body):,} bytes is wrong")
+        with pa.ipc.open_stream(body) as reader:
+            row = reader.read_next_batch()
+        return cls.of_row(row, row["indices"].flatten().to_numpy())
+
+    @classmethod
+    def of_row(cls, row: pa.RecordBatch, indices: np.ndarray) -> Remembered:
+        """Return the entry of one row with the columns of a QuerySet; its text becomes ``normalised``."""
+        return cls(
+            text=normalised(row["text"][0].as_py()),
+            kind=row["kind"][0].as_py(),
+            vlm_D1=matrix(row["vlm"])[0],
+            vision_KD2=matrix(row["vision"].flatten()),
+            seeds=row["seeds"].flatten().to_numpy(),
+            indices=indices,
+            thumbnails=row["thumbnails"][0].as_py(),
+            rejected=row["rejected"][0].as_py(),
+        )
+
+    def thumbnail(self, index: int) -> bytes | None:
+        """Return the JPEG of the image that an answer names ``index``, None if there is none."""
+        places = np.flatnonzero(self.indices == index)
+        return self.thumbnails[places[0]] if len(places) else None
+
+
+def _one_list(values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)

@@ -1,0 +1,55 @@
+"""What the service uses of Ray Serve that is no documented interface: names, and the text of a message.
+
+Verified with Ray 2.60. ``tests/unit/serving/test_ray_names.py`` fails when Ray changes one of them.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import FastAPI
+
+from retrieval.errors import DamagedError, UserError
+
+BY_VALUE_BYTES = 512 * 1024
+"""Larger arguments go through Ray's object store: what is sent along with a call is limited, and slow when large."""
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_USER_ERROR = re.compile(rf"\b(?:{UserError.__name__}|{DamagedError.__name__}): (.+)")
+
+
+def sized_for(handle: Any, method: str, size: int) -> Any:
+    """Return the method of a deployment handle for a call with an argument of so many bytes.
+
+    Serve decides for a whole process whether arguments are sent along or as references; the option for a single call is
+    private.
+    """
+    return handle.options(method_name=method, _by_reference=size > BY_VALUE_BYTES or None)
+
+
+class LateBoundApp(ABC):
+    """Base of a class under ``@serve.ingress()``: Serve asks it for its ASGI app when it has been constructed.
+
+    By ``@serve.ingress(app)`` the app would exist before the replica does, and travel to it.
+    """
+
+    @abstractmethod
+    def asgi_app(self) -> FastAPI:
+        """Return the application that answers this replica's requests."""
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self.asgi_app()
+
+
+def user_error_in(messages: Iterable[str]) -> str | None:
+    """Return the message of a ``UserError`` that a replica's constructor raised; None if none of ``messages`` has one.
+
+    Of such an exception Serve's controller keeps a message alone, with a coloured traceback in it.
+    """
+    for message in messages:
+        if found := _USER_ERROR.findall(_COLOURS.sub("", message)):
+            return found[-1].strip()  # those before it are what it was raised from
+    return None

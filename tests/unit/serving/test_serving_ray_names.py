@@ -1,0 +1,80 @@
+"""What the service uses of Ray Serve's private names and texts is there, in the Ray that is installed. No Ray starts.
+
+When one of these fails: put ``serving/ray_names.py`` right, and then the bound of Ray in ``pyproject.toml``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from typing import Any
+
+import pytest
+from ray.exceptions import RayTaskError
+from ray.serve._private import client, deployment_state, replica
+from ray.serve.handle import DeploymentHandle
+
+from retrieval.errors import DamagedError, UserError
+from serving.deployments.encoders import VisionTower
+from serving.ingress import Ingress
+from serving.ray_names import BY_VALUE_BYTES, LateBoundApp, sized_for, user_error_in
+
+
+def failed_constructor(error: Exception) -> str:
+    """The text that Serve's controller keeps of what a constructor raised."""
+    try:
+        raise error
+    except Exception as raised:
+        task = RayTaskError("__init__", traceback.format_exc(), raised, "ray::Shard0", 1, "127.0.0.1")
+    return str(task.as_instanceof_cause())
+
+
+def test_the_message_of_a_constructor_is_found_in_what_serve_keeps() -> None:
+    message = failed_constructor(UserError("there is no index at s3://a/b: make one", code="missing"))
+    text = f"A replica failed to start with exception. Retrying 1 more time(s). Error:\n{message}"
+    assert user_error_in(["", text]) == "there is no index at s3://a/b: make one"
+    assert user_error_in([f"\x1b[31m{text}\x1b[39m"]) == "there is no index at s3://a/b: make one"
+    assert user_error_in([failed_constructor(DamagedError("shard 1 is cut short"))]) == "shard 1 is cut short"
+    assert user_error_in([failed_constructor(RuntimeError("ours")), failed_constructor(ValueError("ours"))]) is None
+
+
+def test_the_last_of_chained_errors_is_the_one() -> None:
+    cause, error = UserError("the file is damaged"), UserError("the index cannot be opened")
+    error.__cause__ = cause
+    assert user_error_in([failed_constructor(error)]) == "the index cannot be opened"
+
+
+def test_serve_keeps_a_constructors_exception_as_this_text() -> None:
+    wrapper = inspect.getsource(deployment_state)
+    assert "return ReplicaStartupStatus.FAILED, str(e.as_instanceof_cause())" in wrapper
+    assert 'f"Error:\\n{error_msg}"' in wrapper
+
+
+def test_a_deployment_that_fails_is_a_runtime_error_of_run() -> None:
+    source = inspect.getsource(client.ServeControllerClient._wait_for_application_running)
+    assert "raise RuntimeError(" in source
+    assert "status.app_status.message" in source
+
+
+def test_a_large_argument_goes_by_reference() -> None:
+    assert "_by_reference" in inspect.signature(DeploymentHandle.options).parameters
+
+    class Handle:
+        def options(self, **given: Any) -> dict[str, Any]:
+            return given
+
+    assert sized_for(Handle(), "encode", BY_VALUE_BYTES) == {"method_name": "encode", "_by_reference": None}
+    assert sized_for(Handle(), "encode", BY_VALUE_BYTES + 1) == {"method_name": "encode", "_by_reference": True}
+
+
+def test_serve_asks_the_ingress_for_its_app_under_this_name() -> None:
+    assert hasattr(LateBoundApp, replica.SERVE_BUILD_ASGI_APP_METHOD)
+    assert hasattr(Ingress.func_or_class, replica.SERVE_BUILD_ASGI_APP_METHOD)
+    assert not hasattr(VisionTower.func_or_class, replica.SERVE_BUILD_ASGI_APP_METHOD)
+
+
+def test_these_names_stand_in_one_file(pytestconfig: pytest.Config) -> None:
+    names = ("_by_reference", "__serve_build_asgi_app__", "\\x1b[")
+    for file in sorted((pytestconfig.rootpath / "serving").rglob("*.py")):
+        if file.name != "ray_names.py":
+            assert not [name for name in names if name in file.read_text(encoding="utf-8")], file
