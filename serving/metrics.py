@@ -157,14 +157,13 @@ answers = Counter(
 )
 degraded = Counter(
     "mindseye_degraded_answers",
-    "Answers that are not the one asked for, by why: the trouble of a part (busy, down, late, failed, starting), the"
-    " deadline, all images rejected or dropped by the user, shards missing.",
+    "Answers that are not the one asked for, by what was missing.",
     reason=("busy", "down", "late", "failed", "starting", "deadline", "rejected", "dropped", "shards"),
 )
 memory = Counter("mindseye_memory", "Queries whose images were remembered, or not.", outcome=("hit", "miss"))
 refused = Counter(
     "mindseye_refused_requests",
-    "Requests that were rejected before they were processed, or failed (internal), by the code of the fault.",
+    "Requests that were rejected, or failed (internal).",
     code=(
         "host-unknown",
         "key-missing",
