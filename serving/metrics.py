@@ -163,7 +163,7 @@ degraded = Counter(
 memory = Counter("mindseye_memory", "Queries whose images were remembered, or not.", outcome=("hit", "miss"))
 refused = Counter(
     "mindseye_refused_requests",
-    "Requests that were rejected, or failed (internal).",
+    "Rejected requests, and failed ones (internal).",
     code=(
         "host-unknown",
         "key-missing",

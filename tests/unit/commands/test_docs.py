@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-WIDTH, TABLE_WIDTH = 120, 200
+WIDTH, TABLE_WIDTH = 120, 220
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
