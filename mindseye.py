@@ -3,8 +3,8 @@
     import mindseye
 
     mindseye.index("pictures", "my-gallery")
-    for found in mindseye.open_finder("my-gallery").search("yellow dotted fish", k=5).results:
-        print(found.score, found.row["path"])
+    for found in mindseye.open_finder("my-gallery").search("yellow dotted fish", k=5):
+        print(found.score, found.path)
 
 A name brings in what it needs when it is first used: ``import mindseye`` loads neither PyTorch nor Ray.
 """
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what _PUBLIC says, for editors and type checkers
     from cluster.profile import Profile as Profile
     from cluster.profile import load_profile as load_profile
     from cluster.session import session as session
+    from pipelines.answer_sheet import answer_sheet as answer_sheet
     from pipelines.job import add as add
     from pipelines.job import compact as compact
     from pipelines.job import index as index
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # what _PUBLIC says, for editors and type checkers
     from retrieval.errors import UserError as UserError
     from retrieval.finder import Answer as Answer
     from retrieval.finder import Finder as Finder
+    from retrieval.finder import Found as Found
     from retrieval.fusion import fused_query as fused_query
     from retrieval.fusion import score as score
     from retrieval.query import pool as pool
@@ -47,6 +49,7 @@ if TYPE_CHECKING:  # what _PUBLIC says, for editors and type checkers
 _PUBLIC = {
     "Answer": "retrieval.finder:Answer",
     "Finder": "retrieval.finder:Finder",
+    "Found": "retrieval.finder:Found",
     "Gallery": "retrieval.artifacts:Gallery",
     "Index": "retrieval.artifacts:Index",
     "Profile": "cluster.profile:Profile",
@@ -55,6 +58,7 @@ _PUBLIC = {
     "UserError": "retrieval.errors:UserError",
     "VocabularyEntry": "pipelines.vocabulary:VocabularyEntry",
     "add": "pipelines.job:add",
+    "answer_sheet": "pipelines.answer_sheet:answer_sheet",
     "client": "serving.client",
     "compact": "pipelines.job:compact",
     "fused_query": "retrieval.fusion:fused_query",

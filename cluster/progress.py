@@ -139,9 +139,9 @@ def progress(what: str, total: int | None) -> Iterator[ProgressCounter]:
                     display.update(task, completed=done)
                     if not console.is_terminal and time.monotonic() - logged >= LINE_SECONDS:
                         logged = time.monotonic()
-                        console.print(_line(what, done, total, logged - begun))
+                        console.print(_line(what, done, total, logged - started))
 
-        begun = time.monotonic()
+        started = time.monotonic()
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
@@ -153,7 +153,7 @@ def progress(what: str, total: int | None) -> Iterator[ProgressCounter]:
                 done = counter.done()
                 display.update(task, completed=done)
                 if not console.is_terminal:
-                    console.print(f"{what}: {done:,} in {time.monotonic() - begun:.0f} s")
+                    console.print(f"{what}: {done:,} in {time.monotonic() - started:.0f} s")
             if isinstance(counter, RayCounter):
                 counter.stop()
 

@@ -11,7 +11,6 @@ from rich.table import Table
 from commands.console import Profile, out, say_made, say_next
 
 if TYPE_CHECKING:  # --help need not wait for PyTorch
-    from retrieval.artifacts import Index
     from retrieval.finder import Answer
 
 
@@ -60,7 +59,9 @@ def search(
     answer = finder.search(text, k, mode=mode, weight=weight, images=wanted, seed=seed)
     _print(answer, text)
     if sheet:
-        sheet.write_bytes(_contact_sheet(answer, text, finder.index))
+        from pipelines.answer_sheet import answer_sheet
+
+        sheet.write_bytes(answer_sheet(text, answer, finder.index))
         say_made(str(sheet))
     else:
         say_next(f"mindseye search {shlex.quote(text)} {target} --sheet found.png")
@@ -76,14 +77,3 @@ def _print(answer: Answer, text: str) -> None:
         parts = (f"{value:.4f}" for value in (found.score, found.text_part, found.visual_part))
         table.add_row(str(i), *parts, found.label or "", found.path)
     out.print(table)
-
-
-def _contact_sheet(answer: Answer, text: str, index: Index) -> bytes:
-    from pipelines.contact_sheet import Section, Strip, draw, gallery_pictures
-
-    rows = [found.row for found in answer]
-    pictures = gallery_pictures(index.manifest.sources, rows)
-    strips = [Strip("found", [pictures[row["batch"], row["path"]] for row in rows], [None] * len(rows))]
-    if answer.imagined:
-        strips.insert(0, Strip("imagined", answer.images, [None] * len(answer.images)))
-    return draw([Section(text, strips)])

@@ -37,7 +37,7 @@ class Decoder:
     pixels.
 
     Raises:
-        OSError: an input can not be read because its whole source is away, which ends the job.
+        OSError: an input cannot be read because its whole source is away, which ends the job.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Decoder:
         self.side = decoded_side(self.preprocess.values())
 
     def __call__(self, inputs: pa.Table) -> pa.Table:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         contents = self.reader.read(inputs)
         files = inputs["file"].to_pylist()
         if any(isinstance(each, OSError) and is_relative(file) for each, file in zip(contents, files, strict=True)):
@@ -94,7 +94,7 @@ class Decoder:
         for name, views_BHWC in pixels.items():
             table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(views_BHWC)))
         if self.counter is not None:
-            self.counter.add(read=read - begun, decode=time.perf_counter() - read)
+            self.counter.add(read=read - started, decode=time.perf_counter() - read)
         return table
 
 

@@ -46,7 +46,7 @@ class Embedder:
         )
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         pixels = {name: _pixels(table[name]) for name in ("vlm_pixels", "vision_pixels") if name in table.column_names}
         table = table.drop_columns(list(pixels))
         good = table["reason"].is_null().to_numpy(zero_copy_only=False)
@@ -62,10 +62,10 @@ class Embedder:
         table = _rejected(table, ~good & table["reason"].is_null().to_numpy(zero_copy_only=False))
         for name, rows in vectors.items():
             table = table.append_column(name, fixed_size_list(rows))
-        self._count(table, begun)
+        self._count(table, started)
         return table
 
-    def _count(self, table: pa.Table, begun: float) -> None:
+    def _count(self, table: pa.Table, started: float) -> None:
         if self.counter is None:
             return
         batch = table["batch"][0].as_py() if table.num_rows else ""
@@ -74,7 +74,7 @@ class Embedder:
             if count:
                 self.embedded.inc(count, {"batch": batch, "outcome": outcome})
         now = time.perf_counter()
-        self.counter.add(table.num_rows, embed=now - begun, wait=begun - self.idle_since)
+        self.counter.add(table.num_rows, embed=now - started, wait=started - self.idle_since)
         self.idle_since = now
 
 

@@ -80,7 +80,7 @@ class PartsSink:
         self.counter = counter
 
     def write(self, rows: pa.Table, name: str) -> None:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         usable = rows["reason"].is_null()
         for ending, table in (
             (Gallery.EMBEDDED, rows.filter(usable).select(self.schema.names).cast(self.schema)),
@@ -89,4 +89,4 @@ class PartsSink:
             if table.num_rows:
                 self.folder.write_table(name + ending, table)
         if self.counter is not None:
-            self.counter.add(write=time.perf_counter() - begun)
+            self.counter.add(write=time.perf_counter() - started)

@@ -96,6 +96,7 @@ def index(
     if dedup is not None:
         check_cosine(dedup)  # not only when everything is embedded
     settings, place, memory = load_profile(profile), Folder(target), _memory(memory_per_shard)
+    Folder(source)  # a URI that is none is refused before Ray is started
     gallery_uri, root = (place / GALLERY).uri, place / INDEX
     with _running(place, f"mindseye index {source}", take_over, address):
         if overwrite or not (place / GALLERY).exists(MANIFEST):

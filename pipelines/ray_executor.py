@@ -42,7 +42,7 @@ class RayExecutor:
         # A worker is kept for other tasks by default, and with it the memory of what it has loaded.
         task = ray.remote(max_calls=1, num_cpus=cpus, num_gpus=gpus)(function)
         reference = task.remote(*arguments)
-        ray.wait([reference], fetch_local=False)  # who waits for it within a call would hold a CPU meanwhile
+        ray.wait([reference], fetch_local=False)  # a call that waited for it would hold a CPU meanwhile
         return RayShared(reference)
 
     def map(
@@ -70,14 +70,20 @@ class RayExecutor:
     ) -> Iterator[T]:
         # A private name. Without it, a generator yields all that it has into the object store at once.
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": ahead}
-        task = ray.remote(**options)(function)
+        task, at_once = ray.remote(**options)(_each), int(ray.cluster_resources().get("CPU", 1))
         running: deque[Any] = deque()
-        for item in items:
-            running.append(task.remote(*item))
-            if len(running) > int(ray.cluster_resources().get("CPU", 1)):
-                yield from map(ray.get, running.popleft())
-        for each in running:
-            yield from map(ray.get, each)
+        try:
+            for item in items:
+                running.append(task.remote(function, *item))
+                if len(running) > at_once:
+                    yield from map(ray.get, running[0])
+                    running.popleft()
+            while running:
+                yield from map(ray.get, running[0])
+                running.popleft()
+        finally:
+            for left in running:  # held back, they would keep their CPUs
+                ray.cancel(left)
 
     def cpus_each(self, tasks: int, least: float) -> float:
         of_nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
@@ -120,6 +126,10 @@ class RayExecutor:
         finally:
             context.checkpoint_config = None
         _mapped(dataset, stages).write_datasink(_Datasink(sink, rows))
+
+
+def _each(function: Callable[..., Iterator[T]], *arguments: Any) -> Iterator[T]:
+    return (value for value in function(*arguments))  # Ray sends to it, which a mere iterator cannot take
 
 
 class _NothingToFilter(CheckpointManager):

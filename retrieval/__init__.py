@@ -1,2 +1,4 @@
-"""The method without Ray: decode, embed, imagine, aggregate, fuse, search, measure. Imports no other part of
-mindseye."""
+"""The method without Ray: decode, embed, imagine, aggregate, fuse, search, measure.
+
+Imports no other part of mindseye.
+"""

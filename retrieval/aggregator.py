@@ -48,12 +48,13 @@ class Aggregator(nn.Module):
         init: Literal["reference", "identity"] = "reference",
     ) -> None:
         super().__init__()
-        if dim < 1 or heads < 1 or layers < 1 or dim % heads:
+        fits = {"dim": dim >= 1, "heads": heads >= 1 and dim % heads == 0, "layers": layers >= 1}
+        if wrong := [name for name, fit in fits.items() if not fit]:
             raise UserError(
                 "an aggregator needs dim ≥ 1, layers ≥ 1 and heads that divide dim, "
                 f"got dim={dim}, heads={heads}, layers={layers}",
                 code="out-of-range",
-                field="heads" if dim > 0 and layers > 0 else "dim" if dim < 1 else "layers",
+                field=wrong[0],
             )
         self.dim, self.heads, self.dropout = dim, heads, dropout
         attentions = [nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True) for _ in range(layers)]

@@ -1,8 +1,8 @@
 """Bytes of one image to RGB pixels, safely, or a reason why not.
 
-Whatever a gallery holds (empty files, disguised text, decompression bombs, half a download) costs one row and
-never the job. Only the formats of `ALLOWED_FORMATS` are ever tried, so no Ghostscript, no PDF and no exotic
-parser sees the data; bytes are bounded before parsing and declared pixels before decoding.
+Whatever a gallery holds (empty files, disguised text, decompression bombs, half a download) costs one row and never the
+job. Only the formats of ``ALLOWED_FORMATS`` are ever tried, so no Ghostscript, no PDF and no exotic parser sees the
+data; bytes are bounded before parsing and declared pixels before decoding.
 """
 
 from __future__ import annotations
@@ -75,14 +75,16 @@ _KNOWN_STARTS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"RIFF", b"GIF8", b"BM"
 
 
 class ImageRejected(ValueError):
-    """An image that is not taken: `reason` is a short stable word for tables, `str(error)` the sentence.
+    """An image that is rejected. It costs the row that it is, and ends no job.
 
-    Reasons: empty, too-many-bytes, not-an-image, format-not-allowed, too-large, bad-dimensions, truncated,
-    corrupt, unsupported-pixels.
+    Args:
+        reason: a short fixed word for tables: empty, too-many-bytes, not-an-image, format-not-allowed, too-large,
+            bad-dimensions, truncated, corrupt, unsupported-pixels; or one of those that a listing gives.
+        detail: the sentence.
     """
 
-    def __init__(self, reason: str, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[ImageRejected], tuple[str, str]]:
@@ -95,7 +97,7 @@ class Reduced(NamedTuple):
     Attributes:
         image: upright RGB pixels, 8 bit.
         width, height: pixels of the whole image, upright.
-        box: (left, top, right, bottom) of the picture in `image`, in its pixels. A reduced image ends in a column and
+        box: (left, top, right, bottom) of the picture in ``image``, in its pixels. A reduced image ends in a column and
             a row that its sides may fill in part only, so these are not whole numbers.
     """
 
@@ -106,21 +108,21 @@ class Reduced(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing was reduced: `image` is what `decode` gives."""
+        """Whether nothing was reduced: ``image`` is what ``decode`` returns."""
         return self.image.size == (self.width, self.height)
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Image.Image:
-    """The upright RGB image (8 bit) in `data`.
+    """Return the upright RGB image (8 bit) in ``data``.
 
-    First frame of animations and of multi-page TIFFs; EXIF orientation applied; transparency laid over white;
-    CMYK and palettes converted; 16-bit greyscale scaled, not clipped, to 8 bit. Colour profiles are not
-    applied (the encoders were trained without) and no metadata stays on the result.
+    First frame of animations and of multi-page TIFFs; EXIF orientation applied; transparency laid over white; CMYK and
+    palettes converted; 16-bit greyscale scaled, not clipped, to 8 bit. Colour profiles are not applied (the encoders
+    were trained without) and no metadata stays on the result.
 
     Args:
         data: the file's bytes.
         max_pixels: bound on declared width × height, checked before decoding; Pillow's own limit holds too.
-        max_bytes: bound on len(data); who reads from a network should bound the reading as well.
+        max_bytes: bound on len(data); a caller that reads from a network should bound the reading as well.
 
     Raises:
         ImageRejected: with a reason; nothing else, whatever the bytes.
@@ -131,17 +133,17 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BY
 def decode_reduced(
     data: bytes, side: int | None, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
 ) -> Reduced:
-    """The image in `data` as `decode` gives it, but a JPEG much larger than `side` at a fraction of its size.
+    """Return the image in ``data`` as ``decode`` does, but a JPEG much larger than ``side`` at a fraction of its size.
 
     Decoding at a half, a quarter or an eighth leaves out most of the work, and most of that of the resizing after it.
-    The short side stays SIDES_TO_SPARE × `side` or more, so that what is resized to `side` hardly differs. The bound
-    on pixels is on the whole image, reduced or not.
+    The short side stays SIDES_TO_SPARE × ``side`` or more, so that what is resized to ``side`` hardly differs. The
+    bound on pixels is on the whole image, reduced or not.
 
     Args:
-        side: pixels of the short side that the image will be resized to (`Preprocess.side`); None never reduces.
+        side: pixels of the short side that the image will be resized to (``Preprocess.side``); None never reduces.
 
     Raises:
-        ImageRejected: as `decode`.
+        ImageRejected: as ``decode``.
     """
     if not data:
         raise ImageRejected("empty", "the file is empty (0 bytes)")
@@ -163,7 +165,7 @@ def decode_reduced(
     except ImageRejected:
         raise
     except Exception as error:
-        reason = "truncated" if _speaks_of_truncation(error) else "corrupt"
+        reason = "truncated" if _is_truncation(error) else "corrupt"
         raise ImageRejected(reason, f"the {image.format} image could not be decoded: {error}") from error
     rgb.info = {}
     box = _turned(drafted[1] if drafted else (0, 0, width, height), image.size, operation)
@@ -171,7 +173,7 @@ def decode_reduced(
 
 
 def thumbnail(image: Image.Image, side: int = 160) -> bytes:
-    """A JPEG of an RGB image, shrunk to fit side × side pixels (never enlarged, never below 1 pixel)."""
+    """Return a JPEG of an RGB image, shrunk to fit side × side pixels (never enlarged, never below 1 pixel)."""
     small = image.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -180,7 +182,7 @@ def thumbnail(image: Image.Image, side: int = 160) -> bytes:
 
 
 def _open(data: bytes) -> Image.Image:
-    """Header alone; pixels are not decoded yet."""
+    """Read the header alone; pixels are not decoded yet."""
     try:
         return Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -219,14 +221,14 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         )
 
 
-def _speaks_of_truncation(error: Exception) -> bool:
+def _is_truncation(error: Exception) -> bool:
     return isinstance(error, EOFError) or any(
         w in str(error).lower() for w in ("truncated", "end of file", "unexpected end")
     )
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
-    """As in `ImageOps.exif_transpose`, which rewrites the EXIF block besides and fails where reading does not."""
+    """As in ``ImageOps.exif_transpose``, which rewrites the EXIF block besides and fails where reading does not."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
     except Exception:  # a broken EXIF block takes the orientation away, not the picture
@@ -237,7 +239,7 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
 def _turned(
     box: tuple[float, float, float, float], size: tuple[int, int], operation: Image.Transpose | None
 ) -> tuple[float, float, float, float]:
-    """Where a box in an image of that size lies once the image was transposed."""
+    """Return where a box in an image of that size lies once the image was transposed."""
     left, top, right, bottom = box
     if operation in _MIRRORS_X:
         left, right = size[0] - right, size[0] - left

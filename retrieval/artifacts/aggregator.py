@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 from retrieval.artifacts.artifact import Artifact
 from retrieval.artifacts.compatibility import check_same_models
 from retrieval.artifacts.manifests import AggregatorManifest, ModelRecord, Role
-from retrieval.errors import DamagedError, UserError
+from retrieval.errors import UserError
 from retrieval.folder import Folder
 
 if TYPE_CHECKING:  # loads PyTorch, which takes seconds, and most processes open artifacts without networks
@@ -81,13 +81,10 @@ class TrainedAggregator(Artifact[AggregatorManifest]):
         """Load the network, in evaluation mode.
 
         Raises:
-            DamagedError: its weights cannot be read, or are not those of the manifest.
+            DamagedError: its weights are missing, cannot be read, or are not those of the manifest.
         """
         from retrieval.aggregator import Aggregator
 
         config = self.manifest.model_dump(include={"dim", "heads", "layers", "dropout"})
-        try:
+        with self.reading(self.WEIGHTS):
             return Aggregator.from_bytes(self.folder.read_bytes(self.WEIGHTS), config)
-        except UserError as error:
-            file = f"{self.uri}/{self.WEIGHTS}"
-            raise DamagedError(f"{file} cannot be used: {error}", field=file) from error

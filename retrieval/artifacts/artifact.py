@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar, Generic, Self, TypeVar
 
+import pyarrow as pa
 from pydantic import ValidationError
 
 from retrieval.artifacts.manifests import MANIFEST, Manifest
@@ -79,3 +82,16 @@ class Artifact(Generic[M]):
         """Write the manifest, which makes the artifact exist. Everything else must have been written before."""
         folder.write_json(MANIFEST, manifest.model_dump(mode="json"))
         return cls(folder, manifest)
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """Say of one of the artifact's files that it is missing or damaged.
+
+        Raises:
+            DamagedError: the field is the file.
+        """
+        try:
+            yield
+        except (FileNotFoundError, pa.ArrowInvalid, UserError) as error:
+            file = f"{self.uri}/{name}"
+            raise DamagedError(f"{file} cannot be used: {error}; make the {self.kind} again", field=file) from error

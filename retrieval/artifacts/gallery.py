@@ -74,9 +74,14 @@ class Gallery(Artifact[GalleryManifest]):
         return [part.name for part in self.manifest.parts]
 
     def tables(self, columns: Sequence[str] | None = None, *, rows: int = 65_536) -> Iterator[pa.Table]:
-        """Yield the gallery as tables of at most ``rows`` rows, part by part, so that it is never whole in memory."""
+        """Yield the gallery as tables of at most ``rows`` rows, part by part, so that it is never whole in memory.
+
+        Raises:
+            DamagedError: a part is missing or not Parquet.
+        """
         for part in self.parts():
-            yield from self.folder.tables(part, columns, rows=rows)
+            with self.reading(part):
+                yield from self.folder.tables(part, columns, rows=rows)
 
     def rejected(self) -> pa.Table:
         """Return the rejected inputs: ``path``, ``reason`` (a short fixed word) and ``detail`` (a sentence).

@@ -59,8 +59,15 @@ class Index(Artifact[IndexManifest]):
         return self.root / record.version / record.name
 
     def removed(self) -> pa.Table:
-        """Return the removed rows: ``shard`` int32 and ``id`` string."""
-        return self.folder.read_table(self.REMOVED) if self.manifest.removed else REMOVED_SCHEMA.empty_table()
+        """Return the removed rows: ``shard`` int32 and ``id`` string.
+
+        Raises:
+            DamagedError: their file is missing or not Parquet.
+        """
+        if not self.manifest.removed:
+            return REMOVED_SCHEMA.empty_table()
+        with self.reading(self.REMOVED):
+            return self.folder.read_table(self.REMOVED)
 
     def removed_ids(self, number: int) -> pa.ChunkedArray:
         """Return the ids of the removed rows of one shard."""

@@ -36,9 +36,17 @@ class QuerySet(Artifact[QuerySetManifest]):
     manifest_type = QuerySetManifest
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the queries, sorted by id."""
-        names = self.folder.files("queries", ".parquet")
-        return pa.concat_tables([self.folder.read_table(name, columns) for name in names]).sort_by("id")
+        """Return the queries, all columns or some, sorted by id.
+
+        Raises:
+            DamagedError: a part is not Parquet, or there is none.
+        """
+        tables = []
+        for name in self.folder.files("queries", ".parquet"):
+            with self.reading(name):
+                tables.append(self.folder.read_table(name, columns))
+        with self.reading("queries"):
+            return pa.concat_tables(tables).sort_by("id")
 
 
 def text_vectors(queries: pa.Table) -> np.ndarray:

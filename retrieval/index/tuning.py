@@ -1,4 +1,4 @@
-"""Measuring the efforts of a shard as it is built: how far it must look at each λ to find what an exact search finds.
+"""Measuring the efforts of a shard as it is built: the least at each λ with which it finds what an exact search finds.
 
 Which effort that takes depends on the data and on λ. Q queries, D = D1 + D2 dimensions (VLM, vision encoder).
 """
@@ -31,7 +31,7 @@ def measured_efforts(shard: Shard, seed: int, share: float = 1.0) -> list[int]:
     Efforts are powers of two, and must reach the target at each depth of RECALL_AT.
 
     Args:
-        shard: whose own efforts are not looked at.
+        shard: whose own efforts are not used.
         seed: of the sample of queries.
         share: of the rows that were cut into shards at random with this one, which is about its share of the best
             rows as well: it is searched as deep as that, and to the least of RECALL_AT.

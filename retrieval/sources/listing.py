@@ -18,7 +18,9 @@ def inputs_of(root: Folder, file: File) -> Iterator[pa.Table]:
     kind = kind_of(file.name)
     assert kind is not None, file.name
     try:
-        yield from KINDS[kind].inputs(root, [file])
+        # Not `yield from`: Ray sends values into a generator, which other iterators do not take.
+        for table in KINDS[kind].inputs(root, [file]):  # noqa: UP028
+            yield table
     except pa.ArrowException as error:
         yield rejected(file, "broken-file", f"{file.name} cannot be read as {suffix(file.name)}: {error}")
     except OSError as error:

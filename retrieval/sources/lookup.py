@@ -39,7 +39,7 @@ class ImageLookup:
         stands in them. Any other path is no image's, and what a URI names that stands in no list is not asked for.
 
         Raises:
-            OSError: there may be one, but it cannot be read now (permissions, network, damage).
+            OSError: there may be one, but it cannot be read now (permissions, network, damage, a store that is away).
         """
         return self.read([path]).get(path)
 
@@ -53,7 +53,9 @@ class ImageLookup:
     def _open(self) -> Lookup:
         try:
             root, name = open_source(self._source)
-        except UserError:  # nothing is there, now
-            return KINDS[IMAGES].lookup(Folder(self._source), None, links_out=self._links_out)
-        kind = kind_of_folder(root) if name is None else kind_of(name)
+            kind = kind_of_folder(root) if name is None else kind_of(name)
+        except UserError as error:
+            if error.code != "not-found":  # no mistake of whoever asks for an image
+                raise OSError(f"{self._source} cannot be opened: {error}") from error
+            root, name, kind = Folder(self._source), None, IMAGES
         return KINDS[kind or IMAGES].lookup(root, name, links_out=self._links_out)

@@ -1,19 +1,13 @@
-"""Tars: each image among the members is an input, by the conventions of WebDataset.
-
-Members that follow one another and whose names agree up to the first dot are a sample: images, and beside them ``.cls``
-(label), ``.txt`` (caption) and ``.json`` (metadata).
-"""
+"""Tars: each image among the members is an input, by the conventions of WebDataset."""
 
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,21 +18,17 @@ from pyarrow import fs
 from retrieval.folder import Folder
 from retrieval.images import MAX_BYTES
 from retrieval.sources.files import File, is_safe, suffix
-from retrieval.sources.image_folder import IMAGE_SUFFIXES
-from retrieval.sources.inputs import Row, hashes_of, inputs_table, pieces, rejected
-from retrieval.sources.metadata import MAX_METADATA, RESERVED
+from retrieval.sources.inputs import Row, hashes_of, inputs_table, rejected
 from retrieval.sources.places import Places, lies_inside
 from retrieval.sources.rows import Content, check_regular, check_unchanged, over_limit, read_known
-from retrieval.sources.text import clean
+from retrieval.sources.webdataset import SIDECARS, Member, sample_inputs
 
 _SIDECAR_BYTES, _HEADER_BYTES = 2**20, 2**20
 # A gap of this size (other members of a sample) is read and thrown away rather than asked around; what is asked for at
 # once stays below the second bound, unless it is one image.
 _GAP_BYTES, _REQUEST_BYTES = 64 * 2**10, min(32 * 2**20, MAX_BYTES)
-_SIDECARS = ("cls", "txt", "json")
 _COMPRESSED = ("gz", "tgz", "bz2", "tbz2", "xz", "txz", "zst", "zip")
 _TARS_IN_CACHE = 256
-_COLUMNS = ("label", "offset", "length", "reason", "detail")
 
 
 class Tar:
@@ -76,35 +66,8 @@ def _inputs(root: Folder, file: File) -> Iterator[pa.Table]:
         yield rejected(file, "compressed", detail)
         return
     broken: list[pa.Table] = []
-    samples = (list(members) for _, members in groupby(_members(root, file, broken), key=lambda member: member.key))
-    for piece in pieces(row for sample in samples for row in _sample_rows(file, sample)):
-        metadata: dict[str, list[Any]] = {}
-        for i, row in enumerate(piece):
-            for name, value in row["metadata"].items():
-                metadata.setdefault(name, [None] * len(piece))[i] = value
-        columns = {name: [row[name] for row in piece] for name in _COLUMNS}
-        arrays = {name: _json_column(values) for name, values in metadata.items()}
-        yield inputs_table(file, [row["path"] for row in piece], arrays | columns)
-    # Not `yield from`: Ray sends values into a generator, which the iterator of a list does not take.
-    for table in broken:  # noqa: UP028
-        yield table
-
-
-class _Member(NamedTuple):
-    """A member of a tar: its name, where its bytes lie, and those of small text beside an image."""
-
-    name: str
-    offset: int
-    length: int
-    text: str | None = None
-    reason: str | None = None
-    detail: str | None = None
-
-    @property
-    def key(self) -> str:
-        """What members of one sample share: the name up to the first dot after the last slash."""
-        folder, slash, name = self.name.rpartition("/")
-        return folder + slash + name.partition(".")[0]
+    yield from sample_inputs(file, _members(root, file, broken))
+    yield from broken
 
 
 class _Bounded(io.BufferedReader):
@@ -116,7 +79,7 @@ class _Bounded(io.BufferedReader):
         return super().read(size)
 
 
-def _members(root: Folder, file: File, broken: list[pa.Table]) -> Iterator[_Member]:
+def _members(root: Folder, file: File, broken: list[pa.Table]) -> Iterator[Member]:
     """Yield the members of a tar; what is wrong with the tar itself is added to ``broken``."""
     count = 0
 
@@ -147,10 +110,10 @@ def _members(root: Folder, file: File, broken: list[pa.Table]) -> Iterator[_Memb
             note(f"is cut or damaged ({error})")
 
 
-def _member(archive: tarfile.TarFile, info: tarfile.TarInfo, size: int) -> _Member | None:
+def _member(archive: tarfile.TarFile, info: tarfile.TarInfo, size: int) -> Member | None:
     parts = [part for part in info.name.split("/") if part != "."]
     name = "/".join(parts)
-    member = _Member(name, info.offset_data, info.size)
+    member = Member(name, info.offset_data, info.size)
     if not parts or "" in parts or ".." in parts or "\0" in name:
         return member._replace(reason="bad-name", detail=f"the member {info.name} would lie outside of the tar")
     if any(part.startswith(".") for part in parts):
@@ -160,7 +123,7 @@ def _member(archive: tarfile.TarFile, info: tarfile.TarInfo, size: int) -> _Memb
         return member._replace(reason="no-image", detail=f"the member {name} is {what}")
     if info.offset_data + info.size > size:
         return member._replace(reason="truncated", detail=f"the tar ends before the member {name} does")
-    if suffix(name) not in _SIDECARS:
+    if suffix(name) not in SIDECARS:
         return member
     if info.size > _SIDECAR_BYTES:
         return member._replace(
@@ -168,71 +131,6 @@ def _member(archive: tarfile.TarFile, info: tarfile.TarInfo, size: int) -> _Memb
         )
     content = archive.extractfile(info)
     return member._replace(text=(content.read() if content else b"").decode("utf-8-sig", errors="backslashreplace"))
-
-
-def _sample_rows(file: File, sample: Sequence[_Member]) -> Iterator[dict[str, Any]]:
-    """Yield a row for each image of a sample, or one that says what is wrong with it."""
-    blank: dict[str, Any] = dict.fromkeys(_COLUMNS) | {"metadata": {}}
-    images = [member for member in sample if not member.reason and suffix(member.name) in IMAGE_SUFFIXES]
-    for member in sample:
-        if member.reason and not (images and suffix(member.name) in _SIDECARS):
-            yield blank | {"path": f"{file.name}/{member.name}", "reason": member.reason, "detail": member.detail}
-    beside = {suffix(member.name): member for member in sample if suffix(member.name) in _SIDECARS}
-    label, metadata, problem = _described(beside)
-    for member in images:
-        row = blank | {"path": f"{file.name}/{member.name}", "label": label, "metadata": metadata}
-        yield row | {"offset": member.offset, "length": member.length} | problem
-    if not images and not any(member.reason for member in sample):
-        has = ", ".join(member.name.rpartition("/")[2] for member in sample[:5])
-        detail = f"the sample {sample[0].key} has no image, only {has}; members of one sample must follow one another"
-        yield blank | {"path": f"{file.name}/{sample[0].key}", "reason": "no-image", "detail": detail}
-
-
-def _described(beside: dict[str, _Member]) -> tuple[str | None, dict[str, Any], dict[str, str]]:
-    """Return label, metadata, and what is wrong, of what lies beside an image: .cls, .txt and .json."""
-    try:
-        for member in beside.values():
-            if member.reason:
-                raise _BadSidecarError(member.detail)
-        content = _json_object(beside["json"]) if "json" in beside else {}
-    except _BadSidecarError as error:
-        return None, {}, {"reason": "bad-metadata", "detail": str(error)}
-    label = beside["cls"].text if "cls" in beside else content.get("label")
-    metadata = {clean(name): value for name, value in content.items() if name and name not in RESERVED}
-    if "txt" in beside:
-        metadata.setdefault("caption", (beside["txt"].text or "").strip())
-    return (None if label is None else clean(str(label)).strip() or None), metadata, {}
-
-
-class _BadSidecarError(Exception):
-    """What lies beside an image cannot be used."""
-
-
-def _json_object(member: _Member) -> dict[str, Any]:
-    try:
-        content = json.loads(member.text or "")
-    except (ValueError, RecursionError) as error:
-        raise _BadSidecarError(f"{member.name} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise _BadSidecarError(f"{member.name} holds a {type(content).__name__}, where an object is expected")
-    if len(content) > MAX_METADATA:
-        raise _BadSidecarError(f"{member.name} has {len(content):,} names, the limit is {MAX_METADATA}")
-    return content
-
-
-def _json_column(values: list[Any]) -> pa.Array:
-    """Return values of JSON as a column: numbers, booleans or text where all are, else text."""
-    kinds = {type(value) for value in values if value is not None}
-    for of_kind, type_ in (({bool}, pa.bool_()), ({int}, pa.int64()), ({int, float}, pa.float64())):
-        if kinds <= of_kind:
-            try:
-                return pa.array(values, type_) if kinds else pa.nulls(len(values))
-            except (OverflowError, pa.ArrowInvalid):  # whole numbers beyond 64 bits, or not exact as float
-                break
-    plain = [
-        value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False) for value in values
-    ]
-    return pa.array([None if value is None else clean(value) for value in plain], pa.string())
 
 
 # Reading

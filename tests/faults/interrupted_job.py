@@ -1,9 +1,10 @@
-"""An indexing job that is killed at a chosen moment, as a program of its own: see test_interrupted_jobs.
+"""An indexing job on Ray that is killed at a chosen moment, as a program of its own: see test_interrupted_jobs.
 
     python interrupted_job.py SOURCE TARGET PROFILE LOG MOMENT…
 
-A moment of the driver ends the job; one of a worker ends that worker, once. LOG is given a line for each batch that is
-embedded: the number of its inputs. What is defined here lies in ``__main__``, so workers are sent it whole.
+``driver`` ends the job as soon as a block is written; a moment of a worker ends that worker, once. LOG is given a line
+for each batch that is embedded: the number of its inputs. What is defined here lies in ``__main__``, so workers are
+sent it whole.
 """
 
 from __future__ import annotations
@@ -16,18 +17,12 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import ray
 
 import pipelines.embedding
-import pipelines.gallery
-import pipelines.index
-from cluster.hold import hold
-from cluster.profile import load_profile
-from cluster.session import session
-from retrieval.artifacts import Gallery, Index
+from pipelines import job
 from retrieval.folder import Folder
 
 SOURCE, TARGET, PROFILE, LOG = sys.argv[1:5]
@@ -66,25 +61,13 @@ class Embedder(pipelines.embedding.Embedder):
         return rows
 
 
-class Sink(pipelines.embedding.GallerySink):
-    def write_block(self, *arguments: Any) -> None:
+class Sink(pipelines.embedding.PartsSink):
+    def write(self, rows: pa.Table, name: str) -> None:
         if "worker-write" in MOMENTS:
             die_once("worker-write")
-        super().write_block(*arguments)
+        super().write(rows, name)
         if "worker-written" in MOMENTS:  # and not noted as written
             die_once("worker-written")
-
-
-def before(owner: Any, name: str, moment: str) -> None:
-    """Kill the driver before a function of it runs."""
-    function = getattr(owner, name)
-
-    def dying(*arguments: Any, **options: Any) -> Any:
-        if moment in MOMENTS:
-            die()
-        return function(*arguments, **options)
-
-    setattr(owner, name, dying)
 
 
 def when(condition: Callable[[], bool]) -> None:
@@ -105,21 +88,11 @@ def when(condition: Callable[[], bool]) -> None:
 def main() -> None:
     pipelines.embedding.InputReader = Reader  # type: ignore[misc]
     pipelines.embedding.Embedder = Embedder  # type: ignore[misc]
-    pipelines.embedding.GallerySink = Sink  # type: ignore[misc]
-    before(pipelines.gallery, "embed", "driver-listed")
-    before(Gallery, "publish", "driver-embedded")
-    before(Index, "publish", "driver-built")
-    target = Folder(TARGET)
-    if "driver-embedding" in MOMENTS:
-        noted = target / "gallery/batches/000001/checkpoint"
+    pipelines.embedding.PartsSink = Sink  # type: ignore[misc]
+    if "driver" in MOMENTS:
+        noted = Folder(TARGET) / "gallery/batches/000001/checkpoint"
         when(lambda: any(not name.endswith(".pending.parquet") for name in noted.files(suffix=".parquet")))
-    if "driver-building" in MOMENTS:
-        version = target / "index/000001"
-        when(lambda: any(name.startswith("shard-") for name in version.files(suffix=".json")))
-    settings = load_profile(PROFILE)
-    with hold(target, "interrupted_job"), session():
-        gallery = pipelines.gallery.gallery_of(SOURCE, (target / "gallery").uri, settings)
-        pipelines.index.build_index(gallery, (target / "index").uri, settings, shards=3)
+    job.index(SOURCE, TARGET, PROFILE, shards=3)
 
 
 def on_a_cluster() -> None:

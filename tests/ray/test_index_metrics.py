@@ -30,7 +30,6 @@ def total(page: str, name: str, *labels: str) -> float:
     return sum(value for of, value in samples(page, name).items() if of >= set(labels))
 
 
-@pytest.mark.ray
 @pytest.mark.slow
 def test_prometheus_sees_rows_by_outcome_and_shards(
     ray_session: None, profile: Profile, collection: Any, tmp_path: Path
@@ -38,7 +37,8 @@ def test_prometheus_sees_rows_by_outcome_and_shards(
     import ray
 
     from cluster.progress import RayCounter
-    from pipelines.embedding import Embedder, Encoders
+    from pipelines.embedder import Embedder
+    from pipelines.encoders import Encoders
     from pipelines.index import build_index
 
     vlm, vision = load_vlm(profile), load_vision(profile)

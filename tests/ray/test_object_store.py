@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from errors import refused
 from serving_graph import local_service
 
 from cluster.hold import hold, holds
 from cluster.profile import Profile
 from demo.grammar import categories
 from demo.world import render
+from pipelines import job
 from pipelines.evaluate import evaluate
-from pipelines.gallery import build_gallery
-from pipelines.growth import Selection, add, compact, prune, remove
-from pipelines.index import build_index
-from pipelines.inspection import check_target, rejected, state, versions
+from pipelines.inspection import rejected, state, versions
 from pipelines.queries import build_queries
 from pipelines.vocabulary import VocabularyEntry
 from retrieval.artifacts import Gallery, Index
@@ -26,10 +25,7 @@ from retrieval.finder import Finder
 from retrieval.folder import Folder
 from serving.protocol import SearchRequest
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-def quiet(line: str) -> None: ...
+pytestmark = pytest.mark.slow
 
 
 def draw(folder: Folder, name: str, number: int) -> None:
@@ -45,19 +41,20 @@ def test_the_whole_path(
     for i in range(12):
         draw(source, f"class {i % 3}/{i:02d}.png", i)
     source.write_bytes("broken.jpg", b"")
-    gallery_uri, index_uri = (target / "gallery").uri, (target / "index").uri
-    with hold(target, "test"):
-        gallery = build_gallery(source.uri, gallery_uri, profile)
-        index = build_index(gallery, index_uri, profile, shards=2)
-        assert [each.job for each in holds(target)] == ["test"]
-    assert (gallery.manifest.rows, gallery.manifest.rejected, index.manifest.rows) == (12, {"empty": 1}, 12)
+    built = job.index(source.uri, target.uri, profile, shards=2)
+    gallery = built.gallery
+    assert (gallery.manifest.rows, gallery.manifest.rejected, built.index.manifest.rows) == (12, {"empty": 1}, 12)
+    with hold(target, "another"):
+        assert [each.job for each in holds(target)] == ["another"]
+        with refused("locked"):
+            job.add(source.uri, target.uri, profile)
 
     draw(source, "class 9/new.png", 30)
-    added = add(source.uri, gallery, index, profile, say=quiet)
-    gallery = Gallery.open(gallery_uri)
-    assert (added.manifest.rows, gallery.manifest.rows, gallery.manifest.batches[-1].inputs) == (13, 13, 1)
-    removed = remove(Selection(paths=["class 0/00.png"]), gallery, added, profile.index, say=quiet)
-    gallery = Gallery.open(gallery_uri)
+    added = job.add(source.uri, target.uri, profile)
+    batch = added.gallery.manifest.batches[-1]
+    assert (added.index.manifest.rows, added.gallery.manifest.rows, batch.inputs) == (13, 13, 1)
+    removed = job.remove(target.uri, profile, paths=["class 0/00.png"])
+    gallery = Gallery.open(target / "gallery")
     assert removed.index.manifest.rows == gallery.manifest.rows == 12
 
     entries = [VocabularyEntry(f"thing {i}", "name", f"class {i}") for i in (1, 2)]
@@ -65,7 +62,7 @@ def test_the_whole_path(
     measured = evaluate(gallery, queries)
     assert (measured.gallery_rows, len(measured.values("fused", "name"))) == (12, 2)
 
-    answer = Finder(query_encoder, Index.open(index_uri)).search("thing 1", 20, images=2)
+    answer = Finder(query_encoder, Index.open(target / "index")).search("thing 1", 20, images=2)
     paths = {found.row["path"] for found in answer.results}
     assert len(answer.results) == len(paths) == 12
     assert "class 9/new.png" in paths
@@ -83,9 +80,9 @@ def test_the_whole_path(
     assert [result.id for result in served.results] == [found.row["id"] for found in answer.results]
     assert place == (served.results[0].path, source.uri)
 
-    whole = compact(gallery, removed.index, profile, say=quiet)
-    assert [each.trouble for each in check_target(gallery, whole, profile, sample=12)] == [None] * 4
-    assert "index/000001" in prune(gallery, target / "index", 1)
+    whole = job.compact(target.uri, profile).index
+    assert [each.trouble for each in job.verify(target.uri, profile, sample=12)] == [None] * 4
+    assert "index/000001" in job.prune(target.uri, keep=1)
     assert [each.name for each in versions(target / "index")] == [whole.version]
     assert (state(target).jobs, state(target).holds) == ([], [])
     assert rejected(target)["path"].to_pylist() == ["broken.jpg"]

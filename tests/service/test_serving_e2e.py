@@ -174,18 +174,24 @@ def test_the_index_moves_on_under_load_without_a_failure_and_without_a_mixture(
                 assert response.status_code == 200, response.text
                 answers.append(SearchAnswer.model_validate_json(response.content))
 
+    async def more() -> None:
+        """Wait until so many more answers have come."""
+        enough = len(answers) + 16
+        while len(answers) < enough:
+            await asyncio.sleep(0.05)
+
     async def move() -> None:
         until = asyncio.Event()
         async with client(url) as http:
             asking = [asyncio.create_task(ask(http, until)) for _ in range(4)]
-            await asyncio.sleep(1)
-            second = await asyncio.to_thread(versions, "second")  # the service looks at the folder by itself
+            await more()
+            second = await asyncio.to_thread(versions, "second")  # the service follows the folder by itself
             while not answers or answers[-1].index_version != second.version:
                 await asyncio.sleep(0.1)
-            await asyncio.sleep(1)
+            await more()
             back = await asyncio.to_thread(switch_index, url, first.uri)
             assert back.index_version == first.version
-            await asyncio.sleep(1)
+            await more()
             until.set()
             await asyncio.gather(*asking)
 
@@ -244,12 +250,12 @@ def test_what_is_too_much_is_refused_or_answered_and_then_all_is_well(url: str) 
 def test_while_the_generator_is_full_texts_answer_and_say_so(url: str) -> None:
     async def ask() -> list[SearchAnswer]:
         async with client(url) as http:
-            bodies = [{"query": f"slow query {i}", **SLOW, "deadline_ms": 10_000} for i in range(16)]
+            bodies = [{"query": f"slow query {i}", **SLOW, "deadline_ms": 10_000} for i in range(32)]
             answers = await asyncio.gather(*(http.post("/v1/search", json=body) for body in bodies))
         return [SearchAnswer.model_validate_json(response.content) for response in answers]
 
     answers = asyncio.run(ask())
-    reasons = [(answer.degraded, answer.timings_ms) for answer in answers]
+    reasons = [answer.degraded for answer in answers]
     busy = [answer for answer in answers if answer.degraded == "the generator has as many requests waiting as it may"]
     assert len(busy) >= 4, reasons
     assert all(answer.stage == "text" and answer.results and answer.timings_ms["total"] < 8000 for answer in busy)
@@ -289,7 +295,7 @@ def test_a_part_that_no_answer_can_do_without_is_refused_in_words_and_comes_back
 
 def test_a_shard_that_hangs_and_then_dies_is_missed_and_comes_back(url: str) -> None:
     assert search(url, "a blue house", mode="text").shards.answered == SHARDS
-    # Stopped first: a dead one may be back before anyone misses it, a stopped one can not answer.
+    # Stopped first: a dead one may be back before anyone misses it, a stopped one cannot answer.
     shard = process_of("Shard1")
     shard.suspend()
     begun = time.monotonic()

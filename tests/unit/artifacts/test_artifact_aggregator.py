@@ -37,6 +37,9 @@ def test_weights_that_are_not_the_manifests_are_damaged(tmp_path: Path) -> None:
         file.write_bytes(content)
         with refused("damaged", file.as_posix()):
             opened.network()
+    file.unlink()
+    with refused("damaged", file.as_posix()):
+        opened.network()
 
 
 def test_an_aggregator_on_s3(bucket: str) -> None:

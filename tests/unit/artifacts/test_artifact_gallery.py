@@ -34,6 +34,20 @@ def test_rejected_inputs_are_one_table_even_when_there_are_none(tmp_path: Path) 
     assert gallery.rejected()["path"].to_pylist() == ["0.jpg", "1.jpg"]
 
 
+def test_a_part_that_is_cut_or_missing_is_named(tmp_path: Path) -> None:
+    given = [gallery_table(0, 5).drop_columns("batch")]
+    gallery = Gallery.of_tables(tmp_path, given, source="/images", models=MODELS)
+    file = tmp_path / gallery.parts()[0]
+    data = file.read_bytes()
+    for content in (b"", data[: len(data) // 2]):
+        file.write_bytes(content)
+        with refused("damaged", file.as_posix()):
+            list(gallery.tables())
+    file.unlink()
+    with refused("damaged", file.as_posix()):
+        list(gallery.tables())
+
+
 def test_folder_and_gallery_on_s3(bucket: str) -> None:
     uri = f"s3://bucket/deep/gallery?{bucket}"
     folder = Folder(uri)

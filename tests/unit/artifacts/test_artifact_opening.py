@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,8 @@ def test_a_write_that_fails_publishes_nothing(tmp_path: Path, monkeypatch: pytes
         publish_gallery(tmp_path)
     with refused("missing", "gallery"):
         Gallery.open(tmp_path)
+
+
+def test_artifacts_alone_do_not_load_pytorch() -> None:
+    program = "import sys, retrieval.artifacts, retrieval.index.build; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

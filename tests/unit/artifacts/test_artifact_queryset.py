@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from errors import refused
 from made_up_artifacts import MODELS
 
 from retrieval.artifacts import QuerySet
@@ -51,6 +52,16 @@ def test_a_query_set_comes_back_whole_and_in_the_order_of_ids(tmp_path: Path) ->
     )
     assert opened.table(["id", "text"]).column_names == ["id", "text"]
     np.testing.assert_array_equal(text_vectors(opened.table()), [[0, 0.5], [5, 0.5], [6, 0.5]])
+
+
+def test_a_query_set_that_is_cut_is_named(tmp_path: Path) -> None:
+    opened = QuerySet.publish(Folder(tmp_path), queryset_manifest())
+    with refused("damaged", f"{opened.uri}/queries"):
+        opened.table()
+    (tmp_path / "queries").mkdir()
+    (tmp_path / "queries/0.parquet").write_bytes(b"PAR1")
+    with refused("damaged", f"{opened.uri}/queries/0.parquet"):
+        opened.table()
 
 
 def test_missing_images_are_zero_and_masked() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from errors import refused
 
 import cluster.session as module
-from cluster.session import check_room, check_shared, cluster_address, session
+from cluster.session import check_room, check_shared, cluster_address, in_process, session
 from commands.console import with_profile
 from retrieval.folder import Folder
 
@@ -24,13 +25,10 @@ def test_the_cluster_is_the_one_given_else_that_of_the_environment_else_none(mon
 def test_an_address_of_ray_client_is_refused_for_ray_data_does_not_work_over_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with (
-        pytest.raises(ValueError, match=r"ray://head:10001 is an address of Ray Client.*head:6379"),
-        session("ray://head:10001"),
-    ):
+    with refused("ray-client", "address"), session("ray://head:10001"):
         pytest.fail("it is used")
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
-    with pytest.raises(ValueError, match="Ray Client"), session():
+    with refused("ray-client", "address"), session():
         pytest.fail("it is used")
 
 
@@ -40,12 +38,26 @@ def test_what_a_local_ray_will_never_have_is_said_at_once(monkeypatch: pytest.Mo
     module._local.set()
     try:
         check_room("imagining", "imagine", 3)
-        with pytest.raises(ValueError, match=r"imagining needs 1 GPUs, .* has 0: lower imagine\.gpus"):
+        with refused("too-few-resources", "imagine.gpus"):
             check_room("imagining", "imagine", 1, 1)
-        with pytest.raises(ValueError, match=r"needs 4 CPUs, and this machine's Ray has 3"):
+        with refused("too-few-resources", "index.cpus"):
             check_room("building a shard", "index", 4)
+        with session("none"):
+            check_room("building a shard", "index", 4)  # in this process nothing waits for a CPU
     finally:
         module._local.clear()
+
+
+def test_without_ray_and_where_it_is_asked_for_jobs_run_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.ray, "init", lambda **_: pytest.fail("Ray is started"))
+    for running in (False, True):
+        monkeypatch.setattr(module.ray, "is_initialized", lambda running=running: running)
+        assert in_process() is not running
+        with session("none"):
+            assert in_process()
+            with session("head:6379"):
+                assert in_process()
+        assert in_process() is not running
 
 
 @pytest.mark.ray
@@ -56,7 +68,7 @@ def test_a_target_that_other_machines_do_not_see_is_said_at_once(ray_session: No
 
     Folder(tmp_path).write_bytes("job.json", b"")
     check_shared(Folder(tmp_path), "job.json")
-    with pytest.raises(ValueError, match=rf"does not see {tmp_path}/job.json, which .* has written: give a target"):
+    with refused("not-shared", "target"):
         check_shared(Elsewhere(tmp_path), "job.json")
 
 

@@ -23,7 +23,7 @@ from retrieval.index.shard import Shard
 from retrieval.models.generator import Generator
 from retrieval.models.vision import VisionEncoder
 from retrieval.models.vlm import VLM
-from retrieval.sources.lookup import Pictures
+from retrieval.sources.lookup import ImageLookup
 from serving.ingress import Service
 from serving.protocol import FaultAnswer, ImaginedEvent, SearchAnswer
 
@@ -178,7 +178,7 @@ def test_the_shard_that_may_have_a_picture(
 
 
 def test_the_pictures(client: TestClient, breaks: Callable[..., None], serve_log: pytest.LogCaptureFixture) -> None:
-    breaks(Pictures, "bytes_of")
+    breaks(ImageLookup, "bytes_of")
     for size in ("full", "thumbnail"):
         failed(client.get("/v1/images/id-002", params={"size": size}), "the source of the pictures failed")
     [record, _] = [record for record in serve_log.records if "cannot be read" in record.getMessage()]

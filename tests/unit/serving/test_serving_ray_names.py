@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayTaskError
+from ray.serve import batching
 from ray.serve._private import client, deployment_state, replica
 from ray.serve.handle import DeploymentHandle
 
@@ -71,6 +72,11 @@ def test_serve_asks_the_ingress_for_its_app_under_this_name() -> None:
     assert hasattr(LateBoundApp, replica.SERVE_BUILD_ASGI_APP_METHOD)
     assert hasattr(Ingress.func_or_class, replica.SERVE_BUILD_ASGI_APP_METHOD)
     assert not hasattr(VisionTower.func_or_class, replica.SERVE_BUILD_ASGI_APP_METHOD)
+
+
+def test_the_check_that_local_testing_skips_is_there() -> None:
+    """``tests/serving_graph.py`` takes it out of a batch queue, where it looks for a replica."""
+    assert "def _warn_if_max_batch_size_exceeds_max_ongoing_requests(self" in inspect.getsource(batching)
 
 
 def test_these_names_stand_in_one_file(pytestconfig: pytest.Config) -> None:

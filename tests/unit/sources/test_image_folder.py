@@ -258,3 +258,8 @@ def test_a_file_that_cannot_be_read_is_an_error(folder: Path) -> None:
 
 def test_a_source_that_is_gone_has_no_images(tmp_path: Path) -> None:
     assert ImageLookup(str(tmp_path / "gone")).bytes_of("a.jpg") is None
+
+
+def test_a_source_that_cannot_be_opened_is_no_mistake_of_the_caller() -> None:
+    with pytest.raises(OSError, match="ftp://host/photos"):
+        ImageLookup("ftp://host/photos").bytes_of("a.jpg")

@@ -1,0 +1,189 @@
+"""Ray makes the same of a pipeline as this process does: rows, shards, versions; and either resumes the other's job."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pictures import BROKEN, good_pictures, write_pictures
+from ray.exceptions import RayTaskError
+from synthetic import D1, D2, directions, write_gallery
+
+from cluster.profile import Profile
+from cluster.session import session
+from demo.grammar import categories
+from demo.world import render
+from pipelines.embedding import written
+from pipelines.executor import current_executor
+from pipelines.gallery import build_gallery, gallery_of
+from pipelines.growth import remove
+from pipelines.index import build_index
+from pipelines.ray_executor import RayExecutor
+from pipelines.selection import Selection
+from retrieval.artifacts import Gallery, Index
+from retrieval.artifacts.columns import matrix
+from retrieval.errors import UserError
+from retrieval.folder import Folder
+from retrieval.fusion import fused_query
+from retrieval.index.hits import Hits, merge_topk
+
+PICTURES = 130
+ADDRESSES = ("none", None)
+"""This process, and the Ray of the test run."""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files for more than two blocks."""
+    folder = tmp_path_factory.mktemp("source") / "images"
+    write_pictures(folder)
+    for i in range(PICTURES):
+        file = folder / f"class {i % 5}" / f"{i:03d}.png"
+        file.parent.mkdir(exist_ok=True)
+        render(categories()[i % 40], i).save(file)
+    return folder
+
+
+def check_same_rows(one: Gallery, other: Gallery) -> None:
+    first, second = (pa.concat_tables(each.tables()).sort_by("id") for each in (one, other))
+    for name in ("id", "path", "label", "width", "height", "batch"):
+        assert first[name].to_pylist() == second[name].to_pylist()
+    for name in ("vlm", "vision"):
+        # One unit in the last place of a float16: batches are cut otherwise, and kernels round otherwise for them.
+        np.testing.assert_allclose(matrix(first[name]), matrix(second[name]), atol=2**-10, rtol=0)
+    assert one.rejected().sort_by("path").equals(other.rejected().sort_by("path"))
+    assert one.manifest.batches == other.manifest.batches
+
+
+@pytest.fixture(scope="module")
+def embedded(
+    source: Path, profile: Profile, tmp_path_factory: pytest.TempPathFactory, ray_session: None
+) -> dict[str | None, Path]:
+    """A gallery by address, embedded and not committed."""
+
+    def interrupted(*_: Any) -> Gallery:
+        raise KeyboardInterrupt
+
+    places = {}
+    for address in ADDRESSES:
+        places[address] = tmp_path_factory.mktemp("gallery")
+        with pytest.MonkeyPatch.context() as patch, session(address):
+            patch.setattr("pipelines.gallery.commit_batch", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                gallery_of(str(source), str(places[address]), profile)
+    return places
+
+
+@pytest.fixture(scope="module")
+def galleries(embedded: dict[str | None, Path], source: Path, profile: Profile) -> dict[str | None, Gallery]:
+    """Each is resumed by the other, which finds one block half written."""
+    made = {}
+    for address in ADDRESSES:
+        other = next(each for each in ADDRESSES if each != address)
+        lose_a_note(embedded[other])
+        logged: list[str] = []
+        with session(address):
+            made[address] = build_gallery(str(source), str(embedded[other]), profile, log=logged.append)
+        assert logged[0].startswith("resuming batch 000001: ")
+    return made
+
+
+def lose_a_note(gallery: Path) -> None:
+    """Leave what a block has written without the note that it is written."""
+    batch = Folder(gallery / "batches/000001")
+    before = len(written(batch))
+    name = batch.files("checkpoint")[0].removesuffix(".parquet")
+    Path(f"{batch.path}/{name}.parquet").rename(f"{batch.path}/{name}.pending.parquet")
+    assert 0 < before - len(written(batch)) < before
+
+
+def test_rows_are_the_same_whoever_began_and_whoever_ended(galleries: dict[str | None, Gallery]) -> None:
+    here, on_ray = (galleries[address] for address in ADDRESSES)
+    assert here.manifest.rows == PICTURES + len(good_pictures())
+    assert here.rejected().num_rows == len(BROKEN)
+    check_same_rows(here, on_ray)
+
+
+@pytest.fixture(scope="module")
+def indexes(profile: Profile, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> dict[str | None, Index]:
+    """By address, an index of three quantised shards, and a version of it without a tenth of its rows."""
+    rng = np.random.default_rng(0)
+    vectors = directions(900, D1, rng), directions(900, D2, rng)
+    gallery = write_gallery(tmp_path_factory.mktemp("vectors") / "gallery", *vectors)
+    made = {}
+    for address in ADDRESSES:
+        place = tmp_path_factory.mktemp("target")
+        shutil.copytree(gallery.uri, place / "gallery")
+        own = Gallery.open(place / "gallery")
+        with session(address):
+            index = build_index(own, str(place / "index"), profile, shards=3, factory="IVF8,SQ8")
+            gone = Selection(ids=[f"row-{i:05d}" for i in range(0, 900, 10)])
+            made[address] = remove(gone, own, index, profile.index).index
+    return made
+
+
+def test_shards_answer_to_the_bit_as_those_that_were_built_here(indexes: dict[str | None, Index]) -> None:
+    here, on_ray = (indexes[address] for address in ADDRESSES)
+    rng = np.random.default_rng(1)
+    queries = fused_query(directions(20, D1, rng), directions(20, D2, rng), 0.5)
+
+    def search(index: Index) -> Hits:
+        return merge_topk([shard.search(queries, 30) for shard in index.shards()], 30)
+
+    one, other = search(here), search(on_ray)
+    np.testing.assert_array_equal(one.ids, other.ids)
+    np.testing.assert_array_equal(one.scores, other.scores)
+    assert here.manifest.recall == on_ray.manifest.recall
+    assert [record.rows for record in here.manifest.shards] == [record.rows for record in on_ray.manifest.shards]
+    assert (here.manifest.rows, here.manifest.removed) == (on_ray.manifest.rows, on_ray.manifest.removed) == (810, 90)
+
+
+@pytest.fixture
+def executor(ray_session: None) -> RayExecutor:
+    found = current_executor()
+    assert isinstance(found, RayExecutor)
+    return found
+
+
+# Functions that are defined within a test are sent to workers whole.
+
+
+def test_what_a_person_can_put_right_is_raised_as_itself_and_a_bug_with_its_traceback(executor: RayExecutor) -> None:
+    def refused() -> None:
+        raise UserError("too many", code="too-many", field="count")
+
+    def away() -> None:
+        raise FileNotFoundError("away")
+
+    def bug() -> None:
+        raise ValueError("not what the user gave")
+
+    with pytest.raises(UserError) as mistake, session():
+        executor.map(refused, [()])
+    assert type(mistake.value) is UserError
+    assert (mistake.value.code, mistake.value.field, str(mistake.value)) == ("too-many", "count", "too many")
+    with pytest.raises(FileNotFoundError) as missing, session():
+        executor.run(away).get()
+    assert type(missing.value) is FileNotFoundError
+    with pytest.raises(RayTaskError) as ours, session():
+        list(executor.as_completed(bug, [()]))
+    assert "in bug" in str(ours.value)
+
+
+def test_calls_are_given_shared_values_and_answer_in_order(executor: RayExecutor) -> None:
+    def added(shared: Any, number: int) -> int:
+        return int(shared.get().sum()) + number
+
+    def counted(count: int) -> Iterator[int]:
+        yield from range(count)
+
+    shared = executor.share(np.arange(3))
+    assert executor.map(added, [(shared, 1), (shared, 2)]) == [4, 5]
+    assert sorted(executor.as_completed(added, [(shared, 1), (shared, 2)])) == [4, 5]
+    assert list(executor.stream(counted, [(2,), (3,)], ahead=1)) == [0, 1, 0, 1, 2]
+    assert executor.run(added, executor.run(lambda: np.arange(4)), 1).get() == 7

@@ -1,0 +1,32 @@
+"""The environment of the process is set in one place, and what is set already stays."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.imports import PACKAGES
+from cluster.ray_env import DEFAULTS
+
+ROOT = Path(__file__).parents[3]
+SETS = re.compile(r"environ\[[^\]]+\]\s*=[^=]|environ\.(setdefault|update|pop)|putenv")
+
+
+def test_nothing_else_sets_an_environment_variable() -> None:
+    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+    assert [file.name for file in files if SETS.search(file.read_text(encoding="utf-8"))] == ["ray_env.py"]
+
+
+@pytest.mark.parametrize("given", [None, "mine"])
+def test_a_default_is_set_before_ray_is_imported_and_yields_to_what_is_set(given: str | None) -> None:
+    name = "RAY_USAGE_STATS_ENABLED"
+    environment = {} if given is None else {name: given}
+    code = f"import cluster, os, sys; print(os.environ[{name!r}], 'ray' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [given or DEFAULTS[name], "False"]

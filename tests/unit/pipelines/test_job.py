@@ -1,0 +1,74 @@
+"""The jobs of an index as calls from Python, without the command line and without Ray."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from errors import refused
+
+from cluster.hold import hold, holds
+from cluster.profile import Profile
+from demo.grammar import categories
+from demo.world import render
+from pipelines import job
+from pipelines.inspection import state
+from retrieval.folder import Folder
+
+
+def draw(file: Path, number: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    render(categories()[number], number).save(file)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(6):
+        draw(folder / f"class {i % 2}/{i}.png", i)
+    shutil.copyfile(folder / "class 0/0.png", folder / "class 1/again.png")
+    return folder
+
+
+def test_a_target_is_built_indexed_again_grown_and_shrunk(images: Path, profile: Profile, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    built = job.index(images, target, profile, dedup=1, memory_per_shard="1G", address="none")
+    assert built.summary is not None
+    assert (built.summary.embedded, built.duplicates, built.index.manifest.rows) == (7, 1, 6)
+    again = job.index(images, target, profile, address="none")
+    assert (again.summary, again.duplicates, again.index.version) == (None, None, "000003")
+    draw(tmp_path / "more/new.png", 9)
+    added = job.add(tmp_path / "more", target, profile, address="none")
+    assert added.summary is not None
+    assert (added.summary.read, added.index.manifest.rows, len(added.gallery.manifest.batches)) == (1, 7, 2)
+    removed = job.remove(target, profile, paths=["new.png", "no such"], address="none")
+    assert (removed.rows, removed.unknown, removed.index.manifest.rows) == (1, ["no such"], 6)
+    assert job.duplicates(target, profile, cosine=0.999999, address="none").rows == 6
+    compacted = job.compact(target, profile, shards=2, address="none")
+    assert (len(compacted.index.manifest.shards), compacted.index.manifest.removed) == (2, 0)
+    assert not any(finding.trouble for finding in job.verify(target, profile, sample=2, address="none"))
+    assert "index/000001" in job.prune(target, keep=1)
+    assert holds(Folder(target)) == state(Folder(target)).jobs == []
+
+
+def test_what_cannot_be_done_is_refused_before_anything_is_written(
+    images: Path, profile: Profile, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    with refused("out-of-range", "cosine"):
+        job.index(images, target, profile, dedup=2, address="none")
+    with refused("not-a-size", "memory_per_shard"):
+        job.index(images, target, profile, memory_per_shard="much", address="none")
+    for call in (job.compact, job.remove):
+        with refused("no-target", "target"):
+            call(target, profile, address="none")
+    assert not target.exists()
+    with refused("unsupported", "factory"):
+        job.index(images, target, profile, factory="IVF9,Nonsense", address="none")
+    assert not (target / "gallery").exists()
+    (target / "gallery").mkdir()
+    with refused("nothing-selected"):
+        job.remove(target, profile, address="none")
+    with hold(Folder(target), "another"), refused("locked"):
+        job.index(images, target, profile, address="none")
