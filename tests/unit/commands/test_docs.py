@@ -8,12 +8,11 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-WIDTH, TABLE_WIDTH = 120, 200
+WIDTH = 120
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_lines_are_not_too_long(document: Path) -> None:
-    """A row of a table cannot be broken; a longer one wants to be a list."""
-    for number, line in enumerate(document.read_text(encoding="utf-8").splitlines(), 1):
-        limit = TABLE_WIDTH if line.startswith("|") else WIDTH
-        assert len(line) <= limit, f"{document.name}, line {number}: {len(line)} characters, {limit} are the most"
+    """Rows of tables are left out, as Markdown cannot break them."""
+    lines = enumerate(document.read_text(encoding="utf-8").splitlines(), 1)
+    assert not [number for number, line in lines if len(line) > WIDTH and not line.startswith("|")]
