@@ -129,7 +129,9 @@ class RayExecutor:
 
 
 def _each(function: Callable[..., Iterator[T]], *arguments: Any) -> Iterator[T]:
-    return (value for value in function(*arguments))  # Ray sends to it, which a mere iterator cannot take
+    # Ray wants a generator function, and sends to it, which a mere iterator behind a ``yield from`` cannot take.
+    for value in function(*arguments):  # noqa: UP028
+        yield value
 
 
 class _NothingToFilter(CheckpointManager):
