@@ -1,4 +1,4 @@
-"""``mindseye index`` on the Ray of the test run; what its sub-commands do is in tests/unit/commands/test_index_command.py."""
+"""``mindseye index`` on the Ray of the test run; its sub-commands are tested in test_index_command.py."""
 
 from __future__ import annotations
 
