@@ -233,7 +233,7 @@ def of_thirty(folder: Path, profile: Profile) -> Place:
     return place
 
 
-def test_a_pruned_version_is_no_build_to_go_on_with(profile: Profile, tmp_path: Path) -> None:
+def test_a_pruned_version_is_no_build_to_resume(profile: Profile, tmp_path: Path) -> None:
     place = Place(tmp_path, tmp_path / "target")
     some(place.target / "gallery", "first", 30)
     build_index(place.gallery, str(place.target / "index"), profile, shards=2)
@@ -253,7 +253,7 @@ def test_a_pruned_version_is_no_build_to_go_on_with(profile: Profile, tmp_path: 
     assert len(place.paths()) == 50
 
 
-def test_a_batch_that_only_the_index_has_makes_room_for_the_one_begun_anew(
+def test_a_batch_that_only_the_index_has_makes_room_for_the_one_started_over(
     profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = of_thirty(tmp_path, profile)
@@ -288,7 +288,7 @@ def test_rows_are_not_removed_while_a_killed_addition_could_bring_them_back(
     assert len(place.paths()) == 39
 
 
-def test_a_version_that_was_left_behind_is_not_gone_on_with(
+def test_a_version_that_was_left_behind_is_not_resumed(
     profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = of_thirty(tmp_path, profile)
@@ -333,7 +333,7 @@ def raised(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def test_what_was_overwritten_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_what_was_overwritten_is_not_resumed(tmp_path: Path) -> None:
     gallery = some(tmp_path / "gallery", "first", 5)
     [batch] = gallery.manifest.batches
     newer = batch.model_copy(update={"name": "000002"})
