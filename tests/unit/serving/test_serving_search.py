@@ -12,6 +12,7 @@ from errors import refused
 from fastapi import FastAPI
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
+from remembering import entry
 from waiting import until
 
 import serving.ingress
@@ -120,7 +121,7 @@ class Ranker:
 class World:
     """A search among fakes."""
 
-    def __init__(self, *, generator: bool = True, **settings: Any) -> None:
+    def __init__(self, *, generator: bool = True, warmed_by: str | None = None, **settings: Any) -> None:
         self.vlm, self.vision, self.generator, self.ranker = VLM(), Vision(), Generator(), Ranker()
         parts = Parts(
             Handle(self.vlm),  # type: ignore[arg-type]
@@ -129,7 +130,7 @@ class World:
             Handle(self.ranker),  # type: ignore[arg-type]
         )
         self.memory = Memory(MemoryStore())
-        defaults = Defaults(images=3, generator_fingerprint=None if generator else "sha256:generator")
+        defaults = Defaults(images=3, generator_fingerprint=warmed_by if generator else "sha256:generator")
         self.search = Search(parts, self.memory, ServeSettings(**settings), defaults)
 
     async def warmed(self) -> World:
@@ -471,6 +472,57 @@ def test_without_a_generator_only_remembered_queries_are_fused() -> None:
         await other.answer()
         world.memory._recent.update(other.memory._recent)
         assert (await world.answer()).stage == "fused"
+
+    run(check())
+
+
+def test_nothing_is_stored_as_made_by_the_generator_of_the_warmed_queries(serve_log: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        world = World(warmed_by="sha256:other")
+        world.generator.runs.clear()
+        starting = asyncio.create_task(world.search.warm_up())
+        await until(lambda: "vlm" in world.search._imaginer.models)
+        key, _ = world.search._imaginer.key(world.search._asked(SearchRequest(query="a moon"), "id"))
+        assert key
+        world.memory._recent[key] = entry("a moon", images=2)
+        assert (await world.answer("a moon")).memory == "hit"  # of what was warmed
+        answer = await world.answer()
+        assert (answer.stage, answer.degraded) == ("text", "the generator is still starting")
+        assert (world.generator.asked, list(world.memory._recent)) == ([], [key])
+        world.generator.runs.set()
+        await starting
+        [said] = serve_log.messages
+        assert "sha256:other" in said
+        assert "sha256:generator" in said
+        for query in ("a star", "a moon"):
+            assert (await world.answer(query)).memory == "miss"
+
+    run(check())
+
+
+def test_a_generator_that_becomes_known_during_a_search_stores_nothing_under_the_key_of_another() -> None:
+    async def check() -> None:
+        world = World(warmed_by="sha256:other")
+        world.generator.runs.clear()
+        starting = asyncio.create_task(world.search.warm_up())
+        await until(lambda: "vlm" in world.search._imaginer.models)
+        asked = world.search._asked(SearchRequest(query="a star"), "id")
+        key, _ = world.search._imaginer.key(asked)
+        world.generator.runs.set()
+        await starting
+        assert key
+        found, shortfall = await world.search._imaginer.obtain(asked, key, np.array([1, 0], np.float32))
+        assert (found, shortfall and shortfall.reason) == (None, "starting")
+        assert not world.memory._recent
+
+    run(check())
+
+
+def test_a_generator_that_made_what_was_warmed_is_not_told(serve_log: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        world = await World(warmed_by="sha256:generator").warmed()
+        assert (await world.answer()).memory == "miss"
+        assert serve_log.messages == []
 
     run(check())
 
