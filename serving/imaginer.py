@@ -97,7 +97,6 @@ class Imaginer:
         models = self.models
         return memory_key(
             asked.text,
-            asked.request.kind,
             asked.images,
             asked.request.seed,
             generator_fingerprint=generator_fingerprint,

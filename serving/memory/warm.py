@@ -35,7 +35,6 @@ def warm(store: Store, queries: QuerySet) -> int:
                 entry = Remembered.of_row(row, np.arange(len(row["thumbnails"][0])))
                 key = memory_key(
                     entry.text,
-                    entry.kind,
                     manifest.images,
                     manifest.seed,
                     generator_fingerprint=made_by["generator"],

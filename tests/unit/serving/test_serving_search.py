@@ -239,12 +239,14 @@ def test_weight_and_stage_follow_the_mode(options: dict[str, Any], weight: float
     run(check())
 
 
-def test_kind_images_and_seed_are_other_queries_and_weight_and_k_are_not() -> None:
+def test_images_and_seed_are_other_queries_and_kind_weight_and_k_are_not() -> None:
     async def check() -> None:
         world = await World().warmed()
-        for options in ({}, {"seed": 1}, {"images": 2}, {"kind": "description"}):
+        for options in ({}, {"seed": 1}, {"images": 2}):
             assert (await world.answer(**options)).memory == "miss"
         assert (await world.answer(weight=0.9, k=50)).memory == "hit"
+        described = await world.answer(kind="description")
+        assert (described.memory, described.kind) == ("hit", "description")
 
     run(check())
 
