@@ -111,6 +111,7 @@ class Search:
         ranker = self._parts.ranker
         await call("the ranker", ranker.switch, index, seconds=START_SECONDS, refusals=(UserError,))
         await call_every_replica("the ranker", ranker, "follow", seconds=START_SECONDS)
+        self.places.switched()
         return await self.served()
 
     async def answer(self, request: SearchRequest, request_id: str) -> SearchAnswer:
@@ -258,7 +259,7 @@ class Search:
         with asked.timed(stage), metrics.waiting.one(part="ranker"):
             ranking: Ranking = await call("the ranker", self._parts.ranker.rank, *arguments, seconds=seconds)
         asked.version = ranking.version
-        self.places.keep(ranking.rows)
+        self.places.keep(ranking.rows, ranking.version)
         return ranking
 
 
