@@ -69,11 +69,11 @@ class Imaginer:
         return self._key(asked, generator), None
 
     async def recalled(self, asked: Asked, key: str) -> Remembered | None:
-        """Return what is remembered, if the store answers in time: one that hangs costs the images, not the text."""
-        try:
-            return await asyncio.wait_for(self._memory.recall(key), SHARE_OF_MEMORY * asked.deadline.left)
-        except TimeoutError:
-            return None
+        """Return what is remembered, if the store answers in time: one that hangs costs the images, not the text.
+
+        An unfinished entry is imagined again where that is possible.
+        """
+        return await self._recalled(asked, key, unfinished="generator" not in self.models)
 
     async def obtain(self, asked: Asked, key: str, vlm_D1: np.ndarray) -> tuple[Remembered | None, Shortfall | None]:
         """Return the imagined query, or why there is none. All who ask for the same one wait for one generation."""
@@ -89,9 +89,18 @@ class Imaginer:
         except TimeoutError:
             return None, Shortfall("deadline", "no image was imagined by the deadline")
         except Unavailable as error:
-            return None, Shortfall.of(error)
+            unfinished = await self._recalled(asked, key, unfinished=True)
+            asked.memory = "hit" if unfinished else asked.memory
+            return unfinished, Shortfall.of(error)
         asked.memory = "hit" if remembered else "miss"
         return known, None
+
+    async def _recalled(self, asked: Asked, key: str, *, unfinished: bool) -> Remembered | None:
+        recalling = self._memory.recall(key, unfinished=unfinished)
+        try:
+            return await asyncio.wait_for(recalling, SHARE_OF_MEMORY * asked.deadline.left)
+        except TimeoutError:
+            return None
 
     def _key(self, asked: Asked, generator_fingerprint: str) -> str:
         models = self.models

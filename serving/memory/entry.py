@@ -61,6 +61,10 @@ def memory_key(
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+TRANSIENT = frozenset({"nan"})
+"""Reasons for which an image was not accepted that another attempt may not have."""
+
+
 class DamagedEntry(Exception):
     """What a store returned is no entry; it is imagined again."""
 
@@ -92,6 +96,11 @@ class Remembered:
     indices: np.ndarray
     thumbnails: list[bytes]
     rejected: list[str]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it lacks images that another attempt may bring."""
+        return not TRANSIENT.isdisjoint(self.rejected)
 
     def to_bytes(self) -> bytes:
         """Return the entry as bytes: a line that says what it is, a checksum, and one row in Arrow's IPC format."""

@@ -173,6 +173,21 @@ def test_a_query_set_is_loaded_row_for_row_and_found_whatever_kind_its_texts_are
     assert asyncio.run(found(3)) is None
 
 
+@pytest.mark.parametrize(("entries", "told"), [(2, True), (3, False)])
+def test_a_query_set_that_the_store_cannot_keep_is_told(
+    entries: int, told: bool, tmp_path: Path, serve_log: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    made_by = models() | {"generator": ModelRecord(uri="local-dir:generator", fingerprint="sha256:g")}
+    vectors = directions(3, D1, rng), [directions(2, D2, rng)] * 3
+    queries = write_queries(tmp_path / "queries", *vectors, labels=[None] * 3, records=made_by)
+    for store in (MemoryStore(entries), SqliteStore(tmp_path / "memory", entries)):
+        serve_log.clear()
+        assert warm(store, queries) == 3
+        said = [f"{queries.uri} has 3 queries, and the store keeps 2: its first 1 are not remembered"] if told else []
+        assert [message.partition(";")[0] for message in serve_log.messages] == said
+
+
 def test_a_query_set_of_unknown_models_is_refused(tmp_path: Path) -> None:
     vectors = directions(1, D1, np.random.default_rng(0)), [directions(2, D2, np.random.default_rng(0))]
     queries = write_queries(tmp_path, *vectors, labels=[None])

@@ -77,6 +77,7 @@ class Generator:
         self.runs.set()
         self.error: Exception | None = None
         self.rejected = 0
+        self.reason = "safety"
 
     async def model(self) -> Model:
         await self.runs.wait()
@@ -93,7 +94,7 @@ class Generator:
             raise self.error
         accepted = images - self.rejected
         vectors = np.eye(max(accepted, 2), 2, dtype=np.float32)[:accepted]
-        return Imagination(vectors, np.arange(accepted) + 10, [b"jpeg"] * accepted, ["safety"] * self.rejected)
+        return Imagination(vectors, np.arange(accepted) + 10, [b"jpeg"] * accepted, [self.reason] * self.rejected)
 
 
 class Ranker:
@@ -353,7 +354,7 @@ def test_a_generator_that_is_late_is_asked_for_no_image_until_it_answers_again()
 
 
 def test_a_memory_that_hangs_costs_the_images_and_not_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def hangs(key: str) -> None:
+    async def hangs(key: str, **_: Any) -> None:
         await asyncio.sleep(60)
 
     async def check() -> None:
@@ -423,6 +424,42 @@ def test_without_an_accepted_image_the_text_answers_and_says_why() -> None:
         stages = await world.stages()
         assert [name for name, _ in stages] == ["text", "fused"]
         assert stages[-1][1].degraded == "no image could be imagined (safety)"
+
+    run(check())
+
+
+def test_images_that_failed_for_the_moment_are_imagined_again_after_a_while() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        world.generator.rejected, world.generator.reason = 1, "nan"
+        for memory in ("miss", "hit"):  # within the while
+            answer = await world.answer()
+            assert (answer.memory, len(answer.imagined)) == (memory, 2)
+        url = answer.imagined[1].url
+        world.memory._unfinished.clear()
+        assert await world.memory.remembered_image(url.split("/")[3], 1) == b"jpeg"
+        world.generator.error = died()  # better two images than none
+        answer = await world.answer()
+        assert (answer.memory, answer.stage, len(answer.imagined)) == ("hit", "fused", 2)
+        world.generator.error, world.generator.rejected = None, 0
+        await asyncio.sleep(0.05)
+        for memory in ("miss", "hit"):
+            answer = await world.answer()
+            assert (answer.memory, len(answer.imagined)) == (memory, 3)
+        world.memory._recent.clear()
+        assert len((await world.answer()).imagined) == 3
+        assert world.generator.asked == ["a star"] * 3
+
+    run(check())
+
+
+def test_without_a_generator_unfinished_images_are_answered_for_good() -> None:
+    async def check() -> None:
+        world, other = await World(generator=False).warmed(), await World().warmed()
+        other.generator.rejected, other.generator.reason = 1, "nan"
+        await other.answer()
+        world.memory._store = other.memory._store
+        assert len((await world.answer()).imagined) == 2
 
     run(check())
 
