@@ -97,7 +97,7 @@ def service(folder: Path, work: Path, environment: dict[str, str]) -> Iterator[t
     """Start ``mindseye serve``; yield its URL, the seconds that it took to be ready, and its process id."""
     settings = yaml.safe_load((PROFILES / "tiny.yaml").read_text())
     # One client may send as much as it likes here.
-    settings["serve"]["limits"] = {"requests_per_minute": 10_000_000}
+    settings["serve"]["limits"] = {"requests_per_minute": 10_000_000, "pictures_per_minute": 10_000_000}
     models = load_profile("tiny").models
     settings["models"] |= {"vlm": models.vlm, "vision": models.vision, "aggregator": models.aggregator}
     settings["models"]["generator"]["uri"] = models.generator.uri

@@ -159,7 +159,9 @@ class Limits(Settings):
     body_seconds: float = Field(default=15, gt=0)
     """Seconds that a client may take to send a body."""
     requests_per_minute: int = Field(default=600, ge=1)
-    """Of one key, or of one address where there are no keys."""
+    """Of one key, or of one address where there are no keys; pictures do not count."""
+    pictures_per_minute: int = Field(default=6_000, ge=1)
+    """Pictures of the gallery and imagined ones, of one key or address."""
 
 
 class ServeSettings(Settings):

@@ -33,8 +33,10 @@ from serving.search import Search
 PAGE = Path(__file__).parent / "page"
 OPEN_PATHS = ("/", "/page/*", "/healthz", "/readyz", "/openapi.json")
 """What needs no API key."""
-FREE_PATHS = (*OPEN_PATHS, "/v1/images/*", "/v1/imagined/*")
-"""What does not count as a request: a page shows dozens of pictures for each search."""
+PICTURE_PATHS = ("/v1/images/*", "/v1/imagined/*")
+"""What counts as a picture and not as a request: a page shows dozens of them for each search."""
+FREE_PATHS = (*OPEN_PATHS, *PICTURE_PATHS)
+"""What does not count as a request."""
 # Parameters of a GET that are text; all others are written as in JSON.
 _TEXTS = {"query", "kind", "mode"}
 _STILL = {"Cache-Control": "private, max-age=3600"}
@@ -67,6 +69,9 @@ def make_api(
         Middleware(LastResort),
         Middleware(Keys, keys, open_paths=OPEN_PATHS) if keys else Middleware(LoopbackNames),
         Middleware(RateLimit, per_minute=limits.requests_per_minute, store=store, free_paths=FREE_PATHS),
+        Middleware(
+            RateLimit, per_minute=limits.pictures_per_minute, store=store, counted="pictures", paths=PICTURE_PATHS
+        ),
         Middleware(BodyLimit, max_bytes=limits.body_bytes, seconds=limits.body_seconds),
     ]
     # Its pages of documentation load scripts from elsewhere.

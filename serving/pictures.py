@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
+from contextvars import Context
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,10 +16,12 @@ from ray.serve.handle import DeploymentHandle
 from retrieval.images import ImageRejected, decode, thumbnail
 from retrieval.sources.lookup import ImageLookup
 from serving.deployments.calls import Unavailable, call
-from serving.deployments.messages import Row
+from serving.deployments.messages import Row, Served
 
 PATHS = 20_000
 """Rows whose places are cached: the pictures of an answer are asked for next."""
+ABSENT = 20_000
+"""Ids of no row that are cached, so that every shard is asked once for each."""
 THUMBNAILS = 2_000
 """Small pictures that are cached, of about 5 KB each."""
 # How files begin that every browser shows; others are sent as JPEG.
@@ -37,35 +41,64 @@ class Place(NamedTuple):
 
 
 class Places:
-    """The places of rows, by id: those of answers are cached, others are asked for. For one event loop.
+    """The places of rows, by id, in the version of the index that is served: a row that it lacks has none.
+
+    Versions never change, so what is cached is cached by version: rows of answers, rows that were asked for, and ids
+    that are no row's. For one event loop.
 
     Args:
         seconds: how long a question to the ranker may take.
     """
 
+    VERSION_SECONDS = 1.0
+    """How long the ranker is not asked again which version it serves: a page asks for dozens of pictures at once."""
+
     def __init__(self, ranker: DeploymentHandle, *, seconds: float) -> None:
         self._ranker = ranker
         self._seconds = seconds
-        self._known: LRUCache[str, Place] = LRUCache(PATHS)
+        self._known: LRUCache[tuple[str, str], Place] = LRUCache(PATHS)
+        self._absent: LRUCache[tuple[str, str], None] = LRUCache(ABSENT)
+        self._asked = 0.0
+        self._version: asyncio.Task[str] | None = None
 
-    def keep(self, rows: Iterable[Row]) -> None:
-        """Cache the places of the rows of an answer."""
+    def keep(self, rows: Iterable[Row], version: str) -> None:
+        """Cache the places of the rows of an answer by that version."""
         for row in rows:
-            self._known[row.id] = Place(row.path, row.source)
+            self._known[version, row.id] = Place(row.path, row.source)
+
+    def switched(self) -> None:
+        """Ask the ranker before the next answer which version it serves."""
+        self._version = None
 
     async def of(self, id: str) -> Place | None:
-        """Return the place of the gallery row of that id; None if there is no such row.
+        """Return the place of the row of that id in the version that is served; None if it has no such row.
 
         Raises:
-            Unavailable: the row could not be looked up.
+            Unavailable: the version or the row could not be looked up.
         """
-        place = self._known.get(id)
+        version = await self._served()
+        row = version, id
+        if row in self._absent:
+            return None
+        place = self._known.get(row)
         if place is None:
-            found = await call("the ranker", self._ranker.path, id, seconds=self._seconds)
+            found = await call("the ranker", self._ranker.path, id, version, seconds=self._seconds)
             if not found:
+                self._absent[row] = None
                 return None
-            place = self._known[id] = Place(*found)
+            place = self._known[row] = Place(*found)
         return place
+
+    async def _served(self) -> str:
+        now = time.monotonic()
+        if self._version is None or now - self._asked >= self.VERSION_SECONDS:
+            # In a context of its own: Serve would cancel the call together with the first request that waits for it.
+            self._asked, self._version = now, asyncio.create_task(self._ask_version(), context=Context())
+        return await asyncio.shield(self._version)
+
+    async def _ask_version(self) -> str:
+        served: Served = await call("the ranker", self._ranker.served, seconds=self._seconds)
+        return served.version
 
 
 class Picture(NamedTuple):

@@ -32,7 +32,7 @@ class SearchRequest(BaseModel):
         },
     )
     query: str = Field(min_length=1, description="What to find: a name, a description, or both.")
-    kind: Kind = Field("name", description="What kind of text the query is; part of what is remembered.")
+    kind: Kind = Field("name", description="What kind of text the query is; it changes no answer.")
     mode: Mode = Field("fused", description="Rank by text alone, by imagined images alone, or by both.")
     k: int = Field(10, ge=1, strict=True, description="Number of results.")
     weight: float | None = Field(

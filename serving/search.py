@@ -45,7 +45,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Defaults:
-    """K where a request gives none; and the generator whose images are remembered, if none runs."""
+    """K where a request gives none; and the generator whose images were warmed, if any were."""
 
     images: int
     generator_fingerprint: str | None = None
@@ -82,7 +82,7 @@ class Search:
             Unavailable: one of them does not work.
         """
         vlm, vision, generator, ranker = self._parts.vlm, self._parts.vision, self._parts.generator, self._parts.ranker
-        models = self._imaginer.models
+        learn = self._imaginer.learn
         served: Served = await _start("the ranker", ranker.served)
         self._weight = served.weight
         encoded: EncodedText = await _start("the text encoder", vlm.encode_text, PROBE)
@@ -90,10 +90,10 @@ class Search:
             "the ranker", ranker.rank, encoded.vlm_D1, None, 0.0, EXAMPLES_FROM, None, START_SECONDS
         )
         self.examples = list(dict.fromkeys(row.label for row in near.rows if row.label))[:EXAMPLES]
-        models["vision"] = await _start("the vision encoder", vision.model)
-        models["vlm"] = await _start("the text encoder", vlm.model)
+        learn("vision", await _start("the vision encoder", vision.model))
+        learn("vlm", await _start("the text encoder", vlm.model))
         if generator:
-            models["generator"] = await _start("the generator", generator.model)
+            learn("generator", await _start("the generator", generator.model))
             await _start("the generator", generator.imagine, PROBE, 1, 0)
         self.ready = True
 
@@ -111,6 +111,7 @@ class Search:
         ranker = self._parts.ranker
         await call("the ranker", ranker.switch, index, seconds=START_SECONDS, refusals=(UserError,))
         await call_every_replica("the ranker", ranker, "follow", seconds=START_SECONDS)
+        self.places.switched()
         return await self.served()
 
     async def answer(self, request: SearchRequest, request_id: str) -> SearchAnswer:
@@ -258,7 +259,7 @@ class Search:
         with asked.timed(stage), metrics.waiting.one(part="ranker"):
             ranking: Ranking = await call("the ranker", self._parts.ranker.rank, *arguments, seconds=seconds)
         asked.version = ranking.version
-        self.places.keep(ranking.rows)
+        self.places.keep(ranking.rows, ranking.version)
         return ranking
 
 

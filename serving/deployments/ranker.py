@@ -111,14 +111,16 @@ class Ranker:
             attention=attention,
         )
 
-    async def path(self, id: str) -> tuple[str, str] | None:
-        """Return the path of the row of that id in the current version, and what it is relative to; None if there is
-        none.
+    async def path(self, id: str, version: str | None = None) -> tuple[str, str] | None:
+        """Return the path of the row of that id, and what it is relative to; None if there is none.
+
+        Args:
+            version: URI of the index version; by default the current one.
 
         Raises:
             Unavailable: a shard that may have the row did not answer.
         """
-        index = self._current
+        index = await self._version(version)
         seconds = self._settings.shard_timeout_ms / 1000
         found = await self._ask_shards("path", index.uri, id, seconds=seconds)
         for place in found:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from cachetools import LRUCache
 from ray import serve
 
@@ -87,7 +87,13 @@ def _search(shards: Sequence[Shard], query_D: np.ndarray, k: int) -> list[Part]:
 
 def _path(shards: Sequence[Shard], id: str) -> tuple[str, str] | None:
     for shard in shards:
-        place = pc.index(shard.rows["id"], id).as_py()
-        if place >= 0 and shard.alive[place]:
-            return shard.rows["path"][place].as_py(), shard.rows["batch"][place].as_py()
+        row = _row(shard.rows["id"], id)
+        if row is not None and shard.alive[row]:
+            return shard.rows["path"][row].as_py(), shard.rows["batch"][row].as_py()
     return None
+
+
+def _row(ids: pa.ChunkedArray, id: str) -> int | None:
+    """The row of an id. They ascend by UTF-8 bytes, which is the order of Python's strings."""
+    row = bisect_left(range(len(ids)), id, key=lambda row: ids[row].as_py())
+    return row if row < len(ids) and ids[row].as_py() == id else None

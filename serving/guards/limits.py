@@ -73,37 +73,52 @@ class BodyLimit(HttpMiddleware):
 class RateLimit(HttpMiddleware):
     """Lets each caller ask ``per_minute`` times in any 60 seconds: each API key, or each address where keys are off.
 
-    Requests for ``free_paths`` do not count. With a Redis as the store the count is one for all replicas; else each
-    replica counts by itself. While the Redis does not answer, nobody is refused.
+    With a Redis as the store the count is one for all replicas; else each replica counts by itself. While the Redis
+    does not answer, nobody is refused.
+
+    Args:
+        counted: what is counted, in a word: each has a count of its own.
+        paths: what counts; by default everything.
+        free_paths: what does not count even so.
     """
 
     BACK_OFF_SECONDS = 5.0
     """How long a Redis that failed is not asked."""
 
     def __init__(
-        self, app: ASGIApp, *, per_minute: int, store: str = "memory:", free_paths: Sequence[str] = ()
+        self,
+        app: ASGIApp,
+        *,
+        per_minute: int,
+        store: str = "memory:",
+        counted: str = "requests",
+        paths: Sequence[str] = ("/*",),
+        free_paths: Sequence[str] = (),
     ) -> None:
         super().__init__(app)
+        self.counted = counted
+        self.paths = paths
         self.free_paths = free_paths
         self._item = RateLimitItemPerMinute(per_minute)
         self._limiter = MovingWindowRateLimiter(_storage(store))
         self._failed_until = 0.0
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        wait = None if listed(scope, self.free_paths) else await self._seconds_to_wait(_caller(scope))
+        counts = listed(scope, self.paths) and not listed(scope, self.free_paths)
+        wait = await self._seconds_to_wait(_caller(scope)) if counts else None
         if wait is None:
             await self.app(scope, receive, send)
             return
-        message = f"at most {self._item.amount:,} requests a minute are answered; try again in {wait} s"
+        message = f"at most {self._item.amount:,} {self.counted} a minute are answered; try again in {wait} s"
         await refuse(scope, receive, send, 429, "too-many-requests", message, {"Retry-After": str(wait)})
 
     async def _seconds_to_wait(self, caller: str) -> int | None:
         if time.monotonic() < self._failed_until:
             return None
         try:
-            if await self._limiter.hit(self._item, caller):
+            if await self._limiter.hit(self._item, self.counted, caller):
                 return None
-            reset = (await self._limiter.get_window_stats(self._item, caller)).reset_time
+            reset = (await self._limiter.get_window_stats(self._item, self.counted, caller)).reset_time
             return max(1, math.ceil(reset - time.time()))
         except StorageError as error:
             self._failed_until = time.monotonic() + self.BACK_OFF_SECONDS

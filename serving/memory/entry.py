@@ -32,7 +32,6 @@ def normalised(text: str) -> str:
 
 def memory_key(
     text: str,
-    kind: str,
     images: int,
     seed: int,
     *,
@@ -43,13 +42,15 @@ def memory_key(
 ) -> str:
     """Return the key of a query, 64 hex digits: SHA-256 of canonical JSON of everything its entry depends on.
 
+    The kind of a text is none of that: it changes neither vectors nor images.
+
     Raises:
         UserError: as ``normalised``.
     """
     parts = {
         "format": FORMAT,
         "text": normalised(text),
-        "kind": kind,
+        "kind": "name",  # once the kind was part of the key: so entries of names, which are the most, are found
         "images": images,
         "seed": seed,
         "generator": generator_fingerprint,
@@ -58,6 +59,10 @@ def memory_key(
         "templates": list(templates),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+TRANSIENT = frozenset({"nan"})
+"""Reasons for which an image was not accepted that another attempt may not have."""
 
 
 class DamagedEntry(Exception):
@@ -91,6 +96,11 @@ class Remembered:
     indices: np.ndarray
     thumbnails: list[bytes]
     rejected: list[str]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it lacks images that another attempt may bring."""
+        return not TRANSIENT.isdisjoint(self.rejected)
 
     def to_bytes(self) -> bytes:
         """Return the entry as bytes: a line that says what it is, a checksum, and one row in Arrow's IPC format."""

@@ -14,6 +14,7 @@ class MemoryStore:
     """A store in this process."""
 
     def __init__(self, entries: int = ENTRIES) -> None:
+        self.entries: int | None = entries
         self._values: LRUCache[str, bytes] = LRUCache(entries)
         self._leases: dict[str, tuple[str, float]] = {}
         self._settings: dict[str, str] = {}

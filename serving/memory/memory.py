@@ -5,7 +5,7 @@ is being made, everyone else who asks for it waits for that one making (single f
 task, in others for the lease in the store.
 
 A key stands for everything that the entry depends on, so nothing is ever invalidated: a service with other models has
-other keys.
+other keys. Only an entry that is unfinished is made again, after a while.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
-from cachetools import LRUCache
+from cachetools import LRUCache, TTLCache
 
 from serving.memory.entry import DamagedEntry, Remembered
 from serving.memory.flight import Flight
@@ -46,19 +46,28 @@ class Memory:
     """Seconds between probes for an entry that another process is making: the first and, with back-off, the longest."""
     BACK_OFF_SECONDS = 5.0
     """How long a store that failed is not asked: a query should not wait for its time limit each time."""
+    UNFINISHED_SECONDS = 300.0
+    """How long an entry that is unfinished is as good as a finished one, for the process that made it."""
 
     def __init__(self, store: Store, entries: int = 10_000, *, lease_seconds: float = 15.0) -> None:
         self._store = store
         self._lease_seconds = lease_seconds
         self._recent: LRUCache[str, Remembered] = LRUCache(entries)
+        self._unfinished: TTLCache[str, Remembered] = TTLCache(entries, self.UNFINISHED_SECONDS)
         self._flights: dict[str, Flight] = {}
         self._failed_until = 0.0
 
-    async def recall(self, key: str) -> Remembered | None:
-        """Return an entry that exists."""
-        if known := self._recent.get(key):
+    async def recall(self, key: str, *, unfinished: bool = False) -> Remembered | None:
+        """Return an entry that exists.
+
+        Args:
+            unfinished: return one that is unfinished as well, for callers who could not have it made again.
+        """
+        if known := self._cached(key):
             return known
         found = await self._ask(None, self._load, key)
+        if found and found.unfinished:
+            return found if unfinished else None
         if found:
             self._recent[key] = found
         return found
@@ -77,7 +86,7 @@ class Memory:
         Raises:
             TimeoutError: it was not there within ``seconds``.
         """
-        if known := self._recent.get(key):
+        if known := self._cached(key):
             return known, True
         flight = self._flights.get(key)
         if flight is None or flight.task.cancelling():
@@ -87,7 +96,7 @@ class Memory:
 
     async def remembered_image(self, key: str, index: int) -> bytes | None:
         """Return the thumbnail of an imagined image, None if there is no such entry or image."""
-        found = await self.recall(key)
+        found = await self.recall(key, unfinished=True)
         return found.thumbnail(index) if found else None
 
     async def close(self) -> None:
@@ -97,6 +106,9 @@ class Memory:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _cached(self, key: str) -> Remembered | None:
+        return self._recent.get(key) or self._unfinished.get(key)
+
     async def _fly(self, key: str, make: Make) -> tuple[Remembered, bool]:
         owner = uuid.uuid4().hex
         try:
@@ -105,7 +117,7 @@ class Memory:
                 return found, True
             async with self._prolonged(key, owner):
                 made = await make()
-            self._recent[key] = made
+            (self._unfinished if made.unfinished else self._recent)[key] = made
             await self._ask(None, self._save, key, made)
             return made, False
         finally:

@@ -18,6 +18,7 @@ class RedisStore:
         UserError: the package ``redis`` is missing, or the URL is wrong.
     """
 
+    entries: int | None = None
     UNUSED_SECONDS = 365 * 24 * 3600
     WAIT_SECONDS = 2.0
 

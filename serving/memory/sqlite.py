@@ -39,7 +39,8 @@ class SqliteStore:
 
     def __init__(self, path: str | Path, entries: int = ENTRIES) -> None:
         self.path = Path(path).expanduser().absolute()
-        self._entries = entries
+        self.entries: int | None = entries
+        self._checked_each = max(1, entries // 100)
         self._puts = 0
         self._lock = threading.Lock()
         with self._faults():
@@ -107,11 +108,11 @@ class SqliteStore:
     def put(self, key: str, value: bytes) -> None:
         self._run(f"INSERT OR REPLACE INTO entries (key, used, value) VALUES (?, {self._NOW}, ?)", key, value)
         self._puts += 1
-        if self._puts % max(1, self._entries // 100) == 0:  # counting takes its time: the bound may be 1% exceeded
+        if self._puts % self._checked_each == 0:  # counting takes its time: the bound may be 1% exceeded
             self._run(
                 "DELETE FROM entries WHERE key IN (SELECT key FROM entries ORDER BY used"
                 " LIMIT max(0, (SELECT count(*) FROM entries) - ?))",
-                self._entries,
+                self.entries,
             )
 
     def drop(self, key: str) -> None:

@@ -20,7 +20,12 @@ class Store(Protocol):
     """Bytes by key, leases by key, settings by name. Several threads may use one.
 
     Every method raises ``StoreError`` if the store cannot be used now.
+
+    Attributes:
+        entries: how many it keeps, the least recently used evicted first; None if that is set elsewhere.
     """
+
+    entries: int | None
 
     def get(self, key: str) -> bytes | None:
         """Return an entry, which counts as a use of it."""

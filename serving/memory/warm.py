@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from retrieval.artifacts import QuerySet
@@ -9,11 +11,14 @@ from retrieval.errors import UserError
 from serving.memory.entry import Remembered, memory_key
 from serving.memory.store import Store
 
+log = logging.getLogger("ray.serve")
+
 
 def warm(store: Store, queries: QuerySet) -> int:
     """Put a query set into a store, so that its queries are answered without imagining; return how many there are.
 
-    The keys have the models, templates, K and seed of its manifest: a service with others does not find them.
+    The keys have the models, templates, K and seed of its manifest: a service with others does not find them. A store
+    that keeps fewer evicts the first ones, and the log says so.
 
     Raises:
         UserError: the query set does not say which models made it.
@@ -35,7 +40,6 @@ def warm(store: Store, queries: QuerySet) -> int:
                 entry = Remembered.of_row(row, np.arange(len(row["thumbnails"][0])))
                 key = memory_key(
                     entry.text,
-                    entry.kind,
                     manifest.images,
                     manifest.seed,
                     generator_fingerprint=made_by["generator"],
@@ -45,4 +49,10 @@ def warm(store: Store, queries: QuerySet) -> int:
                 )
                 store.put(key, entry.to_bytes())
                 count += 1
+    if store.entries is not None and count > store.entries:
+        log.warning(
+            "%s has %s queries, and the store keeps %s: its first %s are not remembered; a redis:// store has room",
+            queries.uri,
+            *(f"{number:,}" for number in (count, store.entries, count - store.entries)),
+        )
     return count

@@ -74,7 +74,7 @@ def test_the_whole_path(
         search = service.search()
         await search.warm_up()
         served = await search.answer(SearchRequest(query="thing 1", k=20, images=2), "an id")
-        return served, await search.path(served.results[0].id)
+        return served, await search.places.of(served.results[0].id)
 
     served, place = asyncio.run(ask())
     assert [result.id for result in served.results] == [found.row["id"] for found in answer.results]

@@ -65,7 +65,7 @@ def url(ray_session: None, first: Any, models_folder: Path, profile_settings: di
     settings["serve"] = {
         "watch_seconds": 0.5,
         "shard_timeout_ms": 10_000,
-        "limits": {"requests_per_minute": 1_000_000},
+        "limits": {"requests_per_minute": 1_000_000, "pictures_per_minute": 1_000_000},
         "ingress": {**small, "ongoing": HELD, "queued": QUEUED},
         **{name: {**small, "ongoing": 64} for name in ("vlm", "vision", "ranker", "shards")},
         "generator": {**small, "ongoing": 4, "queued": 4, "batch": 2},

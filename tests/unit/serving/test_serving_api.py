@@ -333,6 +333,19 @@ def test_keys_guard_all_but_health_and_page(service: Service, tmp_path: Path) ->
         assert "there is no" in fault(client.put("/v1/index", json={"index": f"{service.index}/000099"}), 422)
 
 
+def test_pictures_have_a_limit_of_their_own(service: Service) -> None:
+    limits = Limits(requests_per_minute=2, pictures_per_minute=3)
+    serve = service.profile.serve.model_copy(update={"limits": limits})
+    limited = replace(service, profile=service.profile.model_copy(update={"serve": serve}))
+    with TestClient(limited.api(limited.search(), behind_serve=False), "http://127.0.0.1") as client:
+        for path, status in (("images/id-001", 200), ("images/nothing", 404), ("imagined/a/0", 404)):
+            assert client.get(f"/v1/{path}").status_code == status
+        for path in ("images/id-001", "images/unheard-of", "imagined/a/0"):
+            assert "at most 3 pictures a minute" in fault(client.get(f"/v1/{path}"), 429, "too-many-requests")
+        assert [client.get("/v1/info").status_code for _ in range(3)] == [200, 200, 429]
+        assert client.get("/healthz").status_code == 200
+
+
 def test_a_client_that_goes_ends_its_search(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that is hung up on is closed, not left to the garbage collector."""
     search = service.search()

@@ -26,9 +26,9 @@ from serving.memory.warm import warm
 # Keys
 
 
-def key(text: str = "red star", kind: str = "name", images: int = 4, seed: int = 0, **changed: Any) -> str:
+def key(text: str = "red star", images: int = 4, seed: int = 0, **changed: Any) -> str:
     made_by = {"generator_fingerprint": "g", "vision_fingerprint": "d", "vlm_fingerprint": "v", "templates": ["{}"]}
-    return memory_key(text, kind, images, seed, **(made_by | changed))
+    return memory_key(text, images, seed, **(made_by | changed))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,6 @@ def test_whatever_an_entry_depends_on_is_in_its_key() -> None:
         key(),
         key("Red star"),
         key("red stars"),
-        key(kind="description"),
         key(images=5),
         key(seed=1),
         key(generator_fingerprint="g2"),
@@ -141,19 +140,25 @@ def test_what_an_earlier_version_remembered_is_a_hit(tmp_path: Path) -> None:
 # A vocabulary that was imagined in batch
 
 
-def test_a_query_set_is_loaded_row_for_row(tmp_path: Path) -> None:
+def test_a_query_set_is_loaded_row_for_row_and_found_whatever_kind_its_texts_are_of(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     text_QD1, images = directions(3, D1, rng), [directions(k, D2, rng) for k in (4, 0, 2)]
     made_by = models() | {"generator": ModelRecord(uri="local-dir:generator", fingerprint="sha256:g")}
     queries = write_queries(
-        tmp_path / "queries", text_QD1, images, labels=[None] * 3, thumbnail=b"jpeg", records=made_by
+        tmp_path / "queries",
+        text_QD1,
+        images,
+        labels=[None] * 3,
+        kinds=["name", "description", "description"],
+        thumbnail=b"jpeg",
+        records=made_by,
     )
     store = SqliteStore(tmp_path / "memory")
     assert warm(store, queries) == 3
 
     async def found(q: int) -> Remembered | None:
         fingerprints = {f"{role}_fingerprint": record.fingerprint for role, record in made_by.items()}
-        key = memory_key(f" text  {q}", "name", 4, 0, templates=["{}"], **fingerprints)
+        key = memory_key(f" text  {q}", 4, 0, templates=["{}"], **fingerprints)
         return await Memory(store).recall(key)
 
     for q, vision_KD2 in enumerate(images):
@@ -166,6 +171,21 @@ def test_a_query_set_is_loaded_row_for_row(tmp_path: Path) -> None:
         assert remembered.thumbnails == [b"jpeg"] * len(vision_KD2)
         assert remembered.indices.tolist() == remembered.seeds.tolist() == list(range(len(vision_KD2)))
     assert asyncio.run(found(3)) is None
+
+
+@pytest.mark.parametrize(("entries", "told"), [(2, True), (3, False)])
+def test_a_query_set_that_the_store_cannot_keep_is_told(
+    entries: int, told: bool, tmp_path: Path, serve_log: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    made_by = models() | {"generator": ModelRecord(uri="local-dir:generator", fingerprint="sha256:g")}
+    vectors = directions(3, D1, rng), [directions(2, D2, rng)] * 3
+    queries = write_queries(tmp_path / "queries", *vectors, labels=[None] * 3, records=made_by)
+    for store in (MemoryStore(entries), SqliteStore(tmp_path / "memory", entries)):
+        serve_log.clear()
+        assert warm(store, queries) == 3
+        said = [f"{queries.uri} has 3 queries, and the store keeps 2: its first 1 are not remembered"] if told else []
+        assert [message.partition(";")[0] for message in serve_log.messages] == said
 
 
 def test_a_query_set_of_unknown_models_is_refused(tmp_path: Path) -> None:

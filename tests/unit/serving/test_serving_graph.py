@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from errors import refused
@@ -33,6 +34,7 @@ from serving.deployments.generator import ImaginingGenerator
 from serving.deployments.ranker import Ranker
 from serving.deployments.shards import IndexShard
 from serving.ingress import Service
+from serving.pictures import GalleryPictures
 from serving.protocol import SearchAnswer, SearchRequest
 from serving.search import Search
 
@@ -259,6 +261,31 @@ def test_the_index_moves_on_and_an_answer_stays_with_its_version(
         with refused("missing"):
             await search.switch("/nowhere")
         await search.switch(str(collection.folder / "index"))
+
+    run(check())
+
+
+def test_a_row_that_the_next_version_lacks_has_no_picture_any_more(
+    service: Service, collection: Collection, tmp_path: Path
+) -> None:
+    table = pa.concat_tables(collection.gallery.tables(["id", "path", "label", "width", "height", "batch"]))
+    rest = [table.slice(1), collection.vlm_ND1[1:], collection.vision_ND2[1:]]
+    other = write_index(tmp_path, collection.gallery, *rest)
+    removed, kept = table["id"][0].as_py(), table["id"][1].as_py()
+
+    async def check() -> None:
+        search = await warmed(service)
+        pictures = GalleryPictures(search.places)
+        answer = await search.answer(SearchRequest(query="a star", k=24, mode="text"), "")
+        assert removed in [found.id for found in answer.results]
+        assert await pictures.picture(removed, small=True)
+        await search.switch(other.uri)
+        try:
+            assert await pictures.picture(removed, small=True) is None
+            assert await pictures.picture(kept, small=True)
+        finally:
+            await search.switch(str(collection.folder / "index"))
+        assert await pictures.picture(removed, small=True)
 
     run(check())
 

@@ -335,6 +335,14 @@ def test_more_than_so_many_a_minute_are_refused_key_by_key(app: ASGIApp, keys_fi
         assert all(server.ask("/healthz").status == 200 for _ in range(5))
 
 
+def test_what_is_counted_apart_does_not_use_up_the_rest(app: ASGIApp) -> None:
+    pictures = RateLimit(app, per_minute=1, counted="pictures", paths=["/pictures/*"])
+    with served(RateLimit(pictures, per_minute=2, free_paths=["/pictures/*"])) as server:
+        asked = [server.ask(path) for path in ("/pictures/1", "/pictures/2", "/1", "/2", "/3")]
+        assert [answer.status for answer in asked] == [200, 429, 200, 200, 429]
+        assert "at most 1 pictures a minute" in asked[1].fault["message"]
+
+
 def test_without_keys_each_address_is_counted(app: ASGIApp) -> None:
     with served(RateLimit(app, per_minute=2)) as server:
         assert [server.ask(f"/{i}").status for i in range(3)] == [200, 200, 429]

@@ -12,6 +12,7 @@ from errors import refused
 from fastapi import FastAPI
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
+from remembering import entry
 from waiting import until
 
 import serving.ingress
@@ -76,6 +77,7 @@ class Generator:
         self.runs.set()
         self.error: Exception | None = None
         self.rejected = 0
+        self.reason = "safety"
 
     async def model(self) -> Model:
         await self.runs.wait()
@@ -92,7 +94,7 @@ class Generator:
             raise self.error
         accepted = images - self.rejected
         vectors = np.eye(max(accepted, 2), 2, dtype=np.float32)[:accepted]
-        return Imagination(vectors, np.arange(accepted) + 10, [b"jpeg"] * accepted, ["safety"] * self.rejected)
+        return Imagination(vectors, np.arange(accepted) + 10, [b"jpeg"] * accepted, [self.reason] * self.rejected)
 
 
 class Ranker:
@@ -120,7 +122,7 @@ class Ranker:
 class World:
     """A search among fakes."""
 
-    def __init__(self, *, generator: bool = True, **settings: Any) -> None:
+    def __init__(self, *, generator: bool = True, warmed_by: str | None = None, **settings: Any) -> None:
         self.vlm, self.vision, self.generator, self.ranker = VLM(), Vision(), Generator(), Ranker()
         parts = Parts(
             Handle(self.vlm),  # type: ignore[arg-type]
@@ -129,7 +131,7 @@ class World:
             Handle(self.ranker),  # type: ignore[arg-type]
         )
         self.memory = Memory(MemoryStore())
-        defaults = Defaults(images=3, generator_fingerprint=None if generator else "sha256:generator")
+        defaults = Defaults(images=3, generator_fingerprint=warmed_by if generator else "sha256:generator")
         self.search = Search(parts, self.memory, ServeSettings(**settings), defaults)
 
     async def warmed(self) -> World:
@@ -238,12 +240,14 @@ def test_weight_and_stage_follow_the_mode(options: dict[str, Any], weight: float
     run(check())
 
 
-def test_kind_images_and_seed_are_other_queries_and_weight_and_k_are_not() -> None:
+def test_images_and_seed_are_other_queries_and_kind_weight_and_k_are_not() -> None:
     async def check() -> None:
         world = await World().warmed()
-        for options in ({}, {"seed": 1}, {"images": 2}, {"kind": "description"}):
+        for options in ({}, {"seed": 1}, {"images": 2}):
             assert (await world.answer(**options)).memory == "miss"
         assert (await world.answer(weight=0.9, k=50)).memory == "hit"
+        described = await world.answer(kind="description")
+        assert (described.memory, described.kind) == ("hit", "description")
 
     run(check())
 
@@ -350,7 +354,7 @@ def test_a_generator_that_is_late_is_asked_for_no_image_until_it_answers_again()
 
 
 def test_a_memory_that_hangs_costs_the_images_and_not_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def hangs(key: str) -> None:
+    async def hangs(key: str, **_: Any) -> None:
         await asyncio.sleep(60)
 
     async def check() -> None:
@@ -424,6 +428,42 @@ def test_without_an_accepted_image_the_text_answers_and_says_why() -> None:
     run(check())
 
 
+def test_images_that_failed_for_the_moment_are_imagined_again_after_a_while() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        world.generator.rejected, world.generator.reason = 1, "nan"
+        for memory in ("miss", "hit"):  # within the while
+            answer = await world.answer()
+            assert (answer.memory, len(answer.imagined)) == (memory, 2)
+        url = answer.imagined[1].url
+        world.memory._unfinished.clear()
+        assert await world.memory.remembered_image(url.split("/")[3], 1) == b"jpeg"
+        world.generator.error = died()  # better two images than none
+        answer = await world.answer()
+        assert (answer.memory, answer.stage, len(answer.imagined)) == ("hit", "fused", 2)
+        world.generator.error, world.generator.rejected = None, 0
+        await asyncio.sleep(0.05)
+        for memory in ("miss", "hit"):
+            answer = await world.answer()
+            assert (answer.memory, len(answer.imagined)) == (memory, 3)
+        world.memory._recent.clear()
+        assert len((await world.answer()).imagined) == 3
+        assert world.generator.asked == ["a star"] * 3
+
+    run(check())
+
+
+def test_without_a_generator_unfinished_images_are_answered_for_good() -> None:
+    async def check() -> None:
+        world, other = await World(generator=False).warmed(), await World().warmed()
+        other.generator.rejected, other.generator.reason = 1, "nan"
+        await other.answer()
+        world.memory._store = other.memory._store
+        assert len((await world.answer()).imagined) == 2
+
+    run(check())
+
+
 def test_missing_shards_are_said() -> None:
     async def check() -> None:
         world = await World().warmed()
@@ -471,6 +511,57 @@ def test_without_a_generator_only_remembered_queries_are_fused() -> None:
         await other.answer()
         world.memory._recent.update(other.memory._recent)
         assert (await world.answer()).stage == "fused"
+
+    run(check())
+
+
+def test_nothing_is_stored_as_made_by_the_generator_of_the_warmed_queries(serve_log: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        world = World(warmed_by="sha256:other")
+        world.generator.runs.clear()
+        starting = asyncio.create_task(world.search.warm_up())
+        await until(lambda: "vlm" in world.search._imaginer.models)
+        key, _ = world.search._imaginer.key(world.search._asked(SearchRequest(query="a moon"), "id"))
+        assert key
+        world.memory._recent[key] = entry("a moon", images=2)
+        assert (await world.answer("a moon")).memory == "hit"  # of what was warmed
+        answer = await world.answer()
+        assert (answer.stage, answer.degraded) == ("text", "the generator is still starting")
+        assert (world.generator.asked, list(world.memory._recent)) == ([], [key])
+        world.generator.runs.set()
+        await starting
+        [said] = serve_log.messages
+        assert "sha256:other" in said
+        assert "sha256:generator" in said
+        for query in ("a star", "a moon"):
+            assert (await world.answer(query)).memory == "miss"
+
+    run(check())
+
+
+def test_a_generator_that_becomes_known_during_a_search_stores_nothing_under_the_key_of_another() -> None:
+    async def check() -> None:
+        world = World(warmed_by="sha256:other")
+        world.generator.runs.clear()
+        starting = asyncio.create_task(world.search.warm_up())
+        await until(lambda: "vlm" in world.search._imaginer.models)
+        asked = world.search._asked(SearchRequest(query="a star"), "id")
+        key, _ = world.search._imaginer.key(asked)
+        world.generator.runs.set()
+        await starting
+        assert key
+        found, shortfall = await world.search._imaginer.obtain(asked, key, np.array([1, 0], np.float32))
+        assert (found, shortfall and shortfall.reason) == (None, "starting")
+        assert not world.memory._recent
+
+    run(check())
+
+
+def test_a_generator_that_made_what_was_warmed_is_not_told(serve_log: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        world = await World(warmed_by="sha256:generator").warmed()
+        assert (await world.answer()).memory == "miss"
+        assert serve_log.messages == []
 
     run(check())
 
