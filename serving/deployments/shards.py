@@ -39,12 +39,13 @@ class IndexShard:
         self._last_asked = current.uri
 
     async def open(self, version: str) -> None:
-        """Open a version, so that no search has to wait for it.
+        """Open a version, so that no search has to wait for it. Unless it is open, its files are first compared with
+        the checksums of its manifest.
 
         Raises:
             UserError: there is none at that URI, or a file of it is damaged.
         """
-        await self._shards(version)
+        await self._shards(version, verified=True)
 
     async def search(self, version: str, query_D: np.ndarray, k: int) -> list[Part]:
         """Return the k best rows of each of its shards for one fused query, float32 (D1 + D2,)."""
@@ -64,16 +65,17 @@ class IndexShard:
                 if not np.isfinite(part.hits.scores).all():
                     raise RuntimeError(f"shard deployment {self._number} finds nothing in {version}")
 
-    async def _shards(self, version: str) -> list[Shard]:
+    async def _shards(self, version: str, *, verified: bool = False) -> list[Shard]:
         if version not in self._open:
             async with self._opening:
                 if version not in self._open:
-                    self._open[version] = await asyncio.to_thread(lambda: self._load(Index.open(version)))
+                    self._open[version] = await asyncio.to_thread(lambda: self._load(Index.open(version), verified))
         self._last_asked = version
         return self._open[version]
 
-    def _load(self, index: Index) -> list[Shard]:
-        return [index.shard(j) for j in range(self._number, len(index.manifest.shards), self._deployments)]
+    def _load(self, index: Index, verified: bool = False) -> list[Shard]:
+        numbers = range(self._number, len(index.manifest.shards), self._deployments)
+        return [index.shard(j, verified=verified) for j in numbers]
 
 
 def _search(shards: Sequence[Shard], query_D: np.ndarray, k: int) -> list[Part]:

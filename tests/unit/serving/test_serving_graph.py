@@ -263,6 +263,25 @@ def test_the_index_moves_on_and_an_answer_stays_with_its_version(
     run(check())
 
 
+def test_an_index_whose_files_are_not_those_of_its_manifest_is_refused(
+    service: Service, collection: Collection, tmp_path: Path
+) -> None:
+    """As large as recorded, and readable: without the checksums nothing tells them from the right ones."""
+    version = shutil.copytree(collection.index.uri, tmp_path / "000001")
+    file = version / "shard-00001" / "vectors.npy"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+    async def switch() -> None:
+        search = await warmed(service)
+        with refused("damaged", "index") as error:
+            await search.switch(str(tmp_path))
+        assert str(tmp_path) not in str(error.value)
+        assert (await search.served()).version == collection.index.uri
+
+    run(switch())
+
+
 def test_an_index_of_other_models_is_refused(
     service: Service, collection: Collection, tmp_path: Path, profile_file: Path
 ) -> None:
