@@ -15,11 +15,11 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.loading import load_aggregator, prompt_templates
 from cluster.profile import Profile, Replicas, ServeSettings, load_profile
-from retrieval.artifacts import QuerySet
+from retrieval.artifacts import Index, QuerySet
 from retrieval.folder import Folder
 from serving.deployments.encoders import VisionTower, VLMTowers
 from serving.deployments.generator import ImaginingGenerator
-from serving.deployments.pointer import pointed_at
+from serving.deployments.pointer import Pointer
 from serving.deployments.ranker import Ranker
 from serving.deployments.shards import IndexShard
 from serving.ingress import Ingress, Service
@@ -78,7 +78,7 @@ def plan(args: ServeArgs) -> Service:
     """Bind every deployment but the ingress, and return what the ingress needs; errors are those of ``build``."""
     profile = load_profile(args.profile)
     index, store = index_uri(args.target), store_uri(args.store, profile)
-    count = len(pointed_at(open_store(store), index).manifest.shards)
+    count = len(Index.open(index).manifest.shards)
     fingerprint = None
     aggregator = load_aggregator(profile, args.aggregator)
     learned = aggregator.uri if aggregator else None
@@ -93,12 +93,15 @@ def plan(args: ServeArgs) -> Service:
     generator = None
     if settings.generator.max_replicas:
         generator = _scaled(ImaginingGenerator, settings.generator, settings).bind(profile, vision, learned)
+    pointer = Pointer.options(
+        ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000, logging_config=LOGGING
+    ).bind(index)
     shards = [
-        _scaled(IndexShard, settings.shards, settings, shard=i, name=f"Shard{i}").bind(i, count, index, store)
+        _scaled(IndexShard, settings.shards, settings, shard=i, name=f"Shard{i}").bind(i, count, pointer)
         for i in range(count)
     ]
     encoders = {"vlm": vlm, "vision": vision}
-    ranker = _scaled(Ranker, settings.ranker, settings).bind(profile, index, learned, store, encoders, shards)
+    ranker = _scaled(Ranker, settings.ranker, settings).bind(profile, pointer, learned, encoders, shards)
     defaults = Defaults(profile.queries.images, fingerprint)
     return Service(profile, Parts(vlm, vision, generator, ranker), store, defaults, learned, count, index)
 

@@ -22,12 +22,10 @@ from cluster.profile import Profile, ServeSettings, load_profile
 from cluster.session import cluster_address, lacking, session
 from retrieval.errors import UserError
 from retrieval.folder import Folder
-from serving.app import LOGGING, ServeArgs, front, index_uri, plan, store_uri
+from serving.app import LOGGING, ServeArgs, front, plan
 from serving.client import ServiceFault, switch_index
 from serving.deployments.calls import Deadline
-from serving.deployments.pointer import pointer
 from serving.guards.keys import check_exposure, read_keys
-from serving.memory import open_store
 from serving.protocol import Info
 from serving.ray_names import user_error_in
 
@@ -62,10 +60,7 @@ def prepare(given: Mapping[str, Any], *, host: str | None = None, port: int | No
     host, port = host or settings.host, port or settings.port
     check_exposure(host, read_keys(settings.keys_file) if settings.keys_file else [])
     _check_free(host, port)
-    store, index = store_uri(args.store, profile), index_uri(args.target)
-    # An earlier run may have been switched to another index, which is not what is asked for now.
-    open_store(store).set_setting(pointer(index), index)
-    service = plan(args.model_copy(update={"store": store}))
+    service = plan(args)
     return Prepared(front(service), settings, service.shards, host, port)
 
 

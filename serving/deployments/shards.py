@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from cachetools import LRUCache
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from retrieval.artifacts import Index
 from retrieval.index.shard import Shard
-from serving.deployments.messages import Part
-from serving.deployments.pointer import pointed_at
-from serving.memory import open_store
+from serving.deployments.calls import call
+from serving.deployments.messages import START_SECONDS, Part
+from serving.deployments.pointer import Pointed
 
 KEPT_VERSIONS = 2
 """The one that is served and the one before, which answers under way still need."""
@@ -29,13 +30,16 @@ class IndexShard:
     Versions of an index never change, so each call names the one it means; what is not open yet is opened then.
     """
 
-    def __init__(self, number: int, deployments: int, index: str, store: str) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, number: int, deployments: int, pointer: DeploymentHandle
+    ) -> None:
         self._number = number
         self._deployments = deployments
         self._open: LRUCache[str, list[Shard]] = LRUCache(KEPT_VERSIONS)  # searches under way hold what it evicts
         self._opening = asyncio.Lock()
-        current = pointed_at(open_store(store), index)
-        self._open[current.uri] = self._load(current)
+        pointed: Pointed = await call("the pointer to the index", pointer.read, seconds=START_SECONDS)
+        current = await asyncio.to_thread(Index.open, pointed.index)
+        self._open[current.uri] = await asyncio.to_thread(self._load, current)
         self._last_asked = current.uri
 
     async def open(self, version: str) -> None:
