@@ -6,12 +6,13 @@ next one what they know: that is what revisions are for.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from ray import serve
 
 
-class Pointed(NamedTuple):
+@dataclass(frozen=True)
+class Pointed:
     """URI of an index, or of one version of it; how many times it has been switched to another one; and what the
     service was started with.
     """
