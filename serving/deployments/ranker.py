@@ -33,6 +33,8 @@ SHARE_OF_SHARDS = 0.8
 """Of the time that a call has, so much is for the shards: what they found still has to be merged and sent."""
 ASK_SECONDS = 30
 """How long the pointer to the index may take to answer; it does nothing else."""
+LONGEST_PAUSE = 300
+"""Seconds between attempts to open a version that cannot be opened: each may read all its files for their checksums."""
 log = logging.getLogger("ray.serve")
 
 
@@ -177,12 +179,15 @@ class Ranker:
             raise RuntimeError("the task that follows the pointer to the index has ended")
 
     async def _follow_for_ever(self) -> None:
+        shortest = pause = self._settings.watch_seconds
         while True:
-            await asyncio.sleep(self._settings.watch_seconds)
+            await asyncio.sleep(pause)
+            before, pause = pause, shortest
             try:
                 await self.follow()
-            except (UserError, OSError, Unavailable) as error:  # a store or a file system may be away for a while
+            except (UserError, OSError, Unavailable) as error:  # a pointer or a file system may be away for a while
                 log.warning("cannot switch to another index version, still serving %s: %s", self._current.uri, error)
+                pause = max(shortest, min(2 * before, LONGEST_PAUSE))
             except Exception:
                 log.exception("cannot switch to another index version, still serving %s", self._current.uri)
 

@@ -24,6 +24,7 @@ from cluster.profile import Profile
 from demo.world import split
 from retrieval.aggregator import Aggregator
 from retrieval.artifacts import Index, TrainedAggregator
+from retrieval.errors import UserError
 from retrieval.finder import Answer, Finder
 from retrieval.fusion import fused_query, unit
 from retrieval.images import ImageRejected
@@ -293,6 +294,34 @@ def test_a_switch_reaches_every_ranker_and_outlives_the_pointer(
         assert [(await ranker.served()).version for ranker in rankers] == [started, started]
 
     run(check())
+
+
+def test_a_version_that_cannot_be_opened_is_tried_less_and_less_often(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt may read all its files."""
+    ranker = Ranker.func_or_class.__new__(Ranker.func_or_class)
+    ranker._settings = service.profile.serve.model_copy(update={"watch_seconds": 100.0})
+    ranker._current = SimpleNamespace(uri="here")
+    pauses, outcomes = [], iter([UserError("damaged"), UserError("damaged"), UserError("damaged"), None])
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def follow() -> None:
+        outcome = next(outcomes, asyncio.CancelledError())
+        if outcome:
+            raise outcome
+
+    ranker.follow = follow
+    monkeypatch.setattr("serving.deployments.ranker.asyncio.sleep", sleep)
+
+    async def check() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await ranker._follow_for_ever()
+
+    run(check())
+    assert pauses == [100, 200, 300, 300, 100]
 
 
 class InOnePlace:
