@@ -172,7 +172,10 @@ class ServeSettings(Settings):
     port: int = Field(default=8000, ge=1, le=65_535)
     """Port to listen on."""
     keys_file: str | None = None
-    """API keys, one on each line. Without it the service listens on this machine alone."""
+    """API keys, one on each line, ``admin`` after those that may switch the index. Without the file the service listens
+    on this machine alone."""
+    indexes: list[str] = []
+    """Folders or URIs of further indexes, or of what holds some, that a running service may be switched to."""
     store: str | None = None
     """Where imagined queries are kept: ``sqlite:FILE``, ``redis://…``, ``memory:``; by default a file of this user."""
     memory_entries: int = Field(default=10_000, ge=1)
@@ -291,8 +294,8 @@ class Profile(Settings):
 def load_profile(name: str | Path | Profile) -> Profile:
     """Load a profile that ships with mindseye, by name, or your own, by the path of its YAML file.
 
-    A profile that is loaded already is returned as it is. Relative paths of local models and of the file of API keys
-    are relative to the installation for shipped profiles, to the file for your own.
+    A profile that is loaded already is returned as it is. Relative paths of local models, of the file of API keys and
+    of further indexes are relative to the installation for shipped profiles, to the file for your own.
 
     Raises:
         UserError: there is no such profile, or a setting is unknown, missing or wrong; the message names the file and
@@ -343,8 +346,12 @@ def _with_absolute_paths(profile: Profile, base: Path) -> Profile:
     if models.aggregator and "://" not in models.aggregator:
         local["aggregator"] = str(base / models.aggregator)
     update: dict[str, Any] = {"models": models.model_copy(update=local)}
+    places: dict[str, Any] = {
+        "indexes": [uri if "://" in uri else str(base / Path(uri).expanduser()) for uri in profile.serve.indexes]
+    }
     if keys := profile.serve.keys_file:
-        update["serve"] = profile.serve.model_copy(update={"keys_file": str(base / Path(keys).expanduser())})
+        places["keys_file"] = str(base / Path(keys).expanduser())
+    update["serve"] = profile.serve.model_copy(update=places)
     return profile.model_copy(update=update)
 
 

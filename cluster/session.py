@@ -61,6 +61,11 @@ def lacking(cpus: float, gpus: float) -> Iterator[tuple[str, float, float]]:
             yield resource, needed, there
 
 
+def node_count() -> int:
+    """Return how many machines the cluster has; 1 where there is no Ray."""
+    return sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
+
+
 def check_shared(folder: Folder, name: str) -> None:
     """Check that every node sees a file that this one has written: what the others write must be found as well.
 

@@ -49,9 +49,11 @@ def _ask_a_service(query: str, folder: Path, profile: str, address: str | None) 
     from serving.client import search
     from serving.launch import prepare, running
 
-    store = f"sqlite:{folder.absolute() / 'remembered.sqlite'}"
-    service = prepare({"target": str(folder), "profile": profile, "store": store}, port=free_port())
-    with running(service, everywhere=bool(cluster_address(address))) as url:
+    everywhere = bool(cluster_address(address))
+    store = "memory:" if everywhere else f"sqlite:{folder.absolute() / 'remembered.sqlite'}"
+    given = {"target": str(folder), "profile": profile, "store": store}
+    service = prepare(given, port=free_port(), address=address)
+    with running(service, everywhere=everywhere) as url:
         return search(url, query, k=5)
 
 

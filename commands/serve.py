@@ -18,6 +18,7 @@ def serve(
     host: str | None = None,
     port: int | None = None,
     store: str | None = None,
+    name: str = "mindseye",
     address: Cluster = None,
 ) -> None:
     """Put an index on the network: an HTTP API and a page. Runs until Ctrl-C.
@@ -38,6 +39,9 @@ def serve(
         Port to listen at; by default the profile's.
     store
         Where imagined queries are kept: sqlite:FILE, redis://HOST:PORT/DB or memory:; by default the profile's.
+        On a cluster of several nodes it has to be a Redis.
+    name
+        Of the application of Ray Serve, on a cluster that has others.
     """
     from serving.launch import launch, prepare, switch
 
@@ -58,4 +62,4 @@ def serve(
         say_next(f"curl {url}/v1/search -H 'Content-Type: application/json' -d {question}")
 
     args = {"target": target, "profile": profile, "aggregator": aggregator, "warm": warm, "store": store}
-    launch(prepare(args, host=host, port=port), address=address, up=up)
+    launch(prepare(args, host=host, port=port, name=name, address=address), address=address, up=up)

@@ -33,6 +33,8 @@ from serving.search import Search
 PAGE = Path(__file__).parent / "page"
 OPEN_PATHS = ("/", "/page/*", "/healthz", "/readyz", "/openapi.json")
 """What needs no API key."""
+ADMIN_PATHS = ("/v1/index",)
+"""What needs an admin key, where there are keys: with an old version, rows come back that were removed since."""
 PICTURE_PATHS = ("/v1/images/*", "/v1/imagined/*")
 """What counts as a picture and not as a request: a page shows dozens of them for each search."""
 FREE_PATHS = (*OPEN_PATHS, *PICTURE_PATHS)
@@ -58,8 +60,8 @@ def make_api(
         keys: the API keys that are accepted; without any, requests need none.
         store: its URI, where requests are counted if it is a Redis.
         aggregator: the name to show.
-        index: URI of what the service was started with. Where keys are on, only that can be switched to and what lies
-            in it: to read from anywhere else is for the operator to decide.
+        index: URI of what the service was started with. Only that, what the settings allow, and what lies in them can
+            be switched to: an index names the folders whose pictures are served, so it is for the operator to choose.
         behind_serve: Serve's proxy writes the request id into answers itself.
     """
     limits = settings.limits
@@ -67,7 +69,7 @@ def make_api(
         Middleware(RequestId, echo=not behind_serve),
         Middleware(SecurityHeaders),
         Middleware(LastResort),
-        Middleware(Keys, keys, open_paths=OPEN_PATHS) if keys else Middleware(LoopbackNames),
+        Middleware(Keys, keys, open_paths=OPEN_PATHS, admin_paths=ADMIN_PATHS) if keys else Middleware(LoopbackNames),
         Middleware(RateLimit, per_minute=limits.requests_per_minute, store=store, free_paths=FREE_PATHS),
         Middleware(
             RateLimit, per_minute=limits.pictures_per_minute, store=store, counted="pictures", paths=PICTURE_PATHS
@@ -86,6 +88,7 @@ def make_api(
     )
     answer_faults(api)
     pictures = GalleryPictures(search.places)
+    own = [index, *(Folder(allowed).uri for allowed in settings.indexes)]
 
     @api.post("/v1/search", tags=["search"])
     async def search_by_text(body: SearchRequest) -> SearchAnswer:
@@ -149,9 +152,9 @@ def make_api(
     @api.put("/v1/index", tags=["service"])
     async def switch_index(body: IndexSwitch) -> Info:
         """Serve another index, or another version of it, from now on. Answers when that is so."""
-        if keys and not _lies_in(index, body.index):
+        if not any(_lies_in(allowed, body.index) for allowed in own):
             raise UserError(
-                "index names none of this service's own: with API keys on, it serves no others",
+                "index names none of this service's own: others are served if serve.indexes in its profile names them",
                 code="not-allowed",
                 field="index",
             )

@@ -15,11 +15,13 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.loading import load_aggregator, prompt_templates
 from cluster.profile import Profile, Replicas, ServeSettings, load_profile
-from retrieval.artifacts import QuerySet
+from cluster.session import node_count
+from retrieval.artifacts import Index, QuerySet
+from retrieval.errors import UserError
 from retrieval.folder import Folder
 from serving.deployments.encoders import VisionTower, VLMTowers
 from serving.deployments.generator import ImaginingGenerator
-from serving.deployments.pointer import pointed_at
+from serving.deployments.pointer import Pointer
 from serving.deployments.ranker import Ranker
 from serving.deployments.shards import IndexShard
 from serving.ingress import Ingress, Service
@@ -35,6 +37,9 @@ ROUTER = RequestRouterConfig(initial_backoff_s=0.025, backoff_multiplier=1, max_
 """Back-off of a request that found every replica full. In Serve, two tasks for each replica route what waits, in the
 order of arrival; their back-off grows to half a second and is not reset when a request of another task gets through, so
 that with Serve's own settings a queue drains at four requests a second however fast the replica is."""
+
+POINTER = Replicas(cpus=0, ongoing=1000, queued=1000)
+"""Every replica of shards and rankers asks the one that keeps what is served, at its start and then now and then."""
 
 log = logging.getLogger("ray.serve")
 
@@ -64,7 +69,9 @@ def build(args: ServeArgs | Mapping[str, Any]) -> Application:
     Raises:
         UserError: an artifact or the profile is missing or does not fit; the message says which and what to do.
     """
-    return front(plan(ServeArgs.model_validate(args)))
+    service = plan(ServeArgs.model_validate(args))
+    check_store(service.store, service.profile.serve, node_count())
+    return front(service)
 
 
 def front(service: Service) -> Application:
@@ -78,7 +85,7 @@ def plan(args: ServeArgs) -> Service:
     """Bind every deployment but the ingress, and return what the ingress needs; errors are those of ``build``."""
     profile = load_profile(args.profile)
     index, store = index_uri(args.target), store_uri(args.store, profile)
-    count = len(pointed_at(open_store(store), index).manifest.shards)
+    count = len(Index.open(index).manifest.shards)
     fingerprint = None
     aggregator = load_aggregator(profile, args.aggregator)
     learned = aggregator.uri if aggregator else None
@@ -93,12 +100,13 @@ def plan(args: ServeArgs) -> Service:
     generator = None
     if settings.generator.max_replicas:
         generator = _scaled(ImaginingGenerator, settings.generator, settings).bind(profile, vision, learned)
+    pointer = _scaled(Pointer, POINTER, settings).bind(index)
     shards = [
-        _scaled(IndexShard, settings.shards, settings, shard=i, name=f"Shard{i}").bind(i, count, index, store)
+        _scaled(IndexShard, settings.shards, settings, shard=i, name=f"Shard{i}").bind(i, count, pointer)
         for i in range(count)
     ]
     encoders = {"vlm": vlm, "vision": vision}
-    ranker = _scaled(Ranker, settings.ranker, settings).bind(profile, index, learned, store, encoders, shards)
+    ranker = _scaled(Ranker, settings.ranker, settings).bind(profile, pointer, learned, encoders, shards)
     defaults = Defaults(profile.queries.images, fingerprint)
     return Service(profile, Parts(vlm, vision, generator, ranker), store, defaults, learned, count, index)
 
@@ -118,6 +126,28 @@ def store_uri(given: str | None, profile: Profile) -> str:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mindseye"
     cache.mkdir(parents=True, exist_ok=True)
     return f"sqlite:{cache / 'queries.sqlite'}"
+
+
+def check_store(store: str, settings: ServeSettings, nodes: int) -> None:
+    """Check that every replica that remembers queries can use a store.
+
+    Args:
+        store: its URI.
+        settings: the profile's.
+        nodes: of the cluster.
+
+    Raises:
+        UserError: the store is one machine's or one process's own, and replicas may run on others.
+    """
+    scheme = store.partition(":")[0]
+    alone = scheme == "memory" and settings.ingress.max_replicas == 1
+    if nodes > 1 and scheme in ("sqlite", "unix", "memory") and not alone:
+        raise UserError(
+            f"the store {store} is not shared by the {nodes} nodes of this cluster: give --store redis://HOST:PORT/DB,"
+            " or serve.store in the profile",
+            code="store-not-shared",
+            field="store",
+        )
 
 
 def _warn_of_other_defaults(queries: QuerySet, profile: Profile) -> None:

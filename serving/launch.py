@@ -14,25 +14,26 @@ from types import FrameType
 from typing import Any
 from urllib.request import urlopen
 
+import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import HTTPOptions
 
 from cluster.profile import Profile, ServeSettings, load_profile
-from cluster.session import cluster_address, lacking, session
+from cluster.session import cluster_address, lacking, node_count, session
 from retrieval.errors import UserError
 from retrieval.folder import Folder
-from serving.app import LOGGING, ServeArgs, front, index_uri, plan, store_uri
+from serving.app import LOGGING, ServeArgs, check_store, front, plan
 from serving.client import ServiceFault, switch_index
 from serving.deployments.calls import Deadline
-from serving.deployments.pointer import pointer
 from serving.guards.keys import check_exposure, read_keys
-from serving.memory import open_store
+from serving.instance import ROUTE, Instance
 from serving.protocol import Info
 from serving.ray_names import user_error_in
 
 APPLICATION = "mindseye"
 READY_SECONDS = 600
+PROXY_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,28 @@ class Prepared:
     application: Application
     settings: ServeSettings
     shards: int
+    store: str
     host: str
     port: int
+    name: str
+    """Of the application."""
 
 
-def prepare(given: Mapping[str, Any], *, host: str | None = None, port: int | None = None) -> Prepared:
+def prepare(
+    given: Mapping[str, Any],
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    name: str = APPLICATION,
+    address: str | None = None,
+) -> Prepared:
     """Check all that a service is made of, before anything is started.
 
     Args:
         given: the fields of ``app.ServeArgs``.
-        host, port: in the place of the profile's.
+        host, port: in the place of the profile's. Where Serve runs on a cluster already, its own are used.
+        name: of the application.
+        address: as that of ``launch``.
 
     Raises:
         UserError: an artifact, the profile, the keys or the port cannot be used.
@@ -60,13 +73,11 @@ def prepare(given: Mapping[str, Any], *, host: str | None = None, port: int | No
     profile = load_profile(args.profile)
     settings = profile.serve
     host, port = host or settings.host, port or settings.port
-    check_exposure(host, read_keys(settings.keys_file) if settings.keys_file else [])
-    _check_free(host, port)
-    store, index = store_uri(args.store, profile), index_uri(args.target)
-    # An earlier run may have been switched to another index, which is not what is asked for now.
-    open_store(store).set_setting(pointer(index), index)
-    service = plan(args.model_copy(update={"store": store}))
-    return Prepared(front(service), settings, service.shards, host, port)
+    _check_exposure(host, settings)
+    if not cluster_address(address):
+        _check_free(host, port)
+    service = plan(args)
+    return Prepared(front(service), settings, service.shards, service.store, host, port, name)
 
 
 def launch(prepared: Prepared, *, address: str | None, up: Callable[[str], None]) -> None:
@@ -111,35 +122,73 @@ def switch(
 def running(prepared: Prepared, *, everywhere: bool = False) -> Iterator[str]:
     """Run a service in the session that is open; yield its URL once it is ready to answer.
 
-    On a cluster (``everywhere``) each node listens, and the service is deleted at the end; a local Ray ends with all
-    that runs on it.
+    On a cluster (``everywhere``) each node that has a replica listens, and the service is deleted at the end, unless
+    somebody has put another in its place; a local Ray ends with all that runs on it.
 
     Raises:
-        UserError: as ``launch``.
+        UserError: as ``launch``; or, on a cluster, the name is taken, the store is not shared by the nodes, or no proxy
+            can be reached from here.
     """
-    if not everywhere:
+    if everywhere:
+        _check_cluster(prepared)
+    else:
         _check_room(prepared.settings, prepared.shards)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     location = "EveryNode" if everywhere else "HeadOnly"
     options = HTTPOptions(host=prepared.host, port=prepared.port, location=location)
-    serve.start(http_options=options, logging_config=LOGGING)
+    if Instance.running() is None:
+        serve.start(http_options=options, logging_config=LOGGING)
+    since: float | None = None
     try:
-        _run(prepared.application)
-        url = f"http://{'127.0.0.1' if prepared.host == '0.0.0.0' else prepared.host}:{prepared.port}"
+        _run(prepared.application, prepared.name)
+        since = _deployed(prepared.name)
+        url = _reachable_url()
         _wait_until_ready(url)
         yield url
     finally:
-        if everywhere:
+        # Before it was started there was none of this name.
+        if everywhere and since in (None, _deployed(prepared.name)):
             with suppress(TimeoutError):  # the controller continues
-                serve.delete(APPLICATION)
+                serve.delete(prepared.name)
 
 
-def _run(application: Application) -> None:
+def _check_cluster(prepared: Prepared) -> None:
+    """Check what only the cluster can tell, before anything on it is changed."""
+    check_store(prepared.store, prepared.settings, node_count())
+    if instance := Instance.running():
+        instance.check_vacant(prepared.name)
+        _check_exposure(instance.host, prepared.settings)
+    else:
+        _check_free(prepared.host, prepared.port)
+
+
+def _deployed(name: str) -> float | None:
+    instance = Instance.running()
+    return instance.deployed.get(name) if instance else None
+
+
+def _reachable_url() -> str:
+    """The URL of a proxy that can be reached from this node; proxies start once replicas run on their node."""
+    node, deadline = ray.get_runtime_context().get_node_id(), Deadline(PROXY_SECONDS)
+    while deadline.left:
+        if (instance := Instance.running()) and (url := instance.url(node)):
+            return url
+        time.sleep(0.2)
+    raise UserError(
+        "the service's proxies cannot be reached from this node, which has none: they listen on the loopback of"
+        f" {', '.join(instance.proxies.values()) if instance else 'no node'}. Run the command there, or give a --host"
+        " that other nodes reach, with API keys",
+        code="unreachable",
+        field="host",
+    )
+
+
+def _run(application: Application, name: str) -> None:
     """Deploy, and wait until every deployment runs. A constructor's UserError is raised again here."""
     try:
-        serve.run(application, name=APPLICATION, logging_config=LOGGING)
+        serve.run(application, name=name, route_prefix=ROUTE, logging_config=LOGGING)
     except RuntimeError as error:
-        found = serve.status().applications.get(APPLICATION)
+        found = serve.status().applications.get(name)
         messages = [deployment.message for deployment in found.deployments.values()] if found else []
         if reason := user_error_in([*messages, str(error)]):
             raise UserError(reason, code="cannot-start") from error
@@ -172,6 +221,10 @@ def _wait_until_ready(url: str) -> None:
         f"{url}/readyz is not ready after {READY_SECONDS} s; Serve's logs are under /tmp/ray/session_latest/logs/serve",
         code="not-ready",
     )
+
+
+def _check_exposure(host: str, settings: ServeSettings) -> None:
+    check_exposure(host, read_keys(settings.keys_file) if settings.keys_file else [])
 
 
 def _check_free(host: str, port: int) -> None:

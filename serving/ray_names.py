@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
+from ray.serve.config import HTTPOptions
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeInstanceDetails
 
 from retrieval.errors import DamagedError, UserError
 
@@ -28,6 +31,14 @@ def sized_for(handle: Any, method: str, size: int) -> Any:
     private.
     """
     return handle.options(method_name=method, _by_reference=size > BY_VALUE_BYTES or None)
+
+
+def serve_details() -> tuple[HTTPOptions, ServeInstanceDetails] | None:
+    """Return where Serve listens, and what its REST API says of it, without the dashboard that this would need; None if
+    Serve does not run. (Of options that were not given, the API shows other defaults than those that hold.)
+    """
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return (client.http_config, ServeInstanceDetails(**client.get_serve_details())) if client else None
 
 
 class LateBoundApp(ABC):

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from retrieval.artifacts.artifact import Artifact
 from retrieval.artifacts.manifests import MANIFEST, IndexManifest
 from retrieval.folder import Folder
+from retrieval.index.files import verify
 from retrieval.index.shard import Shard
 
 PLAN, REFUSED = "plan.json", "refused.json"
@@ -74,20 +75,30 @@ class Index(Artifact[IndexManifest]):
         table = self.removed()
         return table.filter(pc.equal(table["shard"], number))["id"]
 
-    def shard(self, number: int, *, mmap: bool = True) -> Shard:
+    def shard(self, number: int, *, mmap: bool = True, verified: bool = False) -> Shard:
         """Open one shard; from a remote filesystem its files are first copied to a temporary folder.
 
+        Args:
+            number: place in the manifest.
+            mmap: as ``Shard.open``.
+            verified: read its files whole, to compare their SHA-256 with the manifest's.
+
         Raises:
-            DamagedError: as ``Shard.open``.
+            DamagedError: as ``Shard.open``; or a file is not the one that the manifest records.
         """
-        folder, removed = self.shard_folder(number), self.removed_ids(number)
+        folder, files = self.shard_folder(number), self.manifest.shards[number].files
         if folder.local_path is not None:
-            return Shard.open(folder.local_path, mmap=mmap, removed=removed)
+            return self._opened(number, folder.local_path, mmap, verified)
         with tempfile.TemporaryDirectory(prefix="mindseye-shard-") as copy:
-            for name in self.manifest.shards[number].files:
+            for name in files:
                 folder.download(name, Path(copy) / name)
             # What is mapped stays readable after its file is deleted, until it is unmapped.
-            return Shard.open(Path(copy), mmap=mmap, removed=removed)
+            return self._opened(number, Path(copy), mmap, verified)
+
+    def _opened(self, number: int, folder: Path, mmap: bool, verified: bool) -> Shard:
+        if verified:
+            verify(folder, self.manifest.shards[number].files)
+        return Shard.open(folder, mmap=mmap, removed=self.removed_ids(number))
 
     def shards(self) -> list[Shard]:
         """Open all shards, in the manifest's order."""

@@ -26,12 +26,15 @@ from retrieval.index.hits import merge_topk
 from serving import metrics
 from serving.deployments.calls import Unavailable, call, call_every_replica
 from serving.deployments.messages import START_SECONDS, Model, Part, Ranking, Row, Served
-from serving.deployments.pointer import pointed_at, pointer
+from serving.deployments.pointer import Pointed
 from serving.deployments.shards import KEPT_VERSIONS
-from serving.memory import open_store
 
 SHARE_OF_SHARDS = 0.8
 """Of the time that a call has, so much is for the shards: what they found still has to be merged and sent."""
+ASK_SECONDS = 30
+"""How long the pointer to the index may take to answer; it does nothing else."""
+LONGEST_PAUSE = 300
+"""Seconds between attempts to open a version that cannot be opened: each may read all its files for their checksums."""
 log = logging.getLogger("ray.serve")
 
 
@@ -42,9 +45,8 @@ class Ranker:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
         profile: Profile,
-        index: str,
+        pointer: DeploymentHandle,
         aggregator: str | None,
-        store: str,
         encoders: dict[Role, DeploymentHandle],
         shards: Sequence[DeploymentHandle],
     ) -> None:
@@ -53,12 +55,12 @@ class Ranker:
         self._pool = pool
         self._weight = DEFAULT_WEIGHT
         self._settings = profile.serve
-        self._started_with = index
-        self._store = open_store(store)
+        self._pointer = pointer
         self._shards = shards
         self._network = None
         self._versions: LRUCache[str, Index] = LRUCache(KEPT_VERSIONS)
-        self._current = await asyncio.to_thread(pointed_at, self._store, index)
+        self._pointed: Pointed = await call("the pointer to the index", pointer.read, seconds=START_SECONDS)
+        self._current = await asyncio.to_thread(Index.open, self._pointed.index)
         if aggregator:
             trained = TrainedAggregator.open(aggregator)
             trained.check_fits(self._current)
@@ -146,20 +148,27 @@ class Ranker:
         )
 
     async def switch(self, index: str) -> Served:
-        """Serve another index, or one version of it, from now on, and record that in the store for the other replicas.
+        """Serve another index, or one version of it, from now on, and point the other replicas to it.
 
         Raises:
             UserError: there is none at that URI, a file of it is damaged, or other models made it.
         """
-        await self._adopt(await asyncio.to_thread(_open, index))
-        await asyncio.to_thread(self._store.set_setting, pointer(self._started_with), index)
+        wanted = await asyncio.to_thread(_open, index)
+        async with self._switching:
+            await self._open_everywhere(wanted)
+            self._pointed = await self._ask_pointer("switch", index, self._pointed.revision)
+            self._serve(wanted)
         return await self.served()
 
     async def follow(self) -> None:
         """Read the pointer now, and switch to the version that it names."""
-        index = await asyncio.to_thread(pointed_at, self._store, self._started_with)
-        if index.uri != self._current.uri:
-            await self._adopt(index)
+        async with self._switching:  # until the end, or a switch meanwhile would be taken back
+            pointed: Pointed = await self._ask_pointer("remind", self._pointed)
+            index = await asyncio.to_thread(Index.open, pointed.index)
+            if index.uri != self._current.uri:
+                await self._open_everywhere(index)
+                self._serve(index)
+            self._pointed = pointed
 
     async def check_health(self) -> None:
         """Pool and fuse as requests do. Shards have checks of their own: one that is gone is no fault of this one."""
@@ -172,22 +181,25 @@ class Ranker:
             raise RuntimeError("the task that follows the pointer to the index has ended")
 
     async def _follow_for_ever(self) -> None:
+        shortest = pause = self._settings.watch_seconds
         while True:
-            await asyncio.sleep(self._settings.watch_seconds)
+            await asyncio.sleep(pause)
+            before, pause = pause, shortest
             try:
                 await self.follow()
-            except (UserError, OSError, Unavailable) as error:  # a store or a file system may be away for a while
+            except (UserError, OSError, Unavailable) as error:  # a pointer or a file system may be away for a while
                 log.warning("cannot switch to another index version, still serving %s: %s", self._current.uri, error)
+                pause = max(shortest, min(2 * before, LONGEST_PAUSE))
             except Exception:
                 log.exception("cannot switch to another index version, still serving %s", self._current.uri)
 
-    async def _adopt(self, index: Index) -> None:
-        async with self._switching:
-            self._check_models(index)
-            await self._open_everywhere(index)
-            self._versions[self._current.uri] = self._current
-            log.info("serving index version %s, after %s", index.uri, self._current.uri)
-            self._current = index
+    async def _ask_pointer(self, method: str, *arguments: Any) -> Pointed:
+        return await call("the pointer to the index", getattr(self._pointer, method), *arguments, seconds=ASK_SECONDS)
+
+    def _serve(self, index: Index) -> None:
+        self._versions[self._current.uri] = self._current
+        log.info("serving index version %s, after %s", index.uri, self._current.uri)
+        self._current = index
 
     def _check_models(self, index: Index) -> None:
         try:
@@ -202,7 +214,8 @@ class Ranker:
             ) from error
 
     async def _open_everywhere(self, index: Index) -> None:
-        """Have every replica of every shard open a version."""
+        """Have every replica of every shard open a version that fits what is served."""
+        self._check_models(index)
         opening = (
             call_every_replica(
                 f"shard {number}", shard, "open", index.uri, seconds=START_SECONDS, refusals=(UserError,)

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 from cachetools import LRUCache
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from retrieval.artifacts import Index
 from retrieval.index.shard import Shard
-from serving.deployments.messages import Part
-from serving.deployments.pointer import pointed_at
-from serving.memory import open_store
+from serving.deployments.calls import call
+from serving.deployments.messages import START_SECONDS, Part
+from serving.deployments.pointer import Pointed
 
 KEPT_VERSIONS = 2
 """The one that is served and the one before, which answers under way still need."""
@@ -29,22 +30,26 @@ class IndexShard:
     Versions of an index never change, so each call names the one it means; what is not open yet is opened then.
     """
 
-    def __init__(self, number: int, deployments: int, index: str, store: str) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, number: int, deployments: int, pointer: DeploymentHandle
+    ) -> None:
         self._number = number
         self._deployments = deployments
         self._open: LRUCache[str, list[Shard]] = LRUCache(KEPT_VERSIONS)  # searches under way hold what it evicts
         self._opening = asyncio.Lock()
-        current = pointed_at(open_store(store), index)
-        self._open[current.uri] = self._load(current)
+        pointed: Pointed = await call("the pointer to the index", pointer.read, seconds=START_SECONDS)
+        current = await asyncio.to_thread(Index.open, pointed.index)
+        self._open[current.uri] = await asyncio.to_thread(self._load, current)
         self._last_asked = current.uri
 
     async def open(self, version: str) -> None:
-        """Open a version, so that no search has to wait for it.
+        """Open a version, so that no search has to wait for it. Unless it is open, its files are first compared with
+        the checksums of its manifest.
 
         Raises:
             UserError: there is none at that URI, or a file of it is damaged.
         """
-        await self._shards(version)
+        await self._shards(version, verified=True)
 
     async def search(self, version: str, query_D: np.ndarray, k: int) -> list[Part]:
         """Return the k best rows of each of its shards for one fused query, float32 (D1 + D2,)."""
@@ -64,16 +69,17 @@ class IndexShard:
                 if not np.isfinite(part.hits.scores).all():
                     raise RuntimeError(f"shard deployment {self._number} finds nothing in {version}")
 
-    async def _shards(self, version: str) -> list[Shard]:
+    async def _shards(self, version: str, *, verified: bool = False) -> list[Shard]:
         if version not in self._open:
             async with self._opening:
                 if version not in self._open:
-                    self._open[version] = await asyncio.to_thread(lambda: self._load(Index.open(version)))
+                    self._open[version] = await asyncio.to_thread(lambda: self._load(Index.open(version), verified))
         self._last_asked = version
         return self._open[version]
 
-    def _load(self, index: Index) -> list[Shard]:
-        return [index.shard(j) for j in range(self._number, len(index.manifest.shards), self._deployments)]
+    def _load(self, index: Index, verified: bool = False) -> list[Shard]:
+        numbers = range(self._number, len(index.manifest.shards), self._deployments)
+        return [index.shard(j, verified=verified) for j in numbers]
 
 
 def _search(shards: Sequence[Shard], query_D: np.ndarray, k: int) -> list[Part]:

@@ -20,20 +20,23 @@ from serving.guards.middleware import CALLER, HttpMiddleware, listed, refuse
 
 @dataclass(frozen=True)
 class Key:
-    """An API key: its SHA-256, when it expires, and a name for logs and limits."""
+    """An API key: its SHA-256, when it expires, a name for logs and limits, and whether it may change the service."""
 
     digest: bytes
     expires: datetime | None
     name: str
+    admin: bool = False
 
 
 MIN_KEY_CHARACTERS = 16
+ADMIN = "admin"
+"""The word after a key that may do more than search."""
 
 
 def read_keys(file: str | Path) -> list[Key]:
-    """Read API keys: one a line, of at least 16 characters without spaces, perhaps followed by the day (2027-01-31) or
-    time (2027-01-31T12:00:00+01:00), in UTC by default, at which it expires. Blank lines and ``#`` comments are
-    skipped.
+    """Read API keys: one a line, of at least 16 characters without spaces, perhaps followed by the word ``admin`` and
+    by the day (2027-01-31) or time (2027-01-31T12:00:00+01:00), in UTC by default, at which it expires. Blank lines and
+    ``#`` comments are skipped.
 
     Raises:
         UserError: the file is missing, has no key, or a line is wrong; the message names the line and not the key.
@@ -59,7 +62,9 @@ def read_keys(file: str | Path) -> list[Key]:
             )
         digest = hashlib.sha256(key.encode()).digest()
         # The name is in logs and in Redis: a hash of the hash says nothing of what a key is compared with.
-        keys.append(Key(digest, _moment(rest, where), f"key-{hashlib.sha256(digest).hexdigest()[:8]}"))
+        name = f"key-{hashlib.sha256(digest).hexdigest()[:8]}"
+        admin = rest[:1] == [ADMIN]
+        keys.append(Key(digest, _moment(rest[1:] if admin else rest, where), name, admin))
     if not keys:
         raise UserError(f"{file} has no API key in it; write one a line", code="no-keys", field="serve.keys_file")
     return keys
@@ -73,7 +78,7 @@ def _moment(words: list[str], where: str) -> datetime | None:
         moment = datetime.fromisoformat(word)
     except ValueError:
         raise UserError(
-            f"{where}: after the key, only a day or time like 2027-01-31 is expected",
+            f"{where}: after the key, only the word {ADMIN} and a day or time like 2027-01-31 are expected",
             code="bad-expiry",
             field="serve.keys_file",
         ) from None
@@ -137,15 +142,19 @@ def _is_elsewhere(client: str) -> bool:
 
 
 class Keys(HttpMiddleware):
-    """Lets requests with ``Authorization: Bearer KEY`` or ``X-API-Key: KEY`` pass; others only to ``open_paths``.
+    """Lets requests with ``Authorization: Bearer KEY`` or ``X-API-Key: KEY`` pass; others only to ``open_paths``. To
+    ``admin_paths`` it lets only admin keys pass.
 
     How long the comparison takes depends neither on the key given nor on which one it equals.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[Key], *, open_paths: Sequence[str] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Sequence[Key], *, open_paths: Sequence[str] = (), admin_paths: Sequence[str] = ()
+    ) -> None:
         super().__init__(app)
         self.keys = keys
         self.open_paths = open_paths
+        self.admin_paths = admin_paths
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if listed(scope, self.open_paths):
@@ -154,6 +163,10 @@ class Keys(HttpMiddleware):
         given = _given_key(Headers(scope=scope))
         key = self._matching(given)
         if key and not (key.expires and key.expires <= datetime.now(UTC)):
+            if listed(scope, self.admin_paths) and not key.admin:
+                message = f"this needs an admin key: one with the word {ADMIN} after it in the file of keys"
+                await refuse(scope, receive, send, 403, "admin-needed", message)
+                return
             await self.app({**scope, CALLER: key.name}, receive, send)
             return
         if key:

@@ -117,6 +117,12 @@ def test_keys_lie_beside_the_profile(tmp_path: Path, settings: dict[str, Any]) -
     assert load_profile(written(tmp_path, settings)).serve.keys_file == "/etc/keys"
 
 
+def test_further_indexes_lie_beside_the_profile(tmp_path: Path, settings: dict[str, Any]) -> None:
+    settings["serve"] = {"indexes": ["other", "/data/index", "s3://bucket/index"]}
+    indexes = load_profile(written(tmp_path, settings)).serve.indexes
+    assert indexes == [str(tmp_path / "other"), "/data/index", "s3://bucket/index"]
+
+
 def test_a_generator_that_would_fill_the_ingress_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
     settings["serve"] = {
         "ingress": {"ongoing": 32},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
@@ -274,11 +275,32 @@ def test_what_is_served_is_told_without_paths(client: TestClient, collection: Co
     assert client.get("/readyz").json() == {"status": "ready"}
 
 
-def test_an_index_that_is_not_there_is_not_switched_to(client: TestClient) -> None:
-    for index in ("/nowhere", "\0", "ftp://x/y", "s3://"):
-        fault(client.put("/v1/index", json={"index": index}), 422, "invalid")
+def test_an_index_that_is_not_there_is_not_switched_to(client: TestClient, service: Service) -> None:
+    for index in (f"{service.index}/000099", "\0", "ftp://x/y", "s3://"):
+        fault(client.put("/v1/index", json={"index": index}), 422)
     fault(client.put("/v1/index", json={}), 422, field="index")
     fault(client.post("/v1/index", json={}), 405, "method-not-allowed")
+
+
+def test_only_the_own_index_and_those_that_the_operator_names_are_switched_to(
+    service: Service, collection: Collection, tmp_path: Path
+) -> None:
+    """Another's manifest may name any folder as the source of its pictures."""
+    shutil.copytree(service.index, tmp_path / "elsewhere")
+    shutil.copytree(service.index, tmp_path / "allowed" / "index")
+    serve = service.profile.serve.model_copy(update={"indexes": [str(tmp_path / "allowed")]})
+    allowing = replace(service, profile=service.profile.model_copy(update={"serve": serve}))
+    with TestClient(allowing.api(allowing.search(), behind_serve=False), "http://127.0.0.1") as client:
+        for index in (
+            tmp_path / "elsewhere",
+            tmp_path,
+            tmp_path / "allowed/../elsewhere",
+            f"{service.index}/../x",
+            f"{service.index}?a=b",
+        ):
+            assert "serve.indexes" in fault(client.put("/v1/index", json={"index": str(index)}), 422)
+        assert client.put("/v1/index", json={"index": str(tmp_path / "allowed/index")}).status_code == 200
+        assert client.put("/v1/index", json={"index": service.index}).status_code == 200
 
 
 def test_the_api_describes_itself(client: TestClient) -> None:
@@ -314,7 +336,7 @@ def test_an_error_of_our_own_is_a_plain_500(service: Service, monkeypatch: pytes
 
 def test_keys_guard_all_but_health_and_page(service: Service, tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("0123456789abcdef-key\n")
+    file.write_text("0123456789abcdef-key\n0123456789abcdef-boss admin 2999-01-01\n")
     serve = service.profile.serve.model_copy(update={"keys_file": str(file)})
     guarded = replace(service, profile=service.profile.model_copy(update={"serve": serve}))
     with TestClient(guarded.api(guarded.search(), behind_serve=False)) as client:
@@ -324,6 +346,10 @@ def test_keys_guard_all_but_health_and_page(service: Service, tmp_path: Path) ->
         for path in ("/", "/page/page.js", "/healthz", "/openapi.json"):
             assert client.get(path).status_code == 200
         client.headers["Authorization"] = "Bearer 0123456789abcdef-key"
+        assert client.get("/v1/info").status_code == 200
+        # Back to a version that has rows that were removed since.
+        fault(client.put("/v1/index", json={"index": service.index}), 403, "admin-needed")
+        client.headers["Authorization"] = "Bearer 0123456789abcdef-boss"
         assert client.get("/v1/info").status_code == 200
         # Nor does a key open other places than the index that is served.
         elsewhere = ("/etc", f"{service.index}/../x", f"{service.index}?a=b", "s3://x/y?endpoint_override=here")

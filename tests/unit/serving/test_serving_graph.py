@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Coroutine
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from cluster.profile import Profile
 from demo.world import split
 from retrieval.aggregator import Aggregator
 from retrieval.artifacts import Index, TrainedAggregator
+from retrieval.errors import UserError
 from retrieval.finder import Answer, Finder
 from retrieval.fusion import fused_query, unit
 from retrieval.images import ImageRejected
@@ -31,6 +33,7 @@ from retrieval.index.hits import merge_topk
 from retrieval.query import QueryEncoder
 from serving.deployments.calls import Unavailable, call
 from serving.deployments.generator import ImaginingGenerator
+from serving.deployments.pointer import Pointer
 from serving.deployments.ranker import Ranker
 from serving.deployments.shards import IndexShard
 from serving.ingress import Service
@@ -119,8 +122,9 @@ def test_any_number_of_shards_gives_the_same_ranking(
 ) -> None:
     """200 queries with λ all over [0, 1] and random images, in a graph of so many shards, all ties included."""
     index = with_shards(shards)
-    bound = [IndexShard.options(name=f"Shard{i}").bind(i, shards, index.uri, "memory:") for i in range(shards)]
-    ranker = local(Ranker.bind(profile, index.uri, None, "memory:", {}, bound))
+    pointer = Pointer.bind(index.uri)
+    bound = [IndexShard.options(name=f"Shard{i}").bind(i, shards, pointer) for i in range(shards)]
+    ranker = local(Ranker.bind(profile, pointer, None, {}, bound))
     vlm_QD1 = query_encoder.text_vectors(QUERIES)
     vision_QD2 = unit(np.random.default_rng(0).standard_normal((len(QUERIES), query_encoder.vision.dim)))
 
@@ -161,8 +165,9 @@ def test_the_aggregator_and_its_weight_are_used(
             parameter.normal_(std=0.3)
     trained = TrainedAggregator.save(tmp_path, network.eval(), {"vision": record_of(query_encoder.vision)}, {})
     plain = Finder(query_encoder, collection.index, trained).search("a red star", 24, images=3)
-    bound = [IndexShard.options(name=f"Shard{i}").bind(i, 2, collection.index.uri, "memory:") for i in range(2)]
-    ranker = local(Ranker.bind(service.profile, collection.index.uri, trained.uri, "memory:", {}, bound))
+    pointer = Pointer.bind(collection.index.uri)
+    bound = [IndexShard.options(name=f"Shard{i}").bind(i, 2, pointer) for i in range(2)]
+    ranker = local(Ranker.bind(service.profile, pointer, trained.uri, {}, bound))
     [query] = query_encoder.encode(["a red star"], 3)
 
     async def rank() -> Any:
@@ -290,6 +295,97 @@ def test_a_row_that_the_next_version_lacks_has_no_picture_any_more(
     run(check())
 
 
+def test_a_switch_reaches_every_ranker_and_outlives_the_pointer(
+    with_shards: Callable[[int], Index], profile: Profile, collection: Collection
+) -> None:
+    other = with_shards(2)
+
+    async def check() -> None:
+        started = collection.index.uri
+        pointer = InOnePlace(Pointer.func_or_class(started))
+        shards = [InOnePlace(IndexShard.func_or_class.__new__(IndexShard.func_or_class)) for _ in range(2)]
+        for number, shard in enumerate(shards):
+            await shard.it.__init__(number, 2, pointer)
+        rankers = [Ranker.func_or_class.__new__(Ranker.func_or_class) for _ in range(2)]
+        for ranker in rankers:
+            await ranker.__init__(profile, pointer, None, {}, shards)
+        await rankers[0].switch(other.uri)
+        pointer.it = Pointer.func_or_class(started)  # its replica was lost before the second ranker has asked
+        for ranker in rankers:
+            await ranker.follow()
+            assert (await ranker.served()).version == other.uri
+        late = asyncio.create_task(rankers[1].follow())
+        await rankers[1].switch(started)  # while a follow is under way
+        await late
+        await rankers[0].follow()
+        assert [(await ranker.served()).version for ranker in rankers] == [started, started]
+
+    run(check())
+
+
+def test_a_version_that_cannot_be_opened_is_tried_less_and_less_often(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt may read all its files."""
+    ranker = Ranker.func_or_class.__new__(Ranker.func_or_class)
+    ranker._settings = service.profile.serve.model_copy(update={"watch_seconds": 100.0})
+    ranker._current = SimpleNamespace(uri="here")
+    pauses, outcomes = [], iter([UserError("damaged"), UserError("damaged"), UserError("damaged"), None])
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def follow() -> None:
+        outcome = next(outcomes, asyncio.CancelledError())
+        if outcome:
+            raise outcome
+
+    ranker.follow = follow
+    monkeypatch.setattr("serving.deployments.ranker.asyncio.sleep", sleep)
+
+    async def check() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await ranker._follow_for_ever()
+
+    run(check())
+    assert pauses == [100, 200, 300, 300, 100]
+
+
+class InOnePlace:
+    """A handle to one replica that several others of this event loop share: ``it``."""
+
+    def __init__(self, it: Any) -> None:
+        self.it = it
+
+    def __getattr__(self, name: str) -> Any:
+        def remote(*args: Any) -> Any:
+            return asyncio.ensure_future(getattr(self.it, name)(*args))
+
+        return SimpleNamespace(remote=remote)
+
+    def broadcast(self, method: str, *args: Any) -> Any:
+        return SimpleNamespace(results_async=lambda: asyncio.gather(getattr(self.it, method)(*args)))
+
+
+def test_an_index_whose_files_are_not_those_of_its_manifest_is_refused(
+    service: Service, collection: Collection, tmp_path: Path
+) -> None:
+    """As large as recorded, and readable: without the checksums nothing tells them from the right ones."""
+    version = shutil.copytree(collection.index.uri, tmp_path / "000001")
+    file = version / "shard-00001" / "vectors.npy"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+    async def switch() -> None:
+        search = await warmed(service)
+        with refused("damaged", "index") as error:
+            await search.switch(str(tmp_path))
+        assert str(tmp_path) not in str(error.value)
+        assert (await search.served()).version == collection.index.uri
+
+    run(switch())
+
+
 def test_an_index_of_other_models_is_refused(
     service: Service, collection: Collection, tmp_path: Path, profile_file: Path
 ) -> None:
@@ -310,7 +406,7 @@ def test_an_index_of_other_models_is_refused(
 
 
 def test_without_shards_nothing_is_ranked(service: Service, profile: Profile, collection: Collection) -> None:
-    ranker = local(Ranker.bind(profile, collection.index.uri, None, "memory:", {}, []))
+    ranker = local(Ranker.bind(profile, Pointer.bind(collection.index.uri), None, {}, []))
 
     async def rank() -> None:
         with pytest.raises(Unavailable) as error:

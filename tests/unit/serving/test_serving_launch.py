@@ -49,6 +49,18 @@ def test_what_cannot_be_served_is_refused_before_ray_is_started(
             prepare({"target": target}, port=number)
 
 
+def test_a_start_that_is_refused_changes_nothing_of_a_service_that_runs(
+    collection: Collection, profile_file: Path, tmp_path: Path, port: int
+) -> None:
+    """The store is shared by services, one of which may have been switched to another index."""
+    store = tmp_path / "queries.sqlite"
+    given = {"target": str(collection.folder), "profile": str(profile_file), "store": f"sqlite:{store}"}
+    with refused("missing"):
+        prepare(given | {"warm": str(tmp_path / "nothing")}, port=port)
+    prepare(given, port=port)
+    assert not store.exists()
+
+
 def test_the_config_file_is_one_that_serve_takes(collection: Collection) -> None:
     content = yaml.safe_load((ROOT / "serving/config.yaml").read_text())
     schema = ServeDeploySchema.model_validate(content)

@@ -278,6 +278,18 @@ def test_open_paths_are_these_and_no_others(locked: Server) -> None:
         assert locked.ask(path).status == 401
 
 
+def test_what_changes_the_service_wants_an_admin_key(app: ASGIApp, tmp_path: Path, seen: Seen) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"{KEY}\n{OTHER} admin\n{EXPIRED} admin 2026-01-31\n")
+    with served(Keys(app, read_keys(file), admin_paths=["/v1/index"])) as server:
+        assert server.ask("/v1/search", X_API_Key=KEY).status == 200
+        answer = server.ask("/v1/index", X_API_Key=KEY)
+        assert (answer.status, answer.fault["code"]) == (403, "admin-needed")
+        assert server.ask("/v1/index", X_API_Key=EXPIRED).fault["code"] == "key-expired"
+        assert len(seen) == 1
+        assert server.ask("/v1/index", X_API_Key=OTHER).status == 200
+
+
 def test_each_key_is_compared_in_constant_time(app: ASGIApp, keys_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[bytes, bytes]] = []
     real = keys_module.hmac.compare_digest
@@ -301,6 +313,7 @@ def test_a_keys_file_that_is_wrong_is_said_without_the_key(tmp_path: Path) -> No
         (f"{KEY} hidden", "bad-expiry", "line 1"),
         (f"{KEY} 2026-13-45", "bad-expiry", "line 1"),
         (f"{KEY} 2026-01-01 12:00", "bad-expiry", "line 1"),
+        (f"{KEY} admin hidden", "bad-expiry", "line 1"),
     ):
         file.write_text(content)
         with refused(code, "serve.keys_file") as caught:

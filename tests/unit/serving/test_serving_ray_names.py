@@ -16,6 +16,7 @@ from ray.serve._private import client, deployment_state, replica
 from ray.serve.handle import DeploymentHandle
 
 from retrieval.errors import DamagedError, UserError
+from serving import ray_names
 from serving.deployments.encoders import VisionTower
 from serving.ingress import Ingress
 from serving.ray_names import BY_VALUE_BYTES, LateBoundApp, sized_for, user_error_in
@@ -84,3 +85,10 @@ def test_these_names_stand_in_one_file(pytestconfig: pytest.Config) -> None:
     for file in sorted((pytestconfig.rootpath / "serving").rglob("*.py")):
         if file.name != "ray_names.py":
             assert not [name for name in names if name in file.read_text(encoding="utf-8")], file
+
+
+def test_serve_can_be_asked_what_it_runs_and_where() -> None:
+    assert inspect.signature(ray_names._get_global_client).parameters["raise_if_no_controller_running"]
+    assert inspect.signature(client.ServeControllerClient.get_serve_details)
+    assert client.ServeControllerClient.http_config
+    assert {"proxies", "applications"} <= set(ray_names.ServeInstanceDetails.model_fields)
