@@ -165,7 +165,7 @@ def _count_better(
 
 
 def best_rows(gallery: Gallery, joint_QD: np.ndarray, k: int) -> list[list[dict[str, Any]]]:
-    """Search a gallery exactly.
+    """Search a gallery exactly, in tasks.
 
     Args:
         gallery: the gallery to search.
@@ -176,17 +176,31 @@ def best_rows(gallery: Gallery, joint_QD: np.ndarray, k: int) -> list[list[dict[
         For each query its k best rows, best first, equal scores by id: ``id``, ``path``, ``label``, ``batch`` and
         ``score``.
     """
+    executor = current_executor()
+    joint = executor.share(joint_QD)
     best: list[list[dict[str, Any]]] = [[] for _ in joint_QD]
-    columns = ["id", "path", "label", "batch"]
-    for block in gallery.tables([*columns, "vlm", "vision"], rows=_ROWS_READ):
+    for found in executor.as_completed(_best_of_run, [(run, joint, k) for run in _runs(gallery, _ROWS_READ)]):
+        best = [_best(rows + more, k) for rows, more in zip(best, found, strict=True)]
+    return best
+
+
+def _best_of_run(run: _Run, joint: Shared[np.ndarray], k: int) -> list[list[dict[str, Any]]]:
+    """Return for each query its k best of some rows, as ``best_rows``."""
+    joint_QD, columns = joint.get(), ["id", "path", "label", "batch"]
+    best: list[list[dict[str, Any]]] = [[] for _ in joint_QD]
+    for block in run.blocks([*columns, "vlm", "vision"]):
         described = block.select(columns)
         _, id_places_N = np.unique(block["id"].to_numpy(), return_inverse=True)
         for q, scores_N in enumerate(_scores(joint_QD, block)):
             rows = np.lexsort((id_places_N, -scores_N))[:k]
             found = described.take(pa.array(rows)).to_pylist()
             candidates = [row | {"score": float(score)} for row, score in zip(found, scores_N[rows], strict=True)]
-            best[q] = sorted(best[q] + candidates, key=lambda row: (-row["score"], row["id"]))[:k]
+            best[q] = _best(best[q] + candidates, k)
     return best
+
+
+def _best(rows: list[dict[str, Any]], k: int) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: (-row["score"], row["id"]))[:k]
 
 
 def _runs(gallery: Gallery, rows: int) -> list[_Run]:
