@@ -20,6 +20,7 @@ Cluster = Annotated[
     str | None,
     Parameter(help="Ray cluster to use, such as head:6379; by default RAY_ADDRESS, else a local Ray."),
 ]
+TakeOver = Annotated[bool, Parameter(help="Break the lock of another job. Be sure that it is dead.", negative="")]
 
 
 def listed(figures: Mapping[str, object]) -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
-from commands.console import Cluster, Profile, out, say_made, say_next, with_profile
+from commands.console import Cluster, Profile, TakeOver, out, say_made, say_next, with_profile
 
 # Commands import what they need themselves: torch and Ray take seconds, which --help need not wait for.
 
 app = App(name="index")
-TakeOver = Annotated[bool, Parameter(help="Break the lock of another job. Be sure that it is dead.", negative="")]
 
 
 @app.default

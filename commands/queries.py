@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from commands.console import Cluster, Profile, listed, out, say_made, say_next
+from commands.console import Cluster, Profile, TakeOver, listed, out, say_made, say_next
 
 if TYPE_CHECKING:  # PyTorch and Ray take seconds, which --help need not wait for
     from retrieval.artifacts import QuerySet
@@ -17,9 +17,10 @@ def queries(
     profile: Profile = "tiny",
     images: int | None = None,
     seed: int | None = None,
+    take_over: TakeOver = False,
     address: Cluster = None,
 ) -> None:
-    """Imagine a vocabulary in batch: texts to a query set.
+    """Imagine a vocabulary in batch: texts to a query set. The same command resumes where an interrupted run stopped.
 
     Parameters
     ----------
@@ -35,7 +36,9 @@ def queries(
     """
     from pipelines.queries import imagine
 
-    made = imagine(vocabulary, target, profile, images=images, seed=seed, address=address)
+    made = imagine(
+        vocabulary, target, profile, images=images, seed=seed, take_over=take_over, address=address, log=out.print
+    )
     _print(made)
     say_next(f"mindseye evaluate GALLERY {target}")
 

@@ -61,7 +61,7 @@ def contact_sheet(
     """Draw what was imagined for some queries, and what the gallery answers by text alone and fused.
 
     Args:
-        gallery: the gallery to search, exactly.
+        gallery: the gallery to search, exactly, by tasks of the open session.
         query_set: of the same models. Queries are spread over the kinds, in the order of their ids, which are hashes.
         weight: λ of the fused ranking.
         aggregator: pools the images; by default their mean.

@@ -5,7 +5,8 @@ Shapes: Q queries, K images, D1 VLM dimensions, D2 vision dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,7 +100,7 @@ def evaluate(
         message = f"at least one image of each query must be used, not {images}"
         raise UserError(message, code="out-of-range", field="images")
     check_same_models(gallery, query_set, ("vlm", "vision"))
-    queries, unlabelled, absent = _measurable(gallery, query_set)
+    queries, positives, unlabelled, absent = _measurable(gallery, query_set)
     labels = queries["label"].to_pylist()
 
     text_QD1, (features_QKD2, mask_QK) = text_vectors(queries), vision_vectors(queries)
@@ -114,18 +115,22 @@ def evaluate(
         pooled_QD2 = pool(features_QKD2, mask_QK, aggregator.network())
         joint[system] = fused_query(text_QD1, pooled_QD2, weights[system])
 
-    ranks = exact_ranks(gallery, np.concatenate(list(joint.values())), labels * len(joint))
+    ranks = exact_ranks(gallery, np.concatenate(list(joint.values())), labels * len(joint), positives)
     table = _accuracies(queries, list(joint), ranks)
     return Evaluation(table, weights, gallery.manifest.rows, unlabelled, absent)
 
 
-def _measurable(gallery: Gallery, query_set: QuerySet) -> tuple[pa.Table, int, list[str]]:
-    """Return the queries that the gallery has images of, how many have no label, and the labels without an image."""
+def _measurable(gallery: Gallery, query_set: QuerySet) -> tuple[pa.Table, Counter[str], int, list[str]]:
+    """Return the queries that the gallery has images of, how many images each label has, how many queries have no
+    label, and the labels without an image.
+    """
     queries = query_set.table(["id", "text", "kind", "label", "vlm", "vision"])
     unlabelled = queries["label"].null_count
     queries = queries.filter(queries["label"].is_valid())
-    known = {label for table in gallery.tables(["label"]) for label in table["label"].unique().to_pylist()} - {None}
-    absent = sorted(set(queries["label"].to_pylist()) - known)
+    known: Counter[str] = Counter()
+    for table in gallery.tables(["label"]):
+        known.update({row["values"]: row["counts"] for row in table["label"].drop_null().value_counts().to_pylist()})
+    absent = sorted(set(queries["label"].to_pylist()) - known.keys())
     queries = queries.filter(pc.is_in(queries["label"], pa.array(sorted(known), pa.string())))
     if not queries.num_rows:
         raise UserError(
@@ -134,12 +139,19 @@ def _measurable(gallery: Gallery, query_set: QuerySet) -> tuple[pa.Table, int, l
             code="nothing-to-measure",
             field="label",
         )
-    return queries, unlabelled, absent
+    return queries, known, unlabelled, absent
 
 
-def _accuracies(queries: pa.Table, systems: list[str], ranks: list[np.ndarray]) -> pa.Table:
-    """Return the table of an Evaluation, system by system; ``ranks`` are of the positives of each row of it."""
+def _accuracies(queries: pa.Table, systems: list[str], ranks: Iterable[tuple[int, np.ndarray]]) -> pa.Table:
+    """Return the table of an Evaluation, system by system; ``ranks`` are of the positives of its rows, by number."""
     columns = {name: queries[name].to_pylist() * len(systems) for name in ("id", "text", "kind", "label")}
+    positives = np.zeros(len(columns["id"]), np.int64)
+    ap, ap_step, precision_at_10 = np.zeros((3, len(positives)))
+    for row, hits in ranks:
+        positives[row] = len(hits)
+        ap[row] = average_precision(hits, len(hits))
+        ap_step[row] = average_precision(hits, len(hits), "step")
+        precision_at_10[row] = precision_at(hits, 10)
     return pa.table(
         {
             "query": columns["id"],
@@ -147,9 +159,9 @@ def _accuracies(queries: pa.Table, systems: list[str], ranks: list[np.ndarray]) 
             "kind": columns["kind"],
             "label": columns["label"],
             "system": [system for system in systems for _ in range(queries.num_rows)],
-            "positives": [len(hits) for hits in ranks],
-            "ap": [average_precision(hits, len(hits)) for hits in ranks],
-            "ap_step": [average_precision(hits, len(hits), "step") for hits in ranks],
-            "precision_at_10": [precision_at(hits, 10) for hits in ranks],
+            "positives": positives,
+            "ap": ap,
+            "ap_step": ap_step,
+            "precision_at_10": precision_at_10,
         }
     )

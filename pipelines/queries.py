@@ -1,7 +1,8 @@
 """A vocabulary, imagined in batch: texts to a QuerySet.
 
-The models of a query sit together in each worker: generation takes nearly all of the time, so a pool of its own for the
-encoders would move every generated image and save nothing.
+The entries are listed and the list is frozen (``pipelines.unfinished_queries``); a checkpoint notes which are written,
+so that an interrupted job is resumed. The models of a query sit together in each worker: generation takes nearly all of
+the time, so a pool of its own for the encoders would move every generated image and save nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
+from cluster.hold import hold
 from cluster.loading import load_query_encoder, prompt_templates, record_of
 from cluster.profile import Profile, load_profile
-from cluster.progress import ProgressCounter, progress
-from cluster.session import check_room, session
+from cluster.progress import Log, ProgressCounter, progress, silent
+from cluster.session import check_room, check_shared, session
 from pipelines.executor import TableFiles, Workers, current_executor
+from pipelines.unfinished_queries import ENTRY, JOB, QUERIES, Job, OpenQueries, open_queries
 from pipelines.vocabulary import VocabularyEntry, read_vocabulary
 from retrieval.artifacts import MANIFEST, ModelRecord, QuerySet, Role
 from retrieval.artifacts.manifests import QuerySetManifest
@@ -39,9 +42,11 @@ def imagine(
     *,
     images: int | None = None,
     seed: int | None = None,
+    take_over: bool = False,
     address: str | None = None,
+    log: Log = silent,
 ) -> QuerySet:
-    """Imagine and encode every entry of a vocabulary.
+    """Imagine and encode every entry of a vocabulary. The same call resumes where an interrupted one stopped.
 
     Args:
         vocabulary: a file (``read_vocabulary``) or the entries themselves.
@@ -49,7 +54,9 @@ def imagine(
         profile: name or file of a profile, or one that is loaded.
         images: K, images per query; by default the profile's.
         seed: seed of the images; by default the profile's.
+        take_over: break the lock of another job. Be sure that it is dead.
         address: where it runs, as ``cluster.session.session`` takes it.
+        log: is told what is resumed, line by line.
 
     Returns:
         The published query set.
@@ -60,7 +67,7 @@ def imagine(
     settings = load_profile(profile)
     entries = read_vocabulary(vocabulary) if isinstance(vocabulary, str | Path) else vocabulary
     with session(address):
-        return build_queries(entries, target, settings, images=images, seed=seed)
+        return build_queries(entries, target, settings, images=images, seed=seed, take_over=take_over, log=log)
 
 
 def build_queries(
@@ -70,8 +77,11 @@ def build_queries(
     *,
     images: int | None = None,
     seed: int | None = None,
+    take_over: bool = False,
+    log: Log = silent,
 ) -> QuerySet:
-    """Imagine and encode every entry of a vocabulary, within a session, and publish the QuerySet.
+    """Imagine and encode every entry of a vocabulary, within a session, and publish the QuerySet; resume a job that was
+    interrupted.
 
     Args:
         vocabulary: the queries; equal entries are one.
@@ -79,37 +89,58 @@ def build_queries(
         profile: models and resources.
         images: K, images per query; by default the profile's.
         seed: seed of the images; by default the profile's.
+        take_over: break the lock of another job. Be sure that it is dead.
+        log: is told what is resumed.
 
     Returns:
         The published query set.
 
     Raises:
         UserError: the vocabulary is empty (``empty``), a text is blank or too long, ``images`` is below 1
-            (``out-of-range``), ``target`` already holds a query set (``target-exists``), or a model cannot be loaded.
+            (``out-of-range``), ``target`` already holds a query set (``target-exists``), an unfinished one of other
+            entries, models or settings (``unfinished-queries``) or another job's lock (``locked``), a node does not see
+            it (``not-shared``), or a model cannot be loaded.
     """
     images = profile.queries.images if images is None else images
     seed = profile.queries.seed if seed is None else seed
     _check(vocabulary, images)
-    folder = _emptied(target)
-    stage = profile.imagine
+    folder, stage = Folder(target), profile.imagine
+    _check_new(folder)
     check_room("imagining", "imagine", stage.cpus, stage.gpus)
-    executor = current_executor()
-    models = executor.run(_describe_models, profile, cpus=stage.cpus, gpus=stage.gpus).get()
+    with hold(folder, f"mindseye queries to {folder.uri}", take_over=take_over):
+        _check_new(folder)  # another job may have published meanwhile
+        models = current_executor().run(_describe_models, profile, cpus=stage.cpus, gpus=stage.gpus).get()
+        job = Job(images=images, seed=seed, templates=prompt_templates(profile), models=models)
+        unfinished = open_queries(folder, vocabulary, job)
+        check_shared(unfinished.folder, JOB)
+        if unfinished.done:
+            log(f"resuming: {unfinished.done:,} of {unfinished.entries:,} queries are done")
+        _imagine(folder, unfinished, job, profile)
+        return _published(folder, unfinished, job)
 
-    rows = pa.Table.from_pylist([entry._asdict() | {"id": entry.id} for entry in dict.fromkeys(vocabulary)])
-    # Several small blocks for each worker, so that all have work in time.
-    blocks = [rows.slice(start, stage.batch) for start in range(0, rows.num_rows, stage.batch)]
-    with progress("imagining queries", rows.num_rows) as counter:
-        workers = Workers(Imaginer, (profile, images, seed, counter), stage)
-        executor.write(blocks, workers, sink=TableFiles(folder / "queries"))
-    manifest = QuerySetManifest(
-        queries=rows.num_rows, images=images, seed=seed, templates=prompt_templates(profile), models=models
-    )
-    written = QuerySet(folder, manifest).table(["id", "rejected"])
-    if written.num_rows != rows.num_rows:
-        raise RuntimeError(f"{written.num_rows} queries of {rows.num_rows} arrived in {folder.uri}")
+
+def _imagine(target: Folder, unfinished: OpenQueries, job: Job, profile: Profile) -> None:
+    left, stage = unfinished.entries - unfinished.done, profile.imagine
+    if not left:
+        return
+    with progress("imagining queries", left) as counter:
+        current_executor().write(
+            unfinished.source(stage.batch),
+            Workers(Imaginer, (profile, job.images, job.seed, counter), stage),
+            sink=QueriesSink(target / QUERIES),
+            checkpoint=unfinished.checkpoint,
+        )
+
+
+def _published(target: Folder, unfinished: OpenQueries, job: Job) -> QuerySet:
+    manifest = QuerySetManifest(queries=unfinished.entries, **dict(job))
+    written = QuerySet(target, manifest).table(["id", "rejected"])
+    if written.num_rows != unfinished.entries:
+        raise RuntimeError(f"{written.num_rows} queries of {unfinished.entries} arrived in {target.uri}")
     manifest.rejected = dict(Counter(reason for row in written["rejected"].to_pylist() for reason in row))
-    return QuerySet.publish(folder, manifest)
+    published = QuerySet.publish(target, manifest)
+    unfinished.folder.delete()
+    return published
 
 
 def _check(vocabulary: Sequence[VocabularyEntry], images: int) -> None:
@@ -122,20 +153,22 @@ def _check(vocabulary: Sequence[VocabularyEntry], images: int) -> None:
         raise UserError(message, code="out-of-range", field="images")
 
 
-def _emptied(target: str | Path) -> Folder:
-    """Return the folder of a new query set, without what an interrupted run left there."""
-    folder = Folder(target)
-    if folder.exists(MANIFEST):
-        message = f"{folder.uri} already holds a query set; give another target, or delete it first"
+def _check_new(target: Folder) -> None:
+    if target.exists(MANIFEST):
+        message = f"{target.uri} already holds a query set; give another target, or delete it first"
         raise UserError(message, code="target-exists", field="target")
-    folder.delete("queries")
-    folder.create()
-    return folder
 
 
 def _describe_models(profile: Profile) -> dict[Role, ModelRecord]:
     encoder = load_query_encoder(profile)
     return {role: record_of(getattr(encoder, role)) for role in _ROLES}
+
+
+class QueriesSink(TableFiles):
+    """Writes rows of ``queryset_schema``, without their numbers in the frozen list."""
+
+    def write(self, rows: pa.Table, name: str) -> None:
+        super().write(rows.drop_columns([ENTRY]), name)
 
 
 class Imaginer:
@@ -151,10 +184,11 @@ class Imaginer:
     def __init__(self, profile: Profile, images: int, seed: int, counter: ProgressCounter) -> None:
         self.encoder = load_query_encoder(profile)
         self.images, self.seed, self.counter = images, seed, counter
-        self.schema = queryset_schema(self.encoder.vlm.dim, self.encoder.vision.dim)
+        schema = queryset_schema(self.encoder.vlm.dim, self.encoder.vision.dim)
+        self.schema = schema.insert(0, pa.field(ENTRY, pa.int64()))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Return the rows with the columns of ``queryset_schema``."""
+        """Return the rows with their numbers and the columns of ``queryset_schema``."""
         encoded = self.encoder.encode(batch["text"].to_pylist(), self.images, seed=self.seed)
         rows = [row | _as_columns(query) for row, query in zip(batch.to_pylist(), encoded, strict=True)]
         self.counter.add(len(rows))

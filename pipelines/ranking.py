@@ -2,15 +2,15 @@
 
 Neither queries × gallery nor the gallery itself is ever held. Every positive's exact rank is found in two passes over
 blocks of rows: the first collects the scores of all positives, the second counts how many rows of each block come
-before each of them (``retrieval.metrics.count_better``).
+before each of them (``retrieval.metrics.count_better``), summed where they are counted. Positives of many rankings can
+be as many as queries × gallery, so rankings are taken in groups, each of which passes over the gallery.
 
 Shapes: M rankings (systems × queries), N rows of a block, D = D1 + D2 joint dimensions, P positives of all rankings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -19,89 +19,153 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.progress import ProgressCounter, progress
-from pipelines.executor import Each, Files, Shared, current_executor
+from pipelines.executor import Shared, current_executor
 from retrieval.artifacts import Gallery
-from retrieval.artifacts.columns import fixed_size_list, matrix
+from retrieval.artifacts.columns import matrix
+from retrieval.folder import Folder
 from retrieval.fusion import products
 from retrieval.metrics import count_better
 
 BLOCK_ELEMENTS = 4_000_000
 """Scores (M × N) held at once by one worker: 32 MB as float64."""
+POSITIVES_AT_ONCE = 2_000_000
+"""Positives (P) of a group of rankings: 24 MB of scores and ranks. A ranking that has more is a group of its own."""
 _ROWS_READ = 8192
+_RUNS, _ROWS_PER_RUN = 16, 65_536
+"""A gallery is ranked in so many tasks, or more where each would have more rows than that."""
+
+
+class _Run(NamedTuple):
+    """What one task reads."""
+
+    folder: Folder
+    parts: list[str]
+    rows: int
+    """At once."""
+
+    def blocks(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        for part in self.parts:
+            yield from self.folder.tables(part, columns, rows=self.rows)
 
 
 class _Rankings(NamedTuple):
-    """What both passes need: the joint queries, and which rows are positives of which."""
+    """What both passes need: the joint queries, sorted by label, and which rows are positives of which."""
 
     joint_MD: np.ndarray
     labels: pa.Array
-    """The labels that are looked for, each once."""
-    label_of_M: np.ndarray
-    """Place in ``labels`` of each ranking's label."""
+    """The labels that are looked for, each once, sorted."""
+    bounds: np.ndarray
+    """Where the rankings of each label begin, and the last one's end."""
 
 
 class _Positives(NamedTuple):
-    """What the second pass counts rows before: for each ranking, the scores and ids of its positives."""
+    """What the second pass counts rows before: for each label, its rows' ids, and their scores in each ranking."""
 
+    ids: list[pa.Array]
     scores: list[np.ndarray]
-    ids: list[np.ndarray]
 
 
-def exact_ranks(gallery: Gallery, joint_MD: np.ndarray, labels: Sequence[str]) -> list[np.ndarray]:
-    """Rank a gallery by each of M joint queries; return where its positives are.
+def exact_ranks(
+    gallery: Gallery, joint_MD: np.ndarray, labels: Sequence[str], positives: Mapping[str, int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Rank a gallery by each of M joint queries; yield where its positives are, in groups of rankings.
 
     Args:
         gallery: the gallery to rank.
         joint_MD: fused queries (``retrieval.fusion.fused_query``), float32.
         labels: of each ranking, the label of the rows that are positives.
+        positives: how many rows have each label.
 
-    Returns:
-        For each ranking the sorted 0-based ranks of its positives, int64.
+    Yields:
+        Each ranking once, in any order: its place among the M, and the sorted 0-based ranks of its positives, int64.
     """
+    groups = list(_groups(labels, positives))
+    with progress("ranking the gallery", gallery.manifest.rows * len(groups)) as counter:
+        for group in groups:
+            of_group = _ranks(gallery, joint_MD[group], [labels[m] for m in group], counter)
+            yield from zip(group, of_group, strict=True)
+
+
+def _groups(labels: Sequence[str], positives: Mapping[str, int]) -> Iterator[list[int]]:
+    """Yield rankings, sorted by label, in groups of at most ``POSITIVES_AT_ONCE`` positives."""
+    group: list[int] = []
+    held = 0
+    for m in sorted(range(len(labels)), key=labels.__getitem__):
+        count = positives[labels[m]]
+        if group and held + count > POSITIVES_AT_ONCE:
+            yield group
+            group, held = [], 0
+        group.append(m)
+        held += count
+    if group:
+        yield group
+
+
+def _ranks(gallery: Gallery, joint_MD: np.ndarray, labels: list[str], counter: ProgressCounter) -> list[np.ndarray]:
+    """Return the sorted ranks of the positives of each ranking of a group, which is sorted by label."""
     executor = current_executor()
-    rows = max(64, BLOCK_ELEMENTS // len(joint_MD))
-    names, label_of_M = np.unique(np.array(labels, object), return_inverse=True)
-    rankings = executor.share(_Rankings(joint_MD, pa.array(names, pa.string()), label_of_M))
+    names, first = np.unique(np.array(labels, object), return_index=True)
+    bounds = np.append(first, len(labels))
+    rankings = executor.share(_Rankings(joint_MD, pa.array(names, pa.string()), bounds))
+    runs = _runs(gallery, max(64, BLOCK_ELEMENTS // len(joint_MD)))
 
-    source = Files(gallery.folder, gallery.parts(), ["id", "label", "vlm", "vision"])
-    first = Each(partial(_find_positives, rankings=rankings), rows)
-    found = pa.concat_tables(executor.tables(source, first)).sort_by([("ranking", "ascending"), ("id", "ascending")])
-    bounds = np.searchsorted(found["ranking"].to_numpy(), np.arange(len(joint_MD) + 1))
-    scores_P, ids_P = found["score"].to_numpy(), found["id"].to_numpy()
-    of_rankings = list(pairwise(bounds))
-    positives = executor.share(
-        _Positives([scores_P[a:b] for a, b in of_rankings], [ids_P[a:b] for a, b in of_rankings])
-    )
+    found = pa.concat_tables(executor.as_completed(_find_positives, [(run, rankings) for run in runs]))
+    found = found.sort_by("label").combine_chunks()
+    starts = np.searchsorted(found["label"].to_numpy(), np.arange(len(names) + 1))
+    ids, scores = [], []
+    for label, (start, end) in enumerate(pairwise(starts)):
+        rows = found.slice(start, end - start)
+        ids.append(pa.concat_arrays([pa.array([], pa.string()), *rows["id"].chunks]))
+        of_rows = pc.list_flatten(rows["scores"]).to_numpy().reshape(len(rows), bounds[label + 1] - bounds[label])
+        scores.append(np.ascontiguousarray(of_rows.T))
+    sizes = [of_label.shape[1] for of_label in scores for _ in of_label]
+    positives = executor.share(_Positives(ids, scores))
+    del found, ids, scores
 
-    ranks_P = np.zeros(len(ids_P), np.int64)
-    with progress("ranking the gallery", gallery.manifest.rows) as counter:
-        second = Each(partial(_count_better, rankings=rankings, positives=positives, counter=counter), rows)
-        for block in executor.tables(source._replace(columns=["id", "vlm", "vision"]), second):
-            ranks_P += matrix(block["better"]).sum(axis=0)
-    return [np.sort(ranks_P[a:b]) for a, b in of_rankings]
+    ranks_P = np.zeros(sum(sizes), np.int64)
+    for counts_P in executor.as_completed(_count_better, [(run, rankings, positives, counter) for run in runs]):
+        ranks_P += counts_P
+    return [np.sort(ranks) for ranks in np.split(ranks_P, np.cumsum(sizes)[:-1])]
 
 
-def _find_positives(rows: pa.Table, rankings: Shared[_Rankings]) -> pa.Table:
-    """Return the positives among the rows of one block: ``ranking``, ``id``, ``score``."""
-    joint_MD, labels, label_of_M = rankings.get()
-    label_of_N = pc.fill_null(pc.index_in(rows["label"], value_set=labels), -1).to_numpy()
-    ranking, row = np.nonzero(label_of_M[:, None] == label_of_N[None, :])
-    scores_MN = _scores(joint_MD, rows)
-    return pa.table({"ranking": ranking, "id": rows["id"].take(pa.array(row)), "score": scores_MN[ranking, row]})
+def _find_positives(run: _Run, rankings: Shared[_Rankings]) -> pa.Table:
+    """Return the positives among some rows: ``label`` (its place), ``id``, ``scores`` in each ranking of the label."""
+    joint_MD, labels, bounds = rankings.get()
+    schema = pa.schema([("label", pa.int32()), ("id", pa.string()), ("scores", pa.list_(pa.float32()))])
+    tables = [schema.empty_table()]
+    for block in run.blocks(["id", "label", "vlm", "vision"]):
+        label_of_N = pc.fill_null(pc.index_in(block["label"], value_set=labels), -1).to_numpy()
+        gallery_ND = _vectors(block)
+        for label in np.unique(label_of_N[label_of_N >= 0]):
+            rows = np.flatnonzero(label_of_N == label)
+            # Products are without rounding error, so each is what it would be among all others.
+            of_label = products(joint_MD[bounds[label] : bounds[label + 1]], gallery_ND[rows]).astype(np.float32)
+            offsets = np.arange(len(rows) + 1, dtype=np.int32) * len(of_label)
+            scores = pa.ListArray.from_arrays(pa.array(offsets), pa.array(of_label.T.ravel()))
+            columns = [pa.array(np.full(len(rows), label, np.int32)), block["id"].take(pa.array(rows)), scores]
+            tables.append(pa.table(columns, schema=schema))
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def _count_better(
-    rows: pa.Table, rankings: Shared[_Rankings], positives: Shared[_Positives], counter: ProgressCounter
-) -> pa.Table:
-    """Return how many rows of one block come before each positive: one row, ``better``, of P counts."""
-    scores_MN = _scores(rankings.get().joint_MD, rows)
-    counts = count_better(scores_MN, rows["id"].to_numpy(), *positives.get())
-    counter.add(rows.num_rows)
-    return pa.table({"better": fixed_size_list(np.concatenate(counts)[None, :])})
+    run: _Run, rankings: Shared[_Rankings], positives: Shared[_Positives], counter: ProgressCounter
+) -> np.ndarray:
+    """Return how many of some rows come before each positive, ranking by ranking, (P,) int64."""
+    joint_MD = rankings.get().joint_MD
+    ids_of_labels, scores_of_labels = positives.get()
+    scores = [row for of_label in scores_of_labels for row in of_label]
+    ids: list[np.ndarray] = []
+    for ids_of_label, of_label in zip(ids_of_labels, scores_of_labels, strict=True):
+        ids += [ids_of_label.to_numpy(zero_copy_only=False)] * len(of_label)
+    better_P = np.zeros(sum(map(len, scores)), np.int64)
+    for block in run.blocks(["id", "vlm", "vision"]):
+        better_P += np.concatenate(count_better(_scores(joint_MD, block), block["id"].to_numpy(), scores, ids))
+        counter.add(block.num_rows)
+    return better_P
 
 
 def best_rows(gallery: Gallery, joint_QD: np.ndarray, k: int) -> list[list[dict[str, Any]]]:
-    """Search a gallery exactly, in this process.
+    """Search a gallery exactly, in tasks.
 
     Args:
         gallery: the gallery to search.
@@ -112,20 +176,45 @@ def best_rows(gallery: Gallery, joint_QD: np.ndarray, k: int) -> list[list[dict[
         For each query its k best rows, best first, equal scores by id: ``id``, ``path``, ``label``, ``batch`` and
         ``score``.
     """
-    columns = ["id", "path", "label", "batch"]
+    executor = current_executor()
+    joint = executor.share(joint_QD)
     best: list[list[dict[str, Any]]] = [[] for _ in joint_QD]
-    for block in gallery.tables([*columns, "vlm", "vision"], rows=_ROWS_READ):
+    for found in executor.as_completed(_best_of_run, [(run, joint, k) for run in _runs(gallery, _ROWS_READ)]):
+        best = [_best(rows + more, k) for rows, more in zip(best, found, strict=True)]
+    return best
+
+
+def _best_of_run(run: _Run, joint: Shared[np.ndarray], k: int) -> list[list[dict[str, Any]]]:
+    """Return for each query its k best of some rows, as ``best_rows``."""
+    joint_QD, columns = joint.get(), ["id", "path", "label", "batch"]
+    best: list[list[dict[str, Any]]] = [[] for _ in joint_QD]
+    for block in run.blocks([*columns, "vlm", "vision"]):
         described = block.select(columns)
         _, id_places_N = np.unique(block["id"].to_numpy(), return_inverse=True)
         for q, scores_N in enumerate(_scores(joint_QD, block)):
             rows = np.lexsort((id_places_N, -scores_N))[:k]
             found = described.take(pa.array(rows)).to_pylist()
             candidates = [row | {"score": float(score)} for row, score in zip(found, scores_N[rows], strict=True)]
-            best[q] = sorted(best[q] + candidates, key=lambda row: (-row["score"], row["id"]))[:k]
+            best[q] = _best(best[q] + candidates, k)
     return best
+
+
+def _best(rows: list[dict[str, Any]], k: int) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: (-row["score"], row["id"]))[:k]
+
+
+def _runs(gallery: Gallery, rows: int) -> list[_Run]:
+    parts = gallery.parts()
+    count = min(len(parts), max(_RUNS, gallery.manifest.rows // _ROWS_PER_RUN))
+    bounds = [i * len(parts) // count for i in range(count + 1)]
+    return [_Run(gallery.folder, parts[start:end], rows) for start, end in pairwise(bounds)]
+
+
+def _vectors(rows: pa.Table) -> np.ndarray:
+    """Return the joint vectors of rows with the columns ``vlm`` and ``vision``, float16 (N, D)."""
+    return np.concatenate([matrix(rows["vlm"]), matrix(rows["vision"])], axis=1)
 
 
 def _scores(joint_MD: np.ndarray, rows: pa.Table) -> np.ndarray:
     """Return the exact scores of rows with the columns ``vlm`` and ``vision``, float32 (M, N)."""
-    gallery_ND = np.concatenate([matrix(rows["vlm"]), matrix(rows["vision"])], axis=1)
-    return products(joint_MD, gallery_ND).astype(np.float32)
+    return products(joint_MD, _vectors(rows)).astype(np.float32)

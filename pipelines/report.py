@@ -60,7 +60,7 @@ def measure(
             weight=DEFAULT_WEIGHT if weight is None else weight,
             aggregators={"trained": aggregator} if aggregator else None,
         )
-    sheet = contact_sheet(gallery, query_set, evaluation.weights[evaluation.systems[-1]], aggregator=aggregator)
+        sheet = contact_sheet(gallery, query_set, evaluation.weights[evaluation.systems[-1]], aggregator=aggregator)
     return Measured(evaluation, write_report(evaluation, sheet, report))
 
 

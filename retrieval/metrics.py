@@ -113,7 +113,8 @@ def count_better(
         scores_QN: the block's scores, compared as float32.
         ids_N: the block's ids, compared as they are given (strings by code point).
         positive_scores: for each query the (P,) scores of its positives in the whole gallery.
-        positive_ids: for each query the (P,) ids of the same.
+        positive_ids: for each query the (P,) ids of the same. They are looked up once for neighbours that are given one
+            object.
 
     Returns:
         For each query (P,) int64, in the order of its positives.
@@ -126,9 +127,11 @@ def count_better(
     sorted_ids = ids[order]
     places = np.empty(len(ids), dtype=np.int64)
     places[order] = np.arange(len(ids))
-    counts = []
+    counts: list[Ints] = []
+    known: Sequence[str] | NDArray | None = None
     for row, wanted, names in zip(scores, positive_scores, positive_ids, strict=True):
-        wanted_places = np.searchsorted(sorted_ids, np.asarray(names, dtype=object))
+        if names is not known:
+            known, wanted_places = names, np.searchsorted(sorted_ids, np.asarray(names, dtype=object))
         counts.append(np.searchsorted(np.sort(_keys(row, places)), _keys(wanted, wanted_places)).astype(np.int64))
     return counts
 

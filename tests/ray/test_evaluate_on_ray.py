@@ -14,6 +14,8 @@ from cluster.session import session
 from pipelines import ranking
 from pipelines.duplicates import near_duplicates
 from pipelines.evaluate import evaluate
+from pipelines.ranking import best_rows
+from retrieval.fusion import fused_query
 
 
 def test_evaluation_on_ray_is_that_of_this_process(
@@ -29,9 +31,13 @@ def test_evaluation_on_ray_is_that_of_this_process(
     gallery = write_gallery(folder / "gallery", vlm, vision, labels=labels)
     images = [directions(q % 3, D2, rng) for q in range(6)]
     queries = write_queries(folder / "queries", directions(6, D1, rng), images, labels=labels[:6])
+    monkeypatch.setattr(ranking, "POSITIVES_AT_ONCE", 500)  # and in groups of rankings
+    joint = fused_query(directions(3, D1, rng), directions(3, D2, rng), 0.4)
+    best = best_rows(gallery, joint, 12)
     there = evaluate(gallery, queries, weight=0.3)
     with session("none"):
         here = evaluate(gallery, queries, weight=0.3)
+        assert best_rows(gallery, joint, 12) == best
     assert there.table.equals(here.table)
     assert here.table.num_rows == 3 * 4
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pytest
 from errors import refused
 
 from cluster.profile import Profile
 from cluster.session import session
-from pipelines.queries import imagine
+from pipelines.executor import TableFiles
+from pipelines.queries import QueriesSink, imagine
 from pipelines.vocabulary import VocabularyEntry
 from retrieval.artifacts.queryset import text_vectors, vision_vectors
 
@@ -29,6 +32,30 @@ def test_queries_on_ray_are_those_of_this_process(tmp_path: Path, profile: Profi
     np.testing.assert_allclose(text_vectors(one), text_vectors(other), atol=1e-5)
     for vectors, others in zip(vision_vectors(one), vision_vectors(other), strict=True):
         np.testing.assert_allclose(vectors, others, atol=1e-2)
+
+
+def test_queries_that_were_begun_in_this_process_are_resumed_on_ray(
+    tmp_path: Path, profile: Profile, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = profile.model_copy(update={"imagine": profile.imagine.model_copy(update={"batch": 1})})
+    calls = iter([True])
+
+    def write(self: QueriesSink, rows: pa.Table, name: str) -> None:
+        if not next(calls, False):
+            raise KeyboardInterrupt
+        TableFiles.write(self, rows.drop_columns(["entry"]), name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QueriesSink, "write", write)
+        with pytest.raises(KeyboardInterrupt):
+            imagine(VOCABULARY, tmp_path, one, images=1, address="none")
+    [kept] = (tmp_path / "queries").iterdir()
+    logged: list[str] = []
+    made = imagine(VOCABULARY, tmp_path, one, images=1, log=logged.append)
+    assert logged == ["resuming: 1 of 3 queries are done"]
+    assert len(made.folder.files("queries")) == 3
+    assert kept.exists()
+    assert sorted(made.table(["id"])["id"].to_pylist()) == sorted(entry.id for entry in VOCABULARY)
 
 
 def test_model_that_cannot_be_loaded_is_one_plain_error(tmp_path: Path, profile: Profile, ray_session: None) -> None:

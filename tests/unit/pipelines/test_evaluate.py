@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -87,6 +88,7 @@ def in_this_process() -> Iterator[None]:
 def evaluation(world: World) -> Evaluation:
     with pytest.MonkeyPatch.context() as patch, session("none"):
         patch.setattr(ranking, "BLOCK_ELEMENTS", 1)  # so that the gallery is ranked in several blocks
+        patch.setattr(ranking, "POSITIVES_AT_ONCE", 500)  # and in groups of rankings
         return evaluate(world.gallery, world.queries, weight=WEIGHT, extra={"half": 0.5})
 
 
@@ -94,6 +96,28 @@ def test_evaluation_equals_a_plain_one_ties_included(evaluation: Evaluation, wor
     means = [vectors.mean(axis=0) if len(vectors) else np.zeros(D2) for vectors in world.images]
     visual = np.array([mean / max(np.linalg.norm(mean), 1e-9) for mean in means], np.float32)
     check(evaluation, world, visual, {"text": 0.0, "visual": 1.0, "fused": WEIGHT, "half": 0.5})
+
+
+def test_groups_of_rankings_change_nothing(evaluation: Evaluation, world: World) -> None:
+    assert evaluate(world.gallery, world.queries, weight=WEIGHT, extra={"half": 0.5}).table.equals(evaluation.table)
+
+
+def test_positives_of_all_rankings_are_never_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """300 rankings of 1,000 positives each, whose ids, scores and ranks would take some 30 MB."""
+    monkeypatch.setattr(ranking, "BLOCK_ELEMENTS", 30_000)
+    monkeypatch.setattr(ranking, "POSITIVES_AT_ONCE", 60_000)
+    rng = np.random.default_rng(0)
+    labels = ["bee", "cat"] * 1000
+    vlm, vision = directions(2000, D1, rng), directions(2000, D2, rng)
+    gallery = write_gallery(tmp_path / "gallery", vlm, vision, labels=labels, parts=20)
+    images = [directions(1, D2, rng) for _ in range(100)]
+    queries = write_queries(tmp_path / "queries", directions(100, D1, rng), images, labels=labels[:100])
+    tracemalloc.start()
+    try:
+        assert evaluate(gallery, queries).table["positives"].to_pylist() == [1000] * 300
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_cannot_be_measured_is_counted_and_named(evaluation: Evaluation) -> None:
