@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 
+from cluster.hold import check_held
 from cluster.profile import Profile
 from cluster.progress import Log, progress, silent
 from cluster.session import check_shared
@@ -120,6 +121,7 @@ def grown_gallery(
 
 def commit_batch(gallery: Folder, manifest: GalleryManifest) -> Gallery:
     """Publish a manifest with a new batch. From then on that batch is not resumed, and needs no checkpoint."""
+    check_held(gallery)
     published = Gallery.publish(gallery, manifest)
     (gallery / Gallery.batch(manifest.batches[-1].name)).delete("checkpoint")
     return published
