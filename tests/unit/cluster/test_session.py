@@ -11,7 +11,7 @@ from ray._private import utils as ray_utils
 import cluster.session as module
 from cluster.cores import usable_cores
 from cluster.session import check_room, check_shared, cluster_address, in_process, session
-from commands.console import with_profile
+from commands.console import quoted, with_profile
 from pipelines.local_executor import LocalExecutor
 from retrieval.folder import Folder
 
@@ -94,3 +94,10 @@ def test_a_target_that_other_machines_do_not_see_is_said_at_once(ray_session: No
 def test_a_command_that_is_suggested_has_the_profile_of_the_one_that_ran() -> None:
     assert with_profile("mindseye search star target", "tiny") == "mindseye search star target"
     assert with_profile("mindseye search star target", "my own.yaml").endswith(" --profile 'my own.yaml'")
+
+
+def test_a_place_in_a_command_that_is_suggested_is_one_word_and_what_is_inside_it_is_another_place() -> None:
+    assert quoted("target") == "target"
+    assert quoted("my target", "queries") == "'my target/queries'"
+    assert quoted("s3://bucket/target?scheme=http&x=y", "queries") == "'s3://bucket/target/queries?scheme=http&x=y'"
+    assert quoted("what?", "queries") == "'what?/queries'"

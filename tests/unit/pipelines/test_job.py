@@ -63,6 +63,8 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     target = tmp_path / "target"
     with refused("out-of-range", "cosine"):
         job.index(images, target, profile, dedup=2, address="none")
+    with refused("shard-count", "shards"):
+        job.index(images, target, profile, shards=0, address="none")
     with refused("not-a-size", "memory_per_shard"):
         job.index(images, target, profile, memory_per_shard="much", address="none")
     for call in (job.compact, job.remove):
