@@ -4,17 +4,24 @@ Object stores have no lock, and no way to create a file only if there is none. S
 first and then looks for others: of two that begin at once at least one sees the other, and whoever sees another backs
 off. A lock is renewed while its job lives, and is stale when the heartbeat has stopped. Times are the store's own, of
 its files, so clocks of machines need not agree.
+
+A job can lose its lock without knowing: another one took over, or the job slept and was taken for dead. So whatever it
+publishes is fenced (``check_held``). It counts its lock as lost well before others may count it as stale.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from retrieval.errors import UserError
@@ -23,6 +30,8 @@ from retrieval.folder import Folder
 HOLDS = ".holds"
 HEARTBEAT_SECONDS = 15
 STALE_SECONDS = 120
+LOST_SECONDS = STALE_SECONDS - 2 * HEARTBEAT_SECONDS
+"""Without a heartbeat for so long, a job publishes no more. The rest is for what it is publishing just then."""
 
 
 class Hold(NamedTuple):
@@ -34,11 +43,15 @@ class Hold(NamedTuple):
     pid: int
     since: str
     silent_s: float
+    boot: str | None = None
+    pids: str | None = None
+    """The kernel's boot and the namespace that ``pid`` is of; None in records of earlier versions, or if unknown."""
 
     @property
     def dead(self) -> bool:
-        """Whether the process is known to be gone."""
-        return self.host == socket.gethostname() and not _alive(self.pid)
+        """Whether the process is known to be gone: a container of the same host name may not see a live one."""
+        here = (socket.gethostname(), *_process_space())
+        return None not in here and (self.host, self.boot, self.pids) == here and not _alive(self.pid)
 
     @property
     def stale(self) -> bool:
@@ -71,19 +84,36 @@ def hold(target: Folder, job: str, *, take_over: bool = False) -> Iterator[None]
         "pid": os.getpid(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    target.write_json(file, mine)
+    mine["boot"], mine["pids"] = _process_space()
+    lock = _Lock(target, file, mine)
+    lock.write()
     over = threading.Event()
-    heartbeat = threading.Thread(target=_renew, args=(target, file, mine, over), daemon=True)
+    heartbeat = threading.Thread(target=_renew, args=(lock, over), daemon=True)
+    token = _held.set((*_held.get(), lock))
     try:
         _back_off(target, file, take_over)
         heartbeat.start()
         yield
     finally:
+        _held.reset(token)
         over.set()
         if heartbeat.is_alive():
             heartbeat.join()
         with suppress(OSError):
             target.delete(file)
+
+
+def check_held(folder: Folder) -> None:
+    """Refuse to publish in a folder whose lock this job had and has lost. Call it just before anything is published.
+
+    A caller that has locked nothing there has nothing to lose.
+
+    Raises:
+        UserError: another job took over, or may have (``lock-lost``).
+    """
+    for lock in _held.get():
+        if f"{folder.path}/".startswith(f"{lock.target.path}/"):
+            lock.check()
 
 
 def holds(target: Folder, now: float | None = None) -> list[Hold]:
@@ -97,8 +127,9 @@ def holds(target: Folder, now: float | None = None) -> list[Hold]:
     found = []
     for file in target.files(HOLDS, ".json"):
         # It may be gone, or half written, by the time that it is read. Any other error must not pass for no lock.
-        with suppress(FileNotFoundError, ValueError, TypeError):
-            found.append(Hold(file, **target.read_json(file), silent_s=max(now - target.modified(file), 0)))
+        with suppress(FileNotFoundError, ValueError, TypeError, AttributeError):
+            record = {name: value for name, value in target.read_json(file).items() if name in Hold._fields}
+            found.append(Hold(**record | {"file": file, "silent_s": max(now - target.modified(file), 0)}))
     return found
 
 
@@ -117,12 +148,61 @@ def _back_off(target: Folder, mine: str, take_over: bool) -> None:
             )
 
 
-def _renew(target: Folder, file: str, content: dict[str, Any], over: threading.Event) -> None:
+def _renew(lock: _Lock, over: threading.Event) -> None:
     while not over.wait(HEARTBEAT_SECONDS):
         with suppress(OSError):  # a store may be away for a while
-            if not target.exists(file):  # another job was told to take over
+            if lock.lost():
                 return
-            target.write_json(file, content)
+            lock.write()
+
+
+class _Lock:
+    """A lock of this process: its file, and when that was last renewed."""
+
+    def __init__(self, target: Folder, file: str, content: dict[str, Any]) -> None:
+        self.target, self.file, self.content = target, file, content
+        self.renewed = _clock()
+
+    def write(self) -> None:
+        """Create or renew it."""
+        began = _clock()  # the store may take its time
+        self.target.write_json(self.file, self.content)
+        self.renewed = began
+
+    def lost(self) -> str | None:
+        """Return why it is no longer this job's, or None. Once lost by time it stays so: nothing renews it any more."""
+        silent = _clock() - self.renewed
+        if silent > LOST_SECONDS:
+            return f"it could not be renewed for {silent:.0f} s (the machine slept, or the store was away)"
+        return None if self.target.exists(self.file) else "another job has taken over"
+
+    def check(self) -> None:
+        if why := self.lost():
+            raise UserError(
+                f"this job has lost its lock of {self.target.uri}, so it publishes nothing: {why}. See that no other"
+                " job runs there (mindseye index status), and run the same command again: it resumes",
+                code="lock-lost",
+                field="target",
+            )
+
+
+_held: ContextVar[tuple[_Lock, ...]] = ContextVar("held", default=())
+
+
+def _clock() -> float:
+    """Seconds that go on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic()
+
+
+def _process_space() -> tuple[str | None, str | None]:
+    """Return the kernel's boot and the namespace of process ids, within which a process id means one process."""
+    if sys.platform != "linux":
+        return "", ""  # there are no containers: the host's name tells
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return boot, str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return None, None
 
 
 def _alive(pid: int) -> bool:

@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.cores import usable_cores
 from cluster.imports import ours_first
 from retrieval.errors import UserError
 from retrieval.folder import Folder
@@ -129,10 +130,8 @@ def session(address: str | None = None) -> Iterator[None]:
         with _plain_errors():
             yield
         return
-    # One CPU more than there are cores, for tasks that read and write: see pipelines.ray_executor.actor_pool.
-    local: dict[str, Any] = (
-        {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + 1} if address == "local" else {}
-    )
+    # One CPU more than there are, for tasks that read and write: see pipelines.ray_executor.actor_pool.
+    local: dict[str, Any] = {"include_dashboard": False, "num_cpus": usable_cores() + 1} if address == "local" else {}
     with _silent_stderr():
         ray.init(address=address, runtime_env=ours_first(), log_to_driver=False, logging_level=logging.ERROR, **local)
     data_defaults()

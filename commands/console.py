@@ -40,6 +40,12 @@ def with_profile(command: str, profile: str) -> str:
     return command if profile == "tiny" else f"{command} --profile {shlex.quote(profile)}"
 
 
+def quoted(place: object, inside: str = "") -> str:
+    """Return a path or URI, or what lies inside it, as a shell takes it for one word; a URI's options stay its end."""
+    start, mark, options = str(place).partition("?") if "://" in str(place) else (str(place), "", "")
+    return shlex.quote((f"{start.rstrip('/')}/{inside}" if inside else start) + mark + options)
+
+
 def say_next(*commands: str) -> None:
     """Print what one would do next, at the end of a command."""
     out.print("next:")

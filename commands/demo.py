@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commands.console import Cluster, Profile, listed, out, say_made, say_next, with_profile
+from commands.console import Cluster, Profile, listed, out, quoted, say_made, say_next, with_profile
 from commands.results import results_table
 
 if TYPE_CHECKING:  # --help need not wait for PyTorch and Ray
@@ -34,8 +34,8 @@ def demo(folder: Path = Path("demo-out"), *, profile: Profile = "tiny", address:
     _print_answer(answer)
     _print_result(result)
     say_next(
-        with_profile(f"mindseye serve {folder} --warm {folder}/queries", profile),
-        with_profile(f"mindseye search {shlex.quote(result.example)} {folder} --sheet found.png", profile),
+        with_profile(f"mindseye serve {quoted(folder)} --warm {quoted(folder, 'queries')}", profile),
+        with_profile(f"mindseye search {shlex.quote(result.example)} {quoted(folder)} --sheet found.png", profile),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from commands.console import Cluster, out, say_made, say_next
+from commands.console import Cluster, out, quoted, say_made, say_next
 from commands.results import results_table
 
 if TYPE_CHECKING:  # PyTorch and Ray take seconds, which --help need not wait for
@@ -39,7 +39,7 @@ def evaluate(
 
     measured = measure(gallery, query_set, report, aggregator=aggregator, weight=weight, address=address)
     _print(measured, gallery)
-    say_next(f"look at {report}/contact-sheet.png")
+    say_next(f"look at {quoted(report, 'contact-sheet.png')}")
 
 
 def _print(measured: Measured, gallery: str) -> None:

@@ -6,7 +6,7 @@ import sys
 
 from cyclopts import App
 
-from commands.console import Cluster, Profile, TakeOver, out, say_made, say_next, with_profile
+from commands.console import Cluster, Profile, TakeOver, out, quoted, say_made, say_next, with_profile
 
 # Commands import what they need themselves: torch and Ray take seconds, which --help need not wait for.
 
@@ -65,11 +65,14 @@ def index(
         log=out.print,
     )
     if report.summary is None:
-        command = with_profile(f"mindseye index add {source} {target}", profile)
+        command = with_profile(f"mindseye index add {quoted(source)} {quoted(target)}", profile)
         out.print(f"the gallery is what it was; {command} adds what is new")
     print_index(report)
     say_made(report.gallery.uri, report.index.uri)
-    following = f'mindseye search "a category in words" {target}', f"mindseye queries VOCABULARY {target}/queries"
+    following = (
+        f'mindseye search "a category in words" {quoted(target)}',
+        f"mindseye queries VOCABULARY {quoted(target, 'queries')}",
+    )
     say_next(*(with_profile(command, profile) for command in following))
 
 
@@ -102,7 +105,7 @@ def add(
     report = job.add(source, target, profile, overwrite=overwrite, take_over=take_over, address=address, log=out.print)
     print_index(report)
     say_made(report.index.uri)
-    say_next(f"mindseye index list {target}")
+    say_next(f"mindseye index list {quoted(target)}")
 
 
 @app.command
@@ -142,7 +145,7 @@ def remove(
     )
     print_removed(removed)
     say_made(removed.index.uri)
-    say_next(f"mindseye index compact {target}")
+    say_next(f"mindseye index compact {quoted(target)}")
 
 
 @app.command
@@ -188,7 +191,7 @@ def compact(
     )
     print_index(report)
     say_made(report.index.uri)
-    say_next(f"mindseye index prune {target}")
+    say_next(f"mindseye index prune {quoted(target)}")
 
 
 @app.command
@@ -225,7 +228,7 @@ def duplicates(target: str, *, cosine: float = 1.0, profile: Profile = "tiny", a
     report = job.duplicates(target, profile, cosine=cosine, address=address)
     print_duplicates(report)
     if report.pairs.num_rows:
-        say_next(with_profile(f"mindseye index SOURCE {target} --dedup {cosine:g}", profile))
+        say_next(with_profile(f"mindseye index SOURCE {quoted(target)} --dedup {cosine:g}", profile))
 
 
 @app.command(name="list")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from commands.console import Cluster, Profile, TakeOver, listed, out, say_made, say_next
+from commands.console import Cluster, Profile, TakeOver, listed, out, quoted, say_made, say_next
 
 if TYPE_CHECKING:  # PyTorch and Ray take seconds, which --help need not wait for
     from retrieval.artifacts import QuerySet
@@ -40,7 +40,7 @@ def queries(
         vocabulary, target, profile, images=images, seed=seed, take_over=take_over, address=address, log=out.print
     )
     _print(made)
-    say_next(f"mindseye evaluate GALLERY {target}")
+    say_next(f"mindseye evaluate GALLERY {quoted(target)}")
 
 
 def _print(made: QuerySet) -> None:

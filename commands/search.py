@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
 
-from commands.console import Profile, out, say_made, say_next
+from commands.console import Profile, out, quoted, say_made, say_next
 
 if TYPE_CHECKING:  # --help need not wait for PyTorch
     from retrieval.finder import Answer
@@ -64,7 +64,7 @@ def search(
         sheet.write_bytes(answer_sheet(text, answer, finder.index))
         say_made(str(sheet))
     else:
-        say_next(f"mindseye search {shlex.quote(text)} {target} --sheet found.png")
+        say_next(f"mindseye search {shlex.quote(text)} {quoted(target)} --sheet found.png")
 
 
 def _print(answer: Answer, text: str) -> None:

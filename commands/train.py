@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commands.console import Cluster, Profile, out, say_made, say_next
+from commands.console import Cluster, Profile, out, quoted, say_made, say_next
 
 if TYPE_CHECKING:
     from training.trainer import Trained
@@ -41,7 +41,7 @@ def train(
         gallery, query_set, target, profile, evaluation=evaluation, address=address, log=out.print
     )
     _print_trained(made)
-    say_next(f"mindseye evaluate GALLERY QUERIES_OF_OTHER_LABELS REPORT --aggregator {target}")
+    say_next(f"mindseye evaluate GALLERY QUERIES_OF_OTHER_LABELS REPORT --aggregator {quoted(target)}")
 
 
 def _print_trained(made: Trained) -> None:
@@ -79,4 +79,4 @@ def import_aggregator(file: Path, target: str, like: str) -> None:
     manifest = made.manifest
     out.print(f"{manifest.layers} layers of {manifest.dim} dimensions, λ = {manifest.weight:.3f}")
     say_made(made.uri)
-    say_next(f"mindseye search TEXT TARGET --aggregator {target}")
+    say_next(f"mindseye search TEXT TARGET --aggregator {quoted(target)}")

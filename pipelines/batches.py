@@ -138,11 +138,18 @@ def _job(source: str, encoders: Encoders, listing: Listing, overwrite: bool) -> 
 def _change(before: Job, now: Job, old_list: Folder, new_list: Folder) -> str | None:
     """What is not as it was, as a clause."""
     for what in ("source", "vlm", "vision", "overwrite"):
-        if getattr(before, what) != getattr(now, what):
-            return f"{what} was {getattr(before, what)}, is now {getattr(now, what)}"
+        was, is_now = getattr(before, what), getattr(now, what)
+        same = _fingerprint(was) == _fingerprint(is_now) if what in ("vlm", "vision") else was == is_now
+        if not same:
+            return f"{what} was {was}, is now {is_now}"
     if before.digest != now.digest:
         return difference(old_list, new_list) or "the list of inputs is in another order"
     return None
+
+
+def _fingerprint(model: str) -> str:
+    """The fingerprint that ``_job`` has put behind the URI, which changes where the same files are moved."""
+    return model.rpartition("(")[2]
 
 
 def _committed(gallery: Folder) -> set[str]:

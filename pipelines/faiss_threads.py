@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from cluster.cores import usable_cores
 
 
 @contextmanager
@@ -13,7 +14,7 @@ def faiss_threads(cpus: float) -> Iterator[None]:
     import faiss
 
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(max(1, min(int(cpus), os.cpu_count() or 1)))
+    faiss.omp_set_num_threads(max(1, min(int(cpus), usable_cores())))
     try:
         yield
     finally:

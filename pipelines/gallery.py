@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 
+from cluster.hold import check_held
 from cluster.profile import Profile
 from cluster.progress import Log, progress, silent
 from cluster.session import check_shared
@@ -17,7 +18,7 @@ from pipelines.batches import JOB, OpenBatch, is_overwriting, open_batch, unfini
 from pipelines.embedding import embed, written
 from pipelines.encoders import Encoders, describe_encoders
 from retrieval.artifacts import MANIFEST, Gallery
-from retrieval.artifacts.compatibility import check_made_by
+from retrieval.artifacts.compatibility import check_made_by, recorded
 from retrieval.artifacts.gallery import gallery_schema
 from retrieval.artifacts.manifests import BatchRecord, GalleryManifest, PartRecord, now
 from retrieval.errors import UserError
@@ -28,7 +29,8 @@ def gallery_of(source: str, target: str, profile: Profile, *, log: Log = silent)
     """Open the gallery at ``target`` if it was made of this source by these models; build it if there is none.
 
     Raises:
-        UserError: there is a gallery of something else at ``target`` (``other-gallery``), or as ``build_gallery``.
+        UserError: there is a gallery of another source or other models at ``target`` (``other-gallery``), or as
+            ``build_gallery``.
     """
     folder = Folder(target)
     if not folder.exists(MANIFEST):
@@ -37,17 +39,16 @@ def gallery_of(source: str, target: str, profile: Profile, *, log: Log = silent)
         if is_overwriting(batch):
             log(f"batch {batch.name} was started with --overwrite and is unfinished: --overwrite resumes it")
     gallery = Gallery.open(target)
-    first = gallery.manifest.batches[0]
-    made_of = {"source": first.source} | {role: model.uri for role, model in gallery.manifest.models.items()}
-    asked = {"source": Folder(source).uri, "vlm": profile.models.vlm, "vision": profile.models.vision}
-    for what, value in asked.items():
-        if made_of[what] != value:
-            raise UserError(
-                f"{gallery.uri} already holds a gallery of another {what} ({made_of[what]}, now {value}); give another"
-                " target, --overwrite it, or add to it with mindseye index add",
-                code="other-gallery",
-                field=what,
-            )
+    made_of, asked = gallery.manifest.batches[0].source, Folder(source).uri
+    if made_of != asked:
+        raise _other(gallery, "source", f"{made_of}, now {asked}")
+    vlm, vision = recorded(gallery, "vlm"), recorded(gallery, "vision")
+    if (vlm.uri, vision.uri) != (profile.models.vlm, profile.models.vision):
+        encoders = describe_encoders(profile)  # which loads them, as equal names need not: the same ones may have moved
+        for what, made_by, given in (("vlm", vlm, encoders.vlm), ("vision", vision, encoders.vision)):
+            if made_by.fingerprint != given.fingerprint:
+                was, now_ = (f"{model.uri} ({model.fingerprint})" for model in (made_by, given))
+                raise _other(gallery, what, f"{was}, now {now_}")
     return gallery
 
 
@@ -120,6 +121,7 @@ def grown_gallery(
 
 def commit_batch(gallery: Folder, manifest: GalleryManifest) -> Gallery:
     """Publish a manifest with a new batch. From then on that batch is not resumed, and needs no checkpoint."""
+    check_held(gallery)
     published = Gallery.publish(gallery, manifest)
     (gallery / Gallery.batch(manifest.batches[-1].name)).delete("checkpoint")
     return published
@@ -162,6 +164,15 @@ def _embedded(
     folder.write_json(SUMMARY, summary.model_dump())
     record = BatchRecord(name=folder.name, source=job.source, inputs=job.inputs, rows=made.rows, rejected=made.rejected)
     return record, made.parts
+
+
+def _other(gallery: Gallery, what: str, difference: str) -> UserError:
+    return UserError(
+        f"{gallery.uri} already holds a gallery of another {what} ({difference}); give another target, --overwrite it,"
+        " or add to it with mindseye index add",
+        code="other-gallery",
+        field=what,
+    )
 
 
 def _check_complete(made: Contents, batch: OpenBatch, source: str) -> None:

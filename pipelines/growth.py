@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from cluster.hold import check_held
 from cluster.profile import IndexSettings, Profile
 from cluster.progress import Log, silent
 from pipelines.gallery import commit_batch, grown_gallery
@@ -173,6 +174,7 @@ def remove(
             field="selection",
         )
     parts = parts_without(gallery.folder, gallery.manifest.parts, selection)
+    check_held(gallery.folder)
     Gallery.publish(gallery.folder, _of_parts(gallery.manifest, parts))
     version = new_version(index.root)
     removed = pa.concat_tables([index.removed(), found.select(REMOVED_SCHEMA.names)])

@@ -95,6 +95,7 @@ def index(
     """
     if dedup is not None:
         check_cosine(dedup)  # not only when everything is embedded
+    _check_shards(shards)
     settings, place, memory = load_profile(profile), Folder(target), _memory(memory_per_shard)
     Folder(source)  # a URI that is none is refused before Ray is started
     gallery_uri, root = (place / GALLERY).uri, place / INDEX
@@ -222,6 +223,7 @@ def compact(
     Raises:
         UserError: as for ``index``.
     """
+    _check_shards(shards)
     settings, place, memory = load_profile(profile), known_target(target), _memory(memory_per_shard)
     with _running(place, "mindseye index compact", take_over, address):
         gallery, version = open_target(place)
@@ -326,6 +328,12 @@ def _running(target: Folder, job: str, take_over: bool, address: str | None) -> 
 
 def _memory(size: int | str | None) -> int | None:
     return None if size is None else parse_size(size, "memory_per_shard")
+
+
+def _check_shards(shards: int | None) -> None:
+    """Refuse what no gallery can be cut into, before everything is embedded."""
+    if shards is not None and shards < 1:
+        raise UserError(f"an index has at least one shard, not {shards}", code="shard-count", field="shards")
 
 
 def _check_kind(factory: str, settings: Profile) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
+from cluster.cores import usable_cores
 from pipelines.checkpoint import clean_pending, without, write_noted, written
 from pipelines.executor import RETRIES, Checkpoint, Each, Files, Shared, Sink, Workers
 
@@ -57,7 +57,7 @@ class LocalExecutor:
             yield from function(*item)
 
     def cpus_each(self, tasks: int, least: float) -> float:
-        return max(least, os.cpu_count() or 1)
+        return max(least, usable_cores())
 
     def tables(self, source: Files | Sequence[pa.Table], *stages: Each | Workers) -> Iterator[pa.Table]:
         made = _made(stages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster.hold import check_held
 from pipelines.batches import overwritten_batches
 from retrieval.artifacts import MANIFEST, Gallery, Index
 from retrieval.artifacts.index import PLAN, published_versions, version_states
@@ -23,6 +24,7 @@ def prune(gallery: Gallery, root: Folder, keep: int) -> list[str]:
     published = published_versions(root)
     kept = [Index.open(root / name) for name in published[-keep:]]
     needed = {(record.version, record.name) for index in kept for record in index.manifest.shards}
+    check_held(root)
     deleted = []
     for name, state in version_states(root).items():
         version = root / name

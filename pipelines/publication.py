@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from cluster.hold import check_held
 from cluster.profile import IndexSettings
 from cluster.progress import progress
 from pipelines.recall import measure_recall
@@ -20,6 +21,7 @@ def publish(index: Index, settings: IndexSettings, started: float) -> Index:
     """
     with progress("measuring recall against exact search", len(index.manifest.shards)) as counter:
         index.manifest.recall = measure_recall(index, settings, counter)
+    check_held(index.folder)  # measuring takes its time
     below = [
         f"recall@{depth} {value:.3f} at λ = {weight}"
         for depth, by_weight in index.manifest.recall.items()

@@ -16,7 +16,7 @@ from errors import refused
 from waiting import wait_until
 
 from cluster import hold as module
-from cluster.hold import HOLDS, STALE_SECONDS, hold, holds
+from cluster.hold import HOLDS, LOST_SECONDS, STALE_SECONDS, check_held, hold, holds
 from retrieval.folder import Folder
 
 
@@ -60,10 +60,59 @@ def test_take_over_breaks_a_live_lock(target: Folder) -> None:
 def test_the_lock_of_a_process_that_died_here_is_stale(target: Folder) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    other(target, host=socket.gethostname(), pid=gone.pid)
+    boot, pids = module._process_space()
+    other(target, host=socket.gethostname(), pid=gone.pid, boot=boot, pids=pids)
     assert holds(target)[0].dead
     with hold(target, "mine"):
         assert [each.job for each in holds(target)] == ["mine"]
+
+
+def test_a_process_of_another_container_of_the_same_host_name_is_not_known_to_be_dead(target: Folder) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    boot, pids = module._process_space()
+    of_earlier_versions: dict[str, Any] = {}
+    for changes in ({"boot": boot, "pids": "pid:[1]"}, {"boot": "another", "pids": pids}, of_earlier_versions):
+        other(target, host=socket.gethostname(), pid=gone.pid, **changes)
+        [read] = holds(target)
+        assert (read.pid, read.dead, read.stale) == (gone.pid, False, False)
+        with refused("locked"), hold(target, "mine"):
+            pytest.fail("it has begun")
+
+
+def test_a_record_of_a_later_version_is_a_lock(target: Folder) -> None:
+    other(target, more="than we know")
+    with refused("locked"), hold(target, "mine"):
+        pytest.fail("it has begun")
+
+
+def test_a_job_whose_lock_was_taken_over_publishes_nothing(target: Folder) -> None:
+    check_held(target / "gallery")  # nothing was locked
+    with hold(target, "first"):
+        check_held(target / "gallery")
+        with hold(target, "second", take_over=True):
+            pass
+        with refused("lock-lost", "target") as caught:
+            check_held(target / "gallery")
+        assert "taken over" in str(caught.value)
+        check_held(Folder(f"{target.path}2"))  # another target
+    check_held(target)
+
+
+def test_a_job_that_slept_publishes_nothing_and_leaves_its_lock_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.02)
+    slept, clock = threading.Event(), module._clock
+    monkeypatch.setattr(module, "_clock", lambda: clock() + slept.is_set() * (LOST_SECONDS + 1))
+    assert LOST_SECONDS < STALE_SECONDS
+    with hold(Folder(tmp_path), "mine"):
+        check_held(Folder(tmp_path))
+        [heartbeat] = [each for each in threading.enumerate() if getattr(each, "_target", None) is module._renew]
+        slept.set()
+        wait_until(lambda: not heartbeat.is_alive())
+        with refused("lock-lost"):
+            check_held(Folder(tmp_path))
 
 
 def test_a_lock_without_a_heartbeat_is_stale(tmp_path: Path) -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 from errors import refused
+from ray._private import utils as ray_utils
 
 import cluster.session as module
+from cluster.cores import usable_cores
 from cluster.session import check_room, check_shared, cluster_address, in_process, session
-from commands.console import with_profile
+from commands.console import quoted, with_profile
+from pipelines.local_executor import LocalExecutor
 from retrieval.folder import Folder
 
 
@@ -60,6 +63,22 @@ def test_without_ray_and_where_it_is_asked_for_jobs_run_in_this_process(monkeypa
         assert in_process() is not running
 
 
+def test_a_local_ray_and_this_process_use_no_more_cpus_than_a_container_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(ray_utils, "_get_docker_cpus", lambda: 2.0)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("multiprocessing.cpu_count", lambda: 64)
+    monkeypatch.setattr(module.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(module.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(module.ray, "init", lambda num_cpus, **_: started.append(num_cpus))
+    with session("local"):
+        pass
+    assert started == [3]  # one more, to read with
+    assert LocalExecutor().cpus_each(1, 1) == 2
+    monkeypatch.setattr(ray_utils, "_get_docker_cpus", lambda: 0.5)
+    assert usable_cores() == 1
+
+
 @pytest.mark.ray
 def test_a_target_that_other_machines_do_not_see_is_said_at_once(ray_session: None, tmp_path: Path) -> None:
     class Elsewhere(Folder):  # local, so that it is sent to the worker whole
@@ -75,3 +94,10 @@ def test_a_target_that_other_machines_do_not_see_is_said_at_once(ray_session: No
 def test_a_command_that_is_suggested_has_the_profile_of_the_one_that_ran() -> None:
     assert with_profile("mindseye search star target", "tiny") == "mindseye search star target"
     assert with_profile("mindseye search star target", "my own.yaml").endswith(" --profile 'my own.yaml'")
+
+
+def test_a_place_in_a_command_that_is_suggested_is_one_word_and_what_is_inside_it_is_another_place() -> None:
+    assert quoted("target") == "target"
+    assert quoted("my target", "queries") == "'my target/queries'"
+    assert quoted("s3://bucket/target?scheme=http&x=y", "queries") == "'s3://bucket/target/queries?scheme=http&x=y'"
+    assert quoted("what?", "queries") == "'what?/queries'"

@@ -15,12 +15,12 @@ def test_a_vocabulary_is_imagined_and_measured(
 ) -> None:
     category = next(collection.gallery.tables(["label"]))["label"][0].as_py()
     (tmp_path / "names.csv").write_text(f"name,description,label\n{category},a description,\nnothing,,no such label\n")
-    queries, report = tmp_path / "queries", tmp_path / "report"
+    queries, report = tmp_path / "my queries", tmp_path / "my report"
     options = ("--profile", profile_file, "--images", 1, "--seed", 3, "--address", "none")
     said = run("queries", tmp_path / "names.csv", queries, *options)
     assert said.code == 0
     assert "4 queries, 1 images each" in said.out
-    assert said.out.index(f"made:\n  {queries}\n") < said.out.index(f"mindseye evaluate GALLERY {queries}")
+    assert said.out.index(f"made:\n  {queries}\n") < said.out.index(f"mindseye evaluate GALLERY '{queries}'")
     manifest = QuerySet.open(queries).manifest
     assert (manifest.queries, manifest.images, manifest.seed) == (4, 1, 3)
 
@@ -29,5 +29,5 @@ def test_a_vocabulary_is_imagined_and_measured(
     assert "fused, λ = 0.25" in said.out
     assert "1 labels have no image in the gallery and were not measured: no such label" in said.out
     made = [f"  {report}/{name}\n" for name in ("results.parquet", "summary.json", "gains.png", "contact-sheet.png")]
-    assert f"made:\n{''.join(made)}next:\n  look at {report}/contact-sheet.png\n" in said.out
+    assert f"made:\n{''.join(made)}next:\n  look at '{report}/contact-sheet.png'\n" in said.out
     assert {file.name for file in report.iterdir()} == {line.strip().rsplit("/", 1)[1] for line in made}

@@ -197,6 +197,36 @@ def test_other_weights_under_the_same_name_are_not_mixed(
         Embedder(changed, expected)
 
 
+def test_the_same_models_in_another_folder_are_the_same(
+    source: Path, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(vlm: Path) -> Profile:
+        models = profile.models.model_copy(update={"vlm": f"local-dir:{vlm}"})
+        return profile.model_copy(update={"models": models})
+
+    here, moved = (tmp_path / name / "vlm" for name in ("here", "moved"))
+    shutil.copytree(profile.models.vlm.removeprefix("local-dir:"), here)
+    images, target = str(source / "kinds"), str(tmp_path / "gallery")
+    with monkeypatch.context() as patch:
+        patch.setattr(Gallery, "publish", killed_again)
+        with pytest.raises(KeyboardInterrupt):
+            build_gallery(images, target, of(here))
+    moved.parent.mkdir()
+    here.rename(moved)
+    logged: list[str] = []
+    gallery = gallery_of(images, target, of(moved), log=logged.append)
+    assert any("resuming batch 000001" in line for line in logged)
+    shutil.copytree(moved, here)
+    assert gallery_of(images, target, of(here)).manifest == gallery.manifest
+    from tiny_models import write_vlm
+
+    with refused("other-gallery", "vlm") as caught:
+        gallery_of(images, target, of(write_vlm(tmp_path / "other", seed=1)))
+    assert gallery.manifest.models["vlm"].fingerprint in str(caught.value)
+    with refused("other-gallery", "source"):
+        gallery_of(str(source), target, of(here))
+
+
 def test_existing_gallery_is_not_overwritten(collection: Any, profile: Profile) -> None:
     before = Gallery.open(collection.gallery.uri).manifest
     with refused("already-there", "target"):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from errors import refused
 
-from cluster.hold import hold, holds
+from cluster.hold import HOLDS, hold, holds
 from cluster.profile import Profile
 from demo.grammar import categories
 from demo.world import render
 from pipelines import job
 from pipelines.inspection import state
+from retrieval.artifacts import MANIFEST
 from retrieval.folder import Folder
 
 
@@ -58,6 +63,8 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     target = tmp_path / "target"
     with refused("out-of-range", "cosine"):
         job.index(images, target, profile, dedup=2, address="none")
+    with refused("shard-count", "shards"):
+        job.index(images, target, profile, shards=0, address="none")
     with refused("not-a-size", "memory_per_shard"):
         job.index(images, target, profile, memory_per_shard="much", address="none")
     for call in (job.compact, job.remove):
@@ -72,3 +79,46 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
         job.remove(target, profile, address="none")
     with hold(Folder(target), "another"), refused("locked"):
         job.index(images, target, profile, address="none")
+
+
+def test_a_job_that_has_lost_its_lock_publishes_nothing(
+    images: Path, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target"
+
+    @contextmanager
+    def lost_before(step: str) -> Iterator[None]:
+        """Break the job's lock as another would that takes over, just before a step."""
+        module, _, name = step.rpartition(".")
+        function = getattr(importlib.import_module(module), name)
+
+        def late(*arguments: Any, **named: Any) -> Any:
+            Folder(target).delete(HOLDS)
+            return function(*arguments, **named)
+
+        with monkeypatch.context() as patch, refused("lock-lost", "target"):
+            patch.setattr(step, late)
+            yield
+
+    def published() -> dict[Path, bytes]:
+        return {file: file.read_bytes() for file in sorted(target.rglob(MANIFEST))}
+
+    with lost_before("pipelines.gallery.contents"):
+        job.index(images, target, profile, address="none")
+    assert not published()
+    with lost_before("pipelines.publication.measure_recall"):
+        job.index(images, target, profile, address="none")
+    assert list(published()) == [target / "gallery" / MANIFEST]
+    job.index(images, target, profile, address="none")
+    before = published()
+    assert list(before) == [target / "gallery" / MANIFEST, target / "index/000001" / MANIFEST]
+    draw(tmp_path / "more/new.png", 9)
+    with lost_before("pipelines.growth.parts_without"):
+        job.remove(target, profile, paths=["class 0/0.png"], address="none")
+    with lost_before("pipelines.publication.measure_recall"):
+        job.add(tmp_path / "more", target, profile, address="none")
+    with lost_before("pipelines.pruning.published_versions"):
+        job.prune(target, keep=1)
+    assert published() == before
+    job.add(tmp_path / "more", target, profile, address="none")
+    assert len(published()) == 3

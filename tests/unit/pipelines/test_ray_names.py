@@ -54,3 +54,11 @@ def test_a_streaming_task_can_be_held_back() -> None:
     from ray._common.ray_option_utils import task_options
 
     assert "_generator_backpressure_num_objects" in task_options
+
+
+def test_ray_says_how_many_cpus_it_would_count() -> None:
+    """cluster.cores: those of a container's limit. A started Ray counts with the same function."""
+    from ray._private import resource_and_label_spec, utils
+
+    assert "override_docker_cpu_warning" in inspect.signature(utils.get_num_cpus).parameters
+    assert "ray._private.utils.get_num_cpus()" in inspect.getsource(resource_and_label_spec)

@@ -10,6 +10,7 @@ import pytest
 from errors import refused
 
 from pipelines.vocabulary import VocabularyEntry, read_vocabulary
+from retrieval.folder import Folder
 
 THREE_KINDS = [
     VocabularyEntry("red star", "name", "red star"),
@@ -92,6 +93,14 @@ def test_uri_of_a_vocabulary_may_have_options(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("name\nred star\n")
     for uri in (f"file://{tmp_path}/a.csv", f"file://{tmp_path}/a.csv?"):
         assert read_vocabulary(uri) == [VocabularyEntry("red star", "name", "red star")]
+
+
+def test_a_vocabulary_in_an_object_store_is_found_behind_its_options(bucket: str) -> None:
+    uri = f"s3://bucket/words/{{}}?{bucket}"
+    Folder(uri.format("")).write_bytes("names.csv", b"name\nred star\n")
+    assert read_vocabulary(uri.format("names.csv")) == [VocabularyEntry("red star", "name", "red star")]
+    with refused("missing", "vocabulary"):
+        read_vocabulary(uri.format("other.csv"))
 
 
 def test_ids_are_of_text_kind_and_label() -> None:
