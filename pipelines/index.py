@@ -51,7 +51,7 @@ def build_index(
             profile's ``recall_floor`` (``low-recall``).
     """
     settings, manifest = profile.index, gallery.manifest
-    check_room("building a shard", "index", settings.cpus)
+    check_room("building a shard", "index", settings.cpus, settings.gpus)
     count = math.ceil(manifest.rows / settings.rows_per_shard) if shards is None else shards
     if not 1 <= count <= manifest.rows:
         raise UserError(
