@@ -23,7 +23,8 @@ from pipelines.publication import publish, worst_recall
 from pipelines.quantisers import TRAINED, train_quantisers
 from pipelines.selection import Replaced, Selection, find_rows, parts_without
 from pipelines.shards import build_shards, cut, dims
-from retrieval.artifacts import Gallery, Index
+from pipelines.text_queries import carry_texts
+from retrieval.artifacts import Gallery, Index, QuerySet
 from retrieval.artifacts.index import REMOVED_SCHEMA, new_version
 from retrieval.artifacts.manifests import BatchRecord, GalleryManifest, PartRecord, now
 from retrieval.errors import UserError
@@ -93,6 +94,7 @@ def index_batch(
         shards = math.ceil(batch.rows / settings.rows_per_shard)
         _check_memory(factory, math.ceil(batch.rows / shards), sum(dims(with_new)), settings)
         version = open_version(index.root, plan_of(with_new, new, shards, factory), overwrite)
+        carry_texts(index.folder, version)
         trained = _trained_before(index) or train_quantisers(version, with_new, new, factory, settings)
         records = build_shards(version, with_new, cut(new, shards), factory, trained, settings, log=log)
         gone = find_rows(index, replaced)
@@ -175,6 +177,7 @@ def remove(
     parts = parts_without(gallery.folder, gallery.manifest.parts, selection)
     Gallery.publish(gallery.folder, _of_parts(gallery.manifest, parts))
     version = new_version(index.root)
+    carry_texts(index.folder, version)
     removed = pa.concat_tables([index.removed(), found.select(REMOVED_SCHEMA.names)])
     version.write_table(Index.REMOVED, removed)
     manifest = index.manifest.model_copy(
@@ -201,6 +204,7 @@ def compact(
     shards: int | None = None,
     factory: str | None = None,
     memory_per_shard: int | None = None,
+    queries: QuerySet | None = None,
     overwrite: bool = False,
     log: Log = silent,
 ) -> Index:
@@ -208,6 +212,7 @@ def compact(
 
     Args:
         shards, factory, memory_per_shard: as ``build_index``; by default the profile's, not the version before's.
+        queries: as ``build_index``.
         overwrite: start over, whatever an unfinished version was started with.
 
     Raises:
@@ -220,6 +225,7 @@ def compact(
         shards=shards,
         factory=factory,
         memory_per_shard=memory_per_shard,
+        queries=queries,
         overwrite=overwrite,
         log=log,
     )
