@@ -105,6 +105,8 @@ class IndexSettings(Settings):
     """A FAISS factory string, or ``auto`` to choose by size."""
     cpus: float = Field(default=1, ge=0)
     """CPUs that a shard is built with at least; more where there are fewer shards than CPUs."""
+    gpus: float = Field(default=0, ge=0)
+    """GPUs that an index is trained on; FAISS must have been built for them."""
     memory_per_shard: int | None = Field(default=None, ge=1)
     """Bytes of memory that the compressed index of a shard may take; ``auto`` chooses a kind that fits."""
     recall_floor: float = Field(default=0.95, ge=0, le=1)

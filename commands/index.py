@@ -22,6 +22,7 @@ def index(
     shards: int | None = None,
     factory: str | None = None,
     memory_per_shard: str | None = None,
+    queries: str | None = None,
     dedup: float | None = None,
     overwrite: bool = False,
     take_over: TakeOver = False,
@@ -43,6 +44,8 @@ def index(
         FAISS factory string, such as IVF4096,SQ8; by default the profile's.
     memory_per_shard
         Memory that the compressed index of one shard may take, such as 2G; a kind of index is chosen that fits.
+    queries
+        What mindseye queries has made: the index is tuned and measured with it, not with names of ImageNet classes.
     dedup
         Drop images whose vision vectors have this cosine or more to another's, such as 0.98; 1 drops equal files only.
     overwrite
@@ -58,6 +61,7 @@ def index(
         shards=shards,
         factory=factory,
         memory_per_shard=memory_per_shard,
+        queries=queries,
         dedup=dedup,
         overwrite=overwrite,
         take_over=take_over,
@@ -156,6 +160,7 @@ def compact(
     shards: int | None = None,
     factory: str | None = None,
     memory_per_shard: str | None = None,
+    queries: str | None = None,
     overwrite: bool = False,
     take_over: TakeOver = False,
     address: Cluster = None,
@@ -172,6 +177,8 @@ def compact(
         FAISS factory string, or auto.
     memory_per_shard
         Memory that the compressed index of one shard may take, such as 2G.
+    queries
+        What mindseye queries has made: the index is tuned and measured with it, not with names of ImageNet classes.
     overwrite
         Start over, whatever an unfinished version was started with.
     """
@@ -184,6 +191,7 @@ def compact(
         shards=shards,
         factory=factory,
         memory_per_shard=memory_per_shard,
+        queries=queries,
         overwrite=overwrite,
         take_over=take_over,
         address=address,

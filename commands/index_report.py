@@ -143,6 +143,8 @@ def _print_version(version: Index) -> None:
     )
     for depth, recall in manifest.recall.items():
         out.print(f"  recall@{depth} against exact search, by λ: {listed(recall)}")
+    for depth, recall in (manifest.text_recall or {}).items():
+        out.print(f"  recall@{depth} of texts, by λ: {listed(recall)}")
 
 
 def _size(version: Index) -> str:

@@ -24,7 +24,8 @@ from pipelines.publication import publish, worst_recall
 from pipelines.quantisers import TRAINED, train_quantisers
 from pipelines.selection import Replaced, Selection, find_rows, parts_without
 from pipelines.shards import build_shards, cut, dims
-from retrieval.artifacts import Gallery, Index
+from pipelines.text_queries import carry_texts
+from retrieval.artifacts import Gallery, Index, QuerySet
 from retrieval.artifacts.index import REMOVED_SCHEMA, new_version
 from retrieval.artifacts.manifests import BatchRecord, GalleryManifest, PartRecord, now
 from retrieval.errors import UserError
@@ -94,6 +95,7 @@ def index_batch(
         shards = math.ceil(batch.rows / settings.rows_per_shard)
         _check_memory(factory, math.ceil(batch.rows / shards), sum(dims(with_new)), settings)
         version = open_version(index.root, plan_of(with_new, new, shards, factory), overwrite)
+        carry_texts(index.folder, version)
         trained = _trained_before(index) or train_quantisers(version, with_new, new, factory, settings)
         records = build_shards(version, with_new, cut(new, shards), factory, trained, settings, log=log)
         gone = find_rows(index, replaced)
@@ -177,6 +179,7 @@ def remove(
     check_held(gallery.folder)
     Gallery.publish(gallery.folder, _of_parts(gallery.manifest, parts))
     version = new_version(index.root)
+    carry_texts(index.folder, version)
     removed = pa.concat_tables([index.removed(), found.select(REMOVED_SCHEMA.names)])
     version.write_table(Index.REMOVED, removed)
     manifest = index.manifest.model_copy(
@@ -203,6 +206,7 @@ def compact(
     shards: int | None = None,
     factory: str | None = None,
     memory_per_shard: int | None = None,
+    queries: QuerySet | None = None,
     overwrite: bool = False,
     log: Log = silent,
 ) -> Index:
@@ -210,6 +214,7 @@ def compact(
 
     Args:
         shards, factory, memory_per_shard: as ``build_index``; by default the profile's, not the version before's.
+        queries: as ``build_index``.
         overwrite: start over, whatever an unfinished version was started with.
 
     Raises:
@@ -222,6 +227,7 @@ def compact(
         shards=shards,
         factory=factory,
         memory_per_shard=memory_per_shard,
+        queries=queries,
         overwrite=overwrite,
         log=log,
     )

@@ -18,7 +18,8 @@ from pipelines.index_plan import open_version, plan_of
 from pipelines.publication import publish
 from pipelines.quantisers import train_quantisers
 from pipelines.shards import build_shards, cut, dims
-from retrieval.artifacts import Gallery, Index
+from pipelines.text_queries import write_texts
+from retrieval.artifacts import Gallery, Index, QuerySet
 from retrieval.artifacts.manifests import IndexManifest
 from retrieval.errors import UserError
 from retrieval.folder import Folder
@@ -33,6 +34,7 @@ def build_index(
     shards: int | None = None,
     factory: str | None = None,
     memory_per_shard: int | None = None,
+    queries: QuerySet | None = None,
     overwrite: bool = False,
     log: Log = silent,
 ) -> Index:
@@ -42,6 +44,8 @@ def build_index(
         shards: number of shards; by default as many as the profile's ``rows_per_shard`` asks for.
         factory: FAISS factory string, or ``auto``; by default the profile's.
         memory_per_shard: bytes of memory that the compressed index of a shard may take, for ``auto``.
+        queries: to tune shards and to measure recall with, beside queries that are made of rows; by default names of
+            ImageNet classes, as texts.
         overwrite: start over where an unfinished build was started with another plan.
         log: is told what is resumed.
 
@@ -51,7 +55,7 @@ def build_index(
             profile's ``recall_floor`` (``low-recall``).
     """
     settings, manifest = profile.index, gallery.manifest
-    check_room("building a shard", "index", settings.cpus)
+    check_room("building a shard", "index", settings.cpus, settings.gpus)
     count = math.ceil(manifest.rows / settings.rows_per_shard) if shards is None else shards
     if not 1 <= count <= manifest.rows:
         raise UserError(
@@ -61,8 +65,10 @@ def build_index(
         )
     budget = memory_per_shard or settings.memory_per_shard
     chosen = choose_factory(factory or settings.factory, math.ceil(manifest.rows / count), sum(dims(gallery)), budget)
-    version = open_version(Folder(target), plan_of(gallery, manifest.parts, count, chosen), overwrite)
+    plan = plan_of(gallery, manifest.parts, count, chosen, queries.uri if queries else None)
+    version = open_version(Folder(target), plan, overwrite)
     started = time.monotonic()
+    write_texts(version, gallery, profile, chosen, queries, log)
     trained = train_quantisers(version, gallery, manifest.parts, chosen, settings)
     records = build_shards(version, gallery, cut(manifest.parts, count), chosen, trained, settings, log=log)
     index = Index(

@@ -24,14 +24,18 @@ class Plan(BaseModel):
     rows: int
     shards: int
     factory: str
+    queries: str | None = None
+    """The query set that it is tuned and measured with."""
 
 
-def plan_of(gallery: Gallery, parts: Sequence[PartRecord], shards: int, factory: str) -> Plan:
+def plan_of(
+    gallery: Gallery, parts: Sequence[PartRecord], shards: int, factory: str, queries: str | None = None
+) -> Plan:
     """Return what makes a version of shards that are built from these parts."""
     lines = sorted(f"{part.name} {part.rows}" for part in parts)
     digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
     rows = sum(part.rows for part in parts)
-    return Plan(gallery=gallery.uri, parts=digest, rows=rows, shards=shards, factory=factory)
+    return Plan(gallery=gallery.uri, parts=digest, rows=rows, shards=shards, factory=factory, queries=queries)
 
 
 def open_version(root: Folder, plan: Plan, overwrite: bool) -> Folder:

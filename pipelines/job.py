@@ -27,7 +27,7 @@ from pipelines.index import build_index
 from pipelines.selection import Selection
 from pipelines.sizes import parse_size
 from pipelines.verification import Finding, check_target
-from retrieval.artifacts import MANIFEST, Gallery, Index
+from retrieval.artifacts import MANIFEST, Gallery, Index, QuerySet
 from retrieval.artifacts.index import published_versions
 from retrieval.errors import UserError
 from retrieval.folder import Folder
@@ -68,6 +68,7 @@ def index(
     shards: int | None = None,
     factory: str | None = None,
     memory_per_shard: int | str | None = None,
+    queries: str | Path | None = None,
     dedup: float | None = None,
     overwrite: bool = False,
     take_over: bool = False,
@@ -84,6 +85,8 @@ def index(
         shards: number of shards; by default the profile decides by the number of rows.
         factory: FAISS factory string; by default the profile's.
         memory_per_shard: memory that the compressed index of one shard may take, such as ``"2G"``, or bytes.
+        queries: a query set to tune and measure the index with, as texts and images in the proportion of each λ; by
+            default names of ImageNet classes, as texts.
         dedup: drop images whose vision vectors have this cosine or more to another's; 1 drops equal files only.
         overwrite: start over, or resume what was started so. What is published stays until the new gallery is complete.
         take_over: break the lock of another job. Be sure that it is dead.
@@ -97,6 +100,7 @@ def index(
         check_cosine(dedup)  # not only when everything is embedded
     _check_shards(shards)
     settings, place, memory = load_profile(profile), Folder(target), _memory(memory_per_shard)
+    asked = QuerySet.open(queries) if queries else None
     Folder(source)  # a URI that is none is refused before Ray is started
     gallery_uri, root = (place / GALLERY).uri, place / INDEX
     with _running(place, f"mindseye index {source}", take_over, address):
@@ -115,6 +119,7 @@ def index(
             shards=shards,
             factory=factory,
             memory_per_shard=memory,
+            queries=asked,
             overwrite=overwrite,
             log=log,
         )
@@ -202,6 +207,7 @@ def compact(
     shards: int | None = None,
     factory: str | None = None,
     memory_per_shard: int | str | None = None,
+    queries: str | Path | None = None,
     overwrite: bool = False,
     take_over: bool = False,
     address: str | None = None,
@@ -215,6 +221,7 @@ def compact(
         shards: as for ``index``; by default the profile decides, whatever the version before has.
         factory: likewise.
         memory_per_shard: likewise.
+        queries: as for ``index``.
         overwrite: start over, whatever an unfinished version was started with.
         take_over: as for ``index``.
         address: as for ``index``.
@@ -225,6 +232,7 @@ def compact(
     """
     _check_shards(shards)
     settings, place, memory = load_profile(profile), known_target(target), _memory(memory_per_shard)
+    asked = QuerySet.open(queries) if queries else None
     with _running(place, "mindseye index compact", take_over, address):
         gallery, version = open_target(place)
         version = growth.compact(
@@ -234,6 +242,7 @@ def compact(
             shards=shards,
             factory=factory,
             memory_per_shard=memory,
+            queries=asked,
             overwrite=overwrite,
             log=log,
         )

@@ -20,16 +20,19 @@ def publish(index: Index, settings: IndexSettings, started: float) -> Index:
         UserError: recall is below the profile's ``recall_floor`` (``low-recall``).
     """
     with progress("measuring recall against exact search", len(index.manifest.shards)) as counter:
-        index.manifest.recall = measure_recall(index, settings, counter)
+        manifest = index.manifest
+        manifest.recall, manifest.text_recall = measure_recall(index, settings, counter)
     check_held(index.folder)  # measuring takes its time
     below = [
-        f"recall@{depth} {value:.3f} at λ = {weight}"
-        for depth, by_weight in index.manifest.recall.items()
+        f"recall@{depth} {value:.3f}{of} at λ = {weight}"
+        for of, recall in (("", manifest.recall), (" of texts", manifest.text_recall or {}))
+        for depth, by_weight in recall.items()
         for weight, value in by_weight.items()
         if value < settings.recall_floor
     ]
     if below:
-        content = {"recall": index.manifest.recall, "floor": settings.recall_floor, "factory": index.manifest.factory}
+        measured = {"recall": manifest.recall, "text_recall": manifest.text_recall}
+        content = measured | {"floor": settings.recall_floor, "factory": index.manifest.factory}
         index.folder.write_json(REFUSED, content)
         raise UserError(
             f"version {index.version} of {index.root.uri} is not published: it finds too little ({', '.join(below)};"
@@ -44,5 +47,6 @@ def publish(index: Index, settings: IndexSettings, started: float) -> Index:
 
 
 def worst_recall(index: Index) -> float:
-    """Return the lowest recall of a version, over depths and λ."""
-    return min(value for by_weight in index.manifest.recall.values() for value in by_weight.values())
+    """Return the lowest recall of a version, over depths and λ, texts included."""
+    measured = [index.manifest.recall, index.manifest.text_recall or {}]
+    return min(value for recall in measured for by_weight in recall.values() for value in by_weight.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -42,8 +43,10 @@ def train_quantisers(
         source = Files(gallery.folder, [part.name for part in parts], ["id", "vlm", "vision"])
         sample = executor.keep(source, Each(partial(_sampled, share=wanted / rows, counter=counter), 4096))
     with progress("training the index", min(wanted, rows)) as counter:
-        cpus = executor.cpus_each(1, settings.cpus)
-        counter.add(executor.run(_train, version, sample, factory, cpus, cpus=cpus).get())
+        # The node with the most CPUs may be one without GPUs.
+        cpus = settings.cpus if settings.gpus else executor.cpus_each(1, settings.cpus)
+        given = version, sample, factory, cpus, math.ceil(settings.gpus)
+        counter.add(executor.run(_train, *given, cpus=cpus, gpus=settings.gpus).get())
     return version
 
 
@@ -55,11 +58,13 @@ def _sampled(rows: pa.Table, share: float, counter: ProgressCounter) -> pa.Table
     return rows
 
 
-def _train(version: Folder, blocks: Sequence[Shared[pa.Table]], factory: str, cpus: float) -> int:
-    """Returns how many rows it was trained on."""
+def _train(version: Folder, blocks: Sequence[Shared[pa.Table]], factory: str, cpus: float, gpus: int) -> int:
+    """Returns how many rows it was trained on. Ray shows a task that asks for GPUs those that it was given, and no
+    others; one that asks for none sees all.
+    """
     sample = _sorted_sample([block.get() for block in blocks])
     with faiss_threads(cpus), tempfile.TemporaryDirectory(prefix="mindseye-train-") as scratch:
-        save_trained(train(sample, factory), Path(scratch) / TRAINED)
+        save_trained(train(sample, factory, gpus=gpus), Path(scratch) / TRAINED)
         version.upload(TRAINED, Path(scratch) / TRAINED)
     return len(sample)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from cluster.profile import IndexSettings
 from cluster.progress import ProgressCounter
 from pipelines.executor import Shared, current_executor
 from pipelines.faiss_threads import faiss_threads
+from pipelines.text_queries import measuring_texts
 from retrieval.artifacts import Index
 from retrieval.index.effort import LAMBDA_GRID
 from retrieval.index.hits import Hits, merge_topk
@@ -17,26 +20,40 @@ from retrieval.metrics import neighbour_recall
 QUERIES = 200
 
 
-def measure_recall(index: Index, settings: IndexSettings, counter: ProgressCounter) -> dict[str, dict[str, float]]:
-    """Return recall of the default search against exact search over all shards, by depth and λ, on queries that no
-    shard has tuned itself with.
+Recall = dict[str, dict[str, float]]
+"""By depth and λ."""
+
+
+def measure_recall(index: Index, settings: IndexSettings, counter: ProgressCounter) -> tuple[Recall, Recall | None]:
+    """Return recall of the default search against exact search over all shards, on queries that no shard has tuned
+    itself with: of those that are made of rows, and of texts if the version has some.
     """
     count = len(index.manifest.shards)
     executor = current_executor()
     cpus = executor.cpus_each(count, settings.cpus)
-    queries = executor.run(_sample_queries, index, cpus=settings.cpus)
+    vision_dim = index.manifest.models["vision"].dim
+    assert vision_dim is not None
+    texts = measuring_texts(index.folder, vision_dim)
+    queries = executor.run(_queries, index, texts, cpus=settings.cpus)
     shards = [(index, number, queries, cpus, counter) for number in range(count)]
     best: tuple[Hits, Hits] | None = None
     for answer in executor.as_completed(_found_and_exact, shards, cpus=cpus):
         # Merged as they come: those of all shards together would be 20 MB for each.
         best = _merged(best, answer) if best else answer
     assert best
+    found, exact = (hits.ids for hits in best)
+    sampled = len(found) - sum(map(len, texts.values()))
+    recall = _by_depth(found[:sampled], exact[:sampled], LAMBDA_GRID)
+    return recall, _by_depth(found[sampled:], exact[sampled:], tuple(texts)) if texts else None
+
+
+def _by_depth(found_Qk: np.ndarray, exact_Qk: np.ndarray, weights: Sequence[float]) -> Recall:
+    """Of equally many queries at each λ, one λ after the other."""
     recall = {}
     for depth in RECALL_AT:
-        found, exact = (hits.ids[:, :depth] for hits in best)
-        halves = zip(np.split(found, len(LAMBDA_GRID)), np.split(exact, len(LAMBDA_GRID)), strict=True)
+        parts = (np.split(ids[:, :depth], len(weights)) for ids in (found_Qk, exact_Qk))
         recall[str(depth)] = {
-            str(weight): round(neighbour_recall(*half), 4) for weight, half in zip(LAMBDA_GRID, halves, strict=True)
+            str(weight): round(neighbour_recall(*part), 4) for weight, *part in zip(weights, *parts, strict=True)
         }
     return recall
 
@@ -44,6 +61,10 @@ def measure_recall(index: Index, settings: IndexSettings, counter: ProgressCount
 def _merged(one: tuple[Hits, Hits], other: tuple[Hits, Hits]) -> tuple[Hits, Hits]:
     found, exact = (merge_topk(hits, max(RECALL_AT)) for hits in zip(one, other, strict=True))
     return found, exact
+
+
+def _queries(index: Index, texts: Mapping[float, np.ndarray]) -> np.ndarray:
+    return np.concatenate([_sample_queries(index), *texts.values()])
 
 
 def _sample_queries(index: Index) -> np.ndarray:

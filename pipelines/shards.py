@@ -18,6 +18,7 @@ from cluster.progress import Log, ProgressCounter, progress, silent
 from pipelines.executor import Shared, current_executor
 from pipelines.faiss_threads import faiss_threads
 from pipelines.quantisers import TRAINED
+from pipelines.text_queries import tuning_texts
 from retrieval.artifacts import Gallery
 from retrieval.artifacts.manifests import PartRecord, ShardRecord
 from retrieval.folder import Folder
@@ -120,6 +121,7 @@ def _build_shard(
             factory=factory,
             trained=template,
             share=share,
+            texts=tuning_texts(version, dims(gallery)[1]),
             added=counter.add,
         )
         built = read_record(folder)

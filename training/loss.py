@@ -34,9 +34,11 @@ class FusedContrast(nn.Module):
         """The loss of each query, (b,): the mean over its positives of info_nce. ``batch`` as Examples.draw gives."""
         visual_bD2 = self.aggregator(batch["images"], batch["mask"])
         weight = torch.sigmoid(self.aggregator.lamda)
-        scores_bN = (1 - weight) * batch["text"] @ batch["vlm"].T + weight * visual_bD2 @ batch["vision"].T
         positive_bN = batch["label"][:, None] == batch["row_label"][None, :]
-        return info_nce(scores_bN * self.log_scale.exp().clamp(max=MAX_SCALE), positive_bN)
+        # Scores above .25 would be .002 to .004 apart in bfloat16, more than what tells many rows apart.
+        with torch.autocast(visual_bD2.device.type, enabled=False):
+            scores_bN = (1 - weight) * batch["text"] @ batch["vlm"].T + weight * visual_bD2.float() @ batch["vision"].T
+            return info_nce(scores_bN * self.log_scale.exp().clamp(max=MAX_SCALE), positive_bN)
 
 
 def info_nce(scores_bN: Tensor, positive_bN: Tensor) -> Tensor:

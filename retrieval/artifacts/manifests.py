@@ -129,6 +129,8 @@ class IndexManifest(Manifest):
     """Tombstones: rows that lie in shards and are never returned. ``Index.REMOVED`` has their ids."""
     recall: dict[str, dict[str, float]]
     """Recall of the default search against exact search, on a sample of queries, by depth (10, 100) and λ."""
+    text_recall: dict[str, dict[str, float]] | None = None
+    """The same of texts, by the λ that they were measured at; None where there were none, as for ``Flat``."""
 
 
 class AggregatorManifest(Manifest):

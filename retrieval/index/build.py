@@ -7,9 +7,10 @@ dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import faiss
@@ -40,6 +41,7 @@ def build_shard(
     trained: Path | None,
     seed: int = 0,
     share: float = 1.0,
+    texts: Mapping[float, NDArray[np.float32]] = MappingProxyType({}),
     added: Callable[[int], object] = lambda count: None,
 ) -> dict[str, dict[str, Any]]:
     """Write a shard's four files into a folder; of rows with the same id the first is kept.
@@ -57,6 +59,7 @@ def build_shard(
             merged. Without it the shard trains on its own rows.
         seed: of the training sample, the k-means and the tuning queries.
         share: of the rows that were cut into shards with this one; see ``tuning.measured_efforts``.
+        texts: see there.
         added: is told how many rows were added to the compressed index, block after block.
 
     Returns:
@@ -80,7 +83,7 @@ def build_shard(
     if index is None:
         index = train(training_sample(placed, factory, seed), factory, seed=seed)
     fill(index, placed, added)
-    efforts = measured_efforts(Shard(index, placed, table, vlm_dim=vlm_dim, factory=factory), seed, share)
+    efforts = measured_efforts(Shard(index, placed, table, vlm_dim=vlm_dim, factory=factory), seed, share, texts)
     content = {
         "rows": table.num_rows,
         "dim": dim,

@@ -36,13 +36,17 @@ def training_sample(vectors_ND: NDArray[np.float16], factory: str, seed: int) ->
     return vectors_ND[np.sort(sample)]
 
 
-def train(sample_ND: NDArray[np.float16] | NDArray[np.float32], factory: str, *, seed: int = 0) -> faiss.Index:
-    """Return an empty, trained index of this kind: the same for the same sample and seed, on a GPU where FAISS has one.
+def train(
+    sample_ND: NDArray[np.float16] | NDArray[np.float32], factory: str, *, seed: int = 0, gpus: int = 0
+) -> faiss.Index:
+    """Return an empty, trained index of this kind: the same for the same sample and seed.
 
     Args:
         sample_ND: joint rows [c ; d], ``training_rows`` of them, drawn from all shards that are to be filled from it.
         factory: FAISS factory string.
         seed: of the k-means.
+        gpus: how many of the GPUs that this process sees may be used, where FAISS has been built for GPUs. By default
+            none: one that is seen may be another's.
 
     Raises:
         UserError: as ``kinds.new_index``.
@@ -53,9 +57,9 @@ def train(sample_ND: NDArray[np.float16] | NDArray[np.float32], factory: str, *,
     kind = inner(index)
     if isinstance(kind, _FAISS.IndexIVF):
         _set_rounds(kind.cp, seed)
-        if faiss.get_num_gpus():
+        if usable := list(range(min(gpus, faiss.get_num_gpus()))):
             # FAISS then clusters on the GPUs, which is nearly all of the training time of an inverted file.
-            kind.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(kind.d))
+            kind.clustering_index = faiss.index_cpu_to_gpus_list(faiss.IndexFlatIP(kind.d), gpus=usable)
     if isinstance(kind, _FAISS.IndexPQ | faiss.IndexIVFPQ | faiss.IndexPQFastScan | faiss.IndexIVFPQFastScan):
         _set_rounds(kind.pq.cp, seed)
     if isinstance(kind, _FAISS.IndexPQ):

@@ -6,6 +6,8 @@ Which effort that takes depends on the data and on λ. Q queries, D = D1 + D2 di
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -25,8 +27,10 @@ _QUERIES: Final = 100
 _NEIGHBOURS: Final = 10
 
 
-def measured_efforts(shard: Shard, seed: int, share: float = 1.0) -> list[int]:
-    """Return for each λ of LAMBDA_GRID the smallest effort with which sampled queries reach RECALL_TARGET.
+def measured_efforts(
+    shard: Shard, seed: int, share: float = 1.0, texts: Mapping[float, NDArray[np.float32]] = MappingProxyType({})
+) -> list[int]:
+    """Return for each λ of LAMBDA_GRID the smallest effort with which queries reach RECALL_TARGET.
 
     Efforts are powers of two, and must reach the target at each depth of RECALL_AT.
 
@@ -35,6 +39,7 @@ def measured_efforts(shard: Shard, seed: int, share: float = 1.0) -> list[int]:
         seed: of the sample of queries.
         share: of the rows that were cut into shards at random with this one, which is about its share of the best
             rows as well: it is searched as deep as that, and to the least of RECALL_AT.
+        texts: joint queries (Q, D) by λ that must reach the target as well as those that are made of the rows.
 
     Returns:
         nprobe or efSearch; none for a shard without rows, or of a kind that has neither.
@@ -52,9 +57,12 @@ def measured_efforts(shard: Shard, seed: int, share: float = 1.0) -> list[int]:
         return min(neighbour_recall(ids, truth[:, :depth]) for depth, ids in found.items())
 
     efforts = []
-    for query, truth in zip(queries, truths, strict=True):
+    for weight, query, truth in zip(LAMBDA_GRID, queries, truths, strict=True):
+        asked = [(query, truth)]
+        if weight in texts:
+            asked.append((texts[weight], shard.exact(texts[weight], max(depths)).ids))
         effort = lowest
-        while effort < highest and recall(query, truth, effort) < RECALL_TARGET:
+        while effort < highest and any(recall(*each, effort) < RECALL_TARGET for each in asked):
             effort *= 2
         efforts.append(min(effort, highest))
     return efforts

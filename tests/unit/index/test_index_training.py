@@ -1,4 +1,4 @@
-"""What shards are filled from: trained once, on a GPU where there is one, and refused where it does not fit."""
+"""What shards are filled from: trained once, on the GPUs that are given, and refused where it does not fit."""
 
 from __future__ import annotations
 
@@ -37,17 +37,21 @@ def test_a_trained_index_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     assert "is not trained" in str(error.value)
 
 
-def test_training_uses_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("gpus", "used"), [(0, None), (2, [0, 1]), (9, [0, 1, 2, 3])])
+def test_training_uses_the_gpus_it_was_given_and_no_others_of_its_machine(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, used: list[int] | None
+) -> None:
     asked = []
 
-    def on_gpus(index: faiss.Index) -> faiss.Index:
-        asked.append(index.d)
+    def on_gpus(index: faiss.Index, gpus: list[int] | None = None) -> faiss.Index:
+        asked.append(gpus)
         return index
 
-    monkeypatch.setattr(retrieval.index.train.faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(retrieval.index.train.faiss, "get_num_gpus", lambda: 4)
     monkeypatch.setattr(retrieval.index.train.faiss, "index_cpu_to_all_gpus", on_gpus, raising=False)
-    index = train(joint(700), "IVF8,SQ8")
-    assert asked == [D1 + D2]
+    monkeypatch.setattr(retrieval.index.train.faiss, "index_cpu_to_gpus_list", on_gpus, raising=False)
+    index = train(joint(700), "IVF8,SQ8", gpus=gpus)
+    assert asked == ([used] if used else [])
     assert index.is_trained
     assert index.clustering_index is None
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
+import timm
 import torch
 from errors import refused
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
 from tiny_models import VISION_DIM, VLM_DIM, write_vision, write_vlm
 
+import retrieval.models.vision
 import retrieval.models.vlm
+from cluster.profile import load_profile
+from retrieval.models.transforms import preprocess_of
 from retrieval.models.vision import VisionEncoder
 from retrieval.models.vlm import VLM
 
@@ -110,6 +116,36 @@ def test_random_models_are_the_same_every_time() -> None:
 def test_image_size_changes_the_grid_of_a_transformer() -> None:
     encoder = VisionEncoder.load("random:vit_tiny_patch16_224?img_size=64", device="cpu")
     assert encoder.encode_images(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, 192)
+
+
+@pytest.mark.parametrize("name", ["fast", "paper"])
+def test_dinov2_of_a_shipped_profile_sees_224_pixels_and_not_the_518_of_timm(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = load_profile(name).models.vision
+    architecture, _, rest = uri.removeprefix("hf-hub:timm/").partition(".")
+    size = rest.partition("?")[2]
+    assert "dinov2" in architecture
+    # Its own preprocessing and shape, without a hub; one block of the 12 or 24 is enough.
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda **given: create(**given, depth=1))
+    model, transform = retrieval.models.vision._create(f"random:{architecture}?{size}".rstrip("?"))
+    assert model.pos_embed.shape[1] == 1 + 16**2
+    assert preprocess_of(transform).geometry[-1] == "crop (224, 224)"
+
+
+def test_position_embeddings_of_saved_weights_are_resampled_to_the_image_size(tmp_path: Path) -> None:
+    shape = {"embed_dim": 16, "depth": 1, "num_heads": 1}
+    whole = timm.create_model("vit_small_patch14_dinov2", num_classes=0, **shape)
+    config = {"architecture": "vit_small_patch14_dinov2", "model_args": shape, "num_classes": 0}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": whole.pretrained_cfg}))
+    save_file(whole.state_dict(), tmp_path / "model.safetensors")
+    small = VisionEncoder.load(f"local-dir:{tmp_path}?img_size=56", device="cpu")
+    assert small.preprocess.geometry[-1] == "crop (56, 56)"
+    found, _ = retrieval.models.vision._create(f"local-dir:{tmp_path}?img_size=56")
+    expected = resample_abs_pos_embed(whole.pos_embed, [4, 4], num_prefix_tokens=0 if whole.no_embed_class else 1)
+    torch.testing.assert_close(found.pos_embed, expected)
+    assert small.fingerprint != VisionEncoder.load(f"local-dir:{tmp_path}", device="cpu").fingerprint
 
 
 def test_loading_leaves_the_root_logger_alone(models_folder: Path) -> None:

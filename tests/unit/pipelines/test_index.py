@@ -11,8 +11,10 @@ from errors import refused
 from plain_shard import build
 from synthetic import D1, D2, directions, write_gallery
 
+import pipelines.quantisers
 from cluster.profile import Profile
 from pipelines.index import build_index
+from pipelines.local_executor import LocalExecutor, LocalShared
 from pipelines.publication import worst_recall
 from pipelines.shards import cut
 from retrieval.artifacts import Gallery, Index
@@ -186,6 +188,24 @@ def test_quantised_index_recalls_the_neighbours_at_every_weight(profile: Profile
         found = search(index, joint, 10).ids
         exact = merge_topk([shard.exact(joint, 10) for shard in index.shards()], 10).ids
         assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)]) >= 0.95
+
+
+def test_training_is_given_the_gpus_of_the_profile(
+    gallery: Gallery, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def run(self: LocalExecutor, function: Any, *arguments: Any, cpus: float = 1, gpus: float = 0) -> LocalShared:
+        if function is pipelines.quantisers._train:
+            asked.append((arguments[-1], gpus))
+        return LocalShared(function(*arguments))
+
+    monkeypatch.setattr(LocalExecutor, "run", run)
+    for gpus in (0, 0.5, 2):
+        settings = profile.index.model_copy(update={"gpus": gpus})
+        given = profile.model_copy(update={"index": settings})
+        build_index(gallery, str(tmp_path / str(gpus)), given, factory="IVF4,SQ8")
+    assert asked == [(0, 0), (1, 0.5), (2, 2)]
 
 
 def test_too_few_or_too_many_shards_are_refused(gallery: Gallery, profile: Profile, tmp_path: Path) -> None:

@@ -122,3 +122,14 @@ def test_an_absent_image_has_no_part() -> None:
     expected = loss(batch)
     batch["images"][~batch["mask"]] = torch.nan
     torch.testing.assert_close(loss(batch), expected)
+
+
+def test_scores_and_loss_are_of_float32_under_autocast() -> None:
+    loss, batch = FusedContrast(Aggregator(D2, dropout=0.0), temperature=1 / MAX_SCALE), batch_of()
+    visual = functional.normalize(torch.randn(4, D2, generator=torch.Generator().manual_seed(0)), dim=1)
+    loss.aggregator.forward = lambda images, mask: visual  # type: ignore[method-assign, assignment]
+    expected = loss(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(batch)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
