@@ -28,7 +28,8 @@ class Folder:
     Names of files are relative to it, with forward slashes. Writing creates the folders that are missing.
 
     Raises:
-        UserError: the URI's scheme is unknown, its filesystem cannot be reached, or it has a password in it.
+        UserError: the URI's scheme is unknown, its filesystem cannot be reached, it names no bucket, or it has a password
+            in it.
     """
 
     def __init__(self, uri: str | Path) -> None:
@@ -50,6 +51,8 @@ class Folder:
                 f"{uri} is neither a local path nor a URI that can be reached: {error}", code="bad-uri", field="uri"
             ) from error
         self.path = path.rstrip("/")
+        if not self.path and not isinstance(self.filesystem, fs.LocalFileSystem):
+            raise UserError(f"{uri} names no bucket: give one, as in s3://bucket/folder", code="bad-uri", field="uri")
         place, mark, options = text.partition("?") if "://" in text else (text, "", "")
         self._place, self._options = place.rstrip("/"), mark + options
 

@@ -173,7 +173,7 @@ def test_what_follows_a_question_mark_stays_at_the_end_of_a_uri() -> None:
     assert not isinstance(child.filesystem, fs.LocalFileSystem)
 
 
-@pytest.mark.parametrize("uri", ["ftp://host/x", "s3:///x", "gs3://b/x", "http://h/x"])
+@pytest.mark.parametrize("uri", ["ftp://host/x", "s3://", "s3:///x", "gs3://b/x", "http://h/x"])
 def test_an_unknown_scheme_is_refused_by_name(uri: str) -> None:
     with refused("bad-uri", "uri") as error:
         Folder(uri)
