@@ -96,7 +96,7 @@ def test_vectors_equal_those_of_a_plain_loop(gallery: Gallery, profile: Profile)
 def test_second_run_gives_the_same_rows_and_a_summary(
     gallery: Gallery, source: Path, profile: Profile, tmp_path: Path
 ) -> None:
-    # Of a job that was killed before it had listed its inputs, and so can not be gone on with.
+    # Of a job that was killed before it had listed its inputs, and so cannot be resumed.
     Folder(tmp_path / "again").write_bytes("batches/000001/inputs/000000.parquet", b"half a file")
     again = build_gallery(str(source), str(tmp_path / "again"), profile)
     one, other = rows_of(gallery), rows_of(again)
