@@ -28,8 +28,8 @@ class Folder:
     Names of files are relative to it, with forward slashes. Writing creates the folders that are missing.
 
     Raises:
-        UserError: the URI's scheme is unknown, its filesystem cannot be reached, it names no bucket, or it has a password
-            in it.
+        UserError: the URI's scheme is unknown, its filesystem cannot be reached, it names no bucket, or it has a
+            password in it.
     """
 
     def __init__(self, uri: str | Path) -> None:
