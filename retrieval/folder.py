@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from retrieval.errors import UserError
+from retrieval.errors import DamagedError, UserError
 
 _PIECE_BYTES = 8 * 2**20
 _SECRET = re.compile(r"://[^/?]*:[^/?]*@|[?&](access_key|secret_key|session_token)=")
@@ -169,7 +169,12 @@ class Folder:
         return self.filesystem.open_input_file(self._at(name))
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        with self.open_input(name) as file:
+        """Return a Parquet file as a table.
+
+        Raises:
+            DamagedError: it is not Parquet, or not whole.
+        """
+        with self._parquet(name) as file:
             return pq.ParquetFile(file).read(columns=list(columns) if columns else None)
 
     def tables(
@@ -177,13 +182,24 @@ class Folder:
     ) -> Iterator[pa.Table]:
         """Yield a Parquet file as tables of at most ``rows`` rows; all columns but those ``without``, if none are
         given.
+
+        Raises:
+            DamagedError: it is not Parquet, or not whole.
         """
-        with self.open_input(name) as file:
+        with self._parquet(name) as file:
             parquet = pq.ParquetFile(file)
             if columns is None:
                 columns = [column for column in parquet.schema_arrow.names if column not in without]
             for batch in parquet.iter_batches(rows, columns=columns):
                 yield pa.Table.from_batches([batch])
+
+    @contextmanager
+    def _parquet(self, name: str) -> Iterator[pa.NativeFile]:
+        try:
+            with self.open_input(name) as file:
+                yield file
+        except pa.ArrowInvalid as error:
+            raise DamagedError(f"{(self / name).uri} is damaged: {error}", field=name) from error
 
     def read_schema(self, name: str) -> pa.Schema:
         with self.open_input(name) as file:

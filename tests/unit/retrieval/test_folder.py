@@ -35,6 +35,10 @@ def test_json_and_tables_come_back(tmp_path: Path) -> None:
     folder.write_table("t/x.parquet", table)
     assert folder.read_table("t/x.parquet").equals(table)
     assert folder.read_table("t/x.parquet", ["b"]).column_names == ["b"]
+    folder.write_bytes("t/x.parquet", folder.read_bytes("t/x.parquet")[:-20])
+    for read in (folder.read_table, lambda name: list(folder.tables(name))):
+        with refused("damaged", "t/x.parquet"):
+            read("t/x.parquet")
 
 
 def test_what_is_overwritten_is_replaced(tmp_path: Path) -> None:
