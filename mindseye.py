@@ -6,7 +6,7 @@
     for found in mindseye.open_finder("my-gallery").search("yellow dotted fish", k=5):
         print(found.score, found.path)
 
-A name brings in what it needs when it is first used: ``import mindseye`` loads neither PyTorch nor Ray.
+A name loads what it needs when it is first used: ``import mindseye`` loads neither PyTorch nor Ray.
 """
 
 from __future__ import annotations

@@ -223,7 +223,7 @@ class Training(Settings):
     max_workers: int = Field(default=1, ge=0)
     """Workers at most."""
     cpus: float = Field(default=1, ge=0)
-    """CPUs of each worker. Leave one CPU of the cluster free for the tasks that draw examples."""
+    """CPUs of each worker."""
     gpus: float = Field(default=0, ge=0)
     """GPUs of each worker."""
     max_failures: int = Field(default=3, ge=0)

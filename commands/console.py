@@ -18,7 +18,10 @@ err = Console(stderr=True, highlight=False, markup=False)
 Profile = Annotated[str, Parameter(help="A shipped profile (tiny, fast, paper) or a YAML file: models and resources.")]
 Cluster = Annotated[
     str | None,
-    Parameter(help="Ray cluster to use, such as head:6379; by default RAY_ADDRESS, else a local Ray."),
+    Parameter(
+        help="Ray cluster to use, such as head:6379; by default RAY_ADDRESS, else a local Ray; none runs a job in this"
+        " process."
+    ),
 ]
 TakeOver = Annotated[bool, Parameter(help="Break the lock of another job. Be sure that it is dead.", negative="")]
 

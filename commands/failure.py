@@ -22,6 +22,7 @@ MAKERS = {
     "aggregator": "mindseye train",
 }
 """The command that makes an artifact."""
+_OF_A_FILE = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 _OF_THE_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EADDRINUSE, errno.EADDRNOTAVAIL}
 
 
@@ -29,13 +30,15 @@ def is_mistake(error: Exception) -> bool:
     """Return whether the message alone tells a person what to put right.
 
     So it is of a ``UserError``, and of an ``OSError`` that is about a file, a full or read-only disk, or an address.
-    One without a number is Arrow's, of an object store, and its message names bucket and key. Any other exception, a
+    Arrow's name the file in the message alone; those of an object store have no number either. Any other exception, a
     ``ValueError`` included, is a fault of mindseye's.
     """
     if isinstance(error, UserError | ConnectionError | TimeoutError | URLError):
         return True
     if not isinstance(error, OSError) or not str(error):
         return False
+    if isinstance(error, _OF_A_FILE):
+        return True
     return error.filename is not None or error.errno is None or error.errno in _OF_THE_PLACE
 
 

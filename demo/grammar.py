@@ -2,8 +2,8 @@
 
 A category is a (colour, pattern, shape) triple. Each attribute value has clauses that describe it without its name, in
 two lists: clauses that captions may use in training, and held-out paraphrases that only evaluation uses. A held-out
-paraphrase is new as a phrase but uses only words that training captions contain (``tests/test_demo_world.py`` checks
-both), since models that learned their language from this world alone cannot know other words.
+paraphrase is new as a phrase but uses only words that training captions contain (``test_demo_world.py`` checks both),
+since models that learned their language from this world alone cannot know other words.
 """
 
 from __future__ import annotations

@@ -298,7 +298,12 @@ def verify(
         profile: as for ``index``.
         sample: images to embed again and compare; 0 leaves that out.
         address: as for ``index``.
+
+    Raises:
+        UserError: the gallery or the index is not there, or ``sample`` is negative.
     """
+    if sample < 0:
+        raise UserError(f"sample must be 0 or more images, not {sample}", code="bad-sample", field="sample")
     settings, artifacts = load_profile(profile), open_target(Folder(target))
     with session(address):
         return list(check_target(*artifacts, settings, sample=sample))

@@ -88,7 +88,7 @@ def _check_shard(index: Index, number: int, counter: ProgressCounter) -> str | N
 def _check_part(folder: Folder, part: PartRecord, counter: ProgressCounter) -> str | None:
     try:
         rows = sum(table.num_rows for table in folder.tables(part.name))  # reads all of it, so that damage is seen
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UserError, pa.ArrowException) as error:
         return f"{folder.uri}/{part.name} cannot be read: {error}"
     finally:
         counter.add(1)

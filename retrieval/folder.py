@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from retrieval.errors import UserError
+from retrieval.errors import DamagedError, UserError
 
 _PIECE_BYTES = 8 * 2**20
 _SECRET = re.compile(r"://[^/?]*:[^/?]*@|[?&](access_key|secret_key|session_token)=")
@@ -28,7 +28,8 @@ class Folder:
     Names of files are relative to it, with forward slashes. Writing creates the folders that are missing.
 
     Raises:
-        UserError: the URI's scheme is unknown, its filesystem cannot be reached, or it has a password in it.
+        UserError: the URI's scheme is unknown, its filesystem cannot be reached, it names no bucket, or it has a
+            password in it.
     """
 
     def __init__(self, uri: str | Path) -> None:
@@ -50,6 +51,8 @@ class Folder:
                 f"{uri} is neither a local path nor a URI that can be reached: {error}", code="bad-uri", field="uri"
             ) from error
         self.path = path.rstrip("/")
+        if not self.path and not isinstance(self.filesystem, fs.LocalFileSystem):
+            raise UserError(f"{uri} names no bucket: give one, as in s3://bucket/folder", code="bad-uri", field="uri")
         place, mark, options = text.partition("?") if "://" in text else (text, "", "")
         self._place, self._options = place.rstrip("/"), mark + options
 
@@ -166,7 +169,12 @@ class Folder:
         return self.filesystem.open_input_file(self._at(name))
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        with self.open_input(name) as file:
+        """Return a Parquet file as a table.
+
+        Raises:
+            DamagedError: it is not Parquet, or not whole.
+        """
+        with self._parquet(name) as file:
             return pq.ParquetFile(file).read(columns=list(columns) if columns else None)
 
     def tables(
@@ -174,13 +182,24 @@ class Folder:
     ) -> Iterator[pa.Table]:
         """Yield a Parquet file as tables of at most ``rows`` rows; all columns but those ``without``, if none are
         given.
+
+        Raises:
+            DamagedError: it is not Parquet, or not whole.
         """
-        with self.open_input(name) as file:
+        with self._parquet(name) as file:
             parquet = pq.ParquetFile(file)
             if columns is None:
                 columns = [column for column in parquet.schema_arrow.names if column not in without]
             for batch in parquet.iter_batches(rows, columns=columns):
                 yield pa.Table.from_batches([batch])
+
+    @contextmanager
+    def _parquet(self, name: str) -> Iterator[pa.NativeFile]:
+        try:
+            with self.open_input(name) as file:
+                yield file
+        except pa.ArrowInvalid as error:
+            raise DamagedError(f"{(self / name).uri} is damaged: {error}", field=name) from error
 
     def read_schema(self, name: str) -> pa.Schema:
         with self.open_input(name) as file:

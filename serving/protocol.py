@@ -14,7 +14,7 @@ from retrieval.prompts import Kind
 
 Stage = Literal["text", "visual", "fused"]
 Mode = Stage
-"""As in ``retrieval.finder``, which brings in all models, and this module none."""
+"""As in ``retrieval.finder``, which loads all models, and this module none."""
 MemoryUse = Literal["hit", "miss", "off"]
 
 

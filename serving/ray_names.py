@@ -1,6 +1,6 @@
 """What the service uses of Ray Serve that is no documented interface: names, and the text of a message.
 
-Verified with Ray 2.60. ``tests/unit/serving/test_ray_names.py`` fails when Ray changes one of them.
+Verified with Ray 2.60. ``tests/unit/serving/test_serving_ray_names.py`` fails when Ray changes one of them.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
-# As in cluster.session: workers that have started are kept for the next job.
+# As in cluster.ray_env: workers that have started are kept for the next job.
 os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "30000"  # noqa: SIM112, so Ray spells it
 # Workers of Ray are given these as they start. No test may reach a real store.
 os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "x"
@@ -25,7 +25,7 @@ os.environ.pop("AWS_SESSION_TOKEN", None)
 os.environ.pop("AWS_PROFILE", None)
 # Models come from folders here; a test that would ask a hub fails at once instead of waiting for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# What serving.launch sets by default, which Serve's local testing mode can not do with.
+# cluster.ray_env sets another default, which does not work with Serve's local testing mode.
 os.environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "0"
 # A busy machine is no fault: what Ray would give up after some seconds gets a minute and more, and its workers, which
 # it starts with a niceness of 15, get as much of the processors as the tests.

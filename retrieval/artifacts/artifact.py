@@ -94,4 +94,5 @@ class Artifact(Generic[M]):
             yield
         except (FileNotFoundError, pa.ArrowInvalid, UserError) as error:
             file = f"{self.uri}/{name}"
-            raise DamagedError(f"{file} cannot be used: {error}; make the {self.kind} again", field=file) from error
+            found = str(error) if str(error).startswith(file) else f"{file} cannot be used: {error}"
+            raise DamagedError(f"{found}; make the {self.kind} again", field=file) from error

@@ -111,6 +111,11 @@ def test_brackets_in_a_message_are_printed_as_they_are(run: Run) -> None:
     one_line_error(run("search", "star", "out", "--profile", "[red]x[/]"), "'[red]x[/]'")
 
 
+def test_the_demo_is_refused_without_ray_before_it_begins(run: Run, tmp_path: Path) -> None:
+    one_line_error(run("demo", tmp_path / "demo-out", "--address", "none"), "service", "--address none")
+    assert not (tmp_path / "demo-out").exists()
+
+
 @pytest.mark.parametrize("command", ["demo", "index", "queries", "search"])
 def test_every_command_that_takes_a_profile_refuses_a_wrong_one(run: Run, command: str, tmp_path: Path) -> None:
     arguments = {"demo": [], "search": ["a", "b"]}.get(command, [tmp_path / "a", tmp_path / "b"])

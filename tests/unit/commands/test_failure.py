@@ -49,6 +49,8 @@ def test_an_unexpected_error_is_a_traceback_and_says_where_to_report_it(run: Run
         (UserError("x"), True),
         (FileNotFoundError(errno.ENOENT, "No such file", "a.csv"), True),
         (PermissionError(errno.EACCES, "Permission denied", "/root"), True),
+        (FileExistsError(errno.EEXIST, "Cannot create directory '/report'"), True),
+        (NotADirectoryError(errno.ENOTDIR, "Cannot list directory '/a.csv'"), True),
         (OSError(errno.ENOSPC, "No space left on device"), True),
         (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), True),
         (URLError("no such host"), True),

@@ -200,7 +200,7 @@ def test_compact_and_prune_leave_nothing_of_what_was_removed(place: Place, profi
 
 
 def with_batch(gallery: Gallery, new: Gallery, number: int | None = None) -> tuple[GalleryManifest, BatchRecord]:
-    """Copy the parts of one gallery into another, as a batch that it has not taken in."""
+    """Copy the parts of one gallery into another, as a batch that it has not committed."""
     manifest = gallery.manifest
     name = f"{number or len(manifest.batches) + 1:06d}"
     parts = []

@@ -67,6 +67,8 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
         job.index(images, target, profile, shards=0, address="none")
     with refused("not-a-size", "memory_per_shard"):
         job.index(images, target, profile, memory_per_shard="much", address="none")
+    with refused("bad-sample", "sample"):
+        job.verify(target, profile, sample=-1, address="none")
     for call in (job.compact, job.remove):
         with refused("no-target", "target"):
             call(target, profile, address="none")

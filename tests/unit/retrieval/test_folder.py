@@ -35,6 +35,10 @@ def test_json_and_tables_come_back(tmp_path: Path) -> None:
     folder.write_table("t/x.parquet", table)
     assert folder.read_table("t/x.parquet").equals(table)
     assert folder.read_table("t/x.parquet", ["b"]).column_names == ["b"]
+    folder.write_bytes("t/x.parquet", folder.read_bytes("t/x.parquet")[:-20])
+    for read in (folder.read_table, lambda name: list(folder.tables(name))):
+        with refused("damaged", "t/x.parquet"):
+            read("t/x.parquet")
 
 
 def test_what_is_overwritten_is_replaced(tmp_path: Path) -> None:
@@ -173,7 +177,7 @@ def test_what_follows_a_question_mark_stays_at_the_end_of_a_uri() -> None:
     assert not isinstance(child.filesystem, fs.LocalFileSystem)
 
 
-@pytest.mark.parametrize("uri", ["ftp://host/x", "s3:///x", "gs3://b/x", "http://h/x"])
+@pytest.mark.parametrize("uri", ["ftp://host/x", "s3://", "s3:///x", "gs3://b/x", "http://h/x"])
 def test_an_unknown_scheme_is_refused_by_name(uri: str) -> None:
     with refused("bad-uri", "uri") as error:
         Folder(uri)
