@@ -1,0 +1,20 @@
+"""Encoders of a profile are loaded once; whether there is room for them is checked each time."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.profile import Profile
+from pipelines import encoders
+from pipelines.encoders import describe_encoders
+
+
+@pytest.mark.usefixtures("in_process")
+def test_room_is_checked_for_each_stage_though_the_encoders_are_known(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[float] = []
+    monkeypatch.setattr(encoders, "check_room", lambda what, field, cpus, gpus: checked.append(cpus))
+    larger = profile.model_copy(update={"embed": profile.embed.model_copy(update={"cpus": 64})})
+    assert describe_encoders(profile) is describe_encoders(larger)
+    assert checked == [profile.embed.cpus, 64]
