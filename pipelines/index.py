@@ -43,7 +43,7 @@ def build_index(
         factory: FAISS factory string, or ``auto``; by default the profile's.
         memory_per_shard: bytes of memory that the compressed index of a shard may take, for ``auto``.
         overwrite: start over where an unfinished build was started with another plan.
-        log: is told what is resumed.
+        log: called with a line for what is resumed.
 
     Raises:
         UserError: no shard, or more than rows (``shard-count``), a factory string that FAISS refuses, no kind that fits

@@ -15,7 +15,7 @@ from retrieval.folder import Folder
 from retrieval.index.shard import Shard
 
 PLAN, REFUSED = "plan.json", "refused.json"
-"""What an unfinished version is to become, and the recall of one that was not published for it."""
+"""What an unfinished version is built from, and the recall of one that was refused for finding too little."""
 REMOVED_SCHEMA = pa.schema([("shard", pa.int32()), ("id", pa.string())])
 VersionState = Literal["published", "refused", "unfinished", "superseded", "pruned"]
 
@@ -110,7 +110,7 @@ def version_states(root: Folder) -> dict[str, VersionState]:
     - published: it can be opened;
     - refused: it was built, and found too little to be published;
     - unfinished: newer than all published ones. One with a ``PLAN`` can be resumed;
-    - superseded: it was not finished before a newer one was published, and is nobody's;
+    - superseded: it was not finished before a newer one was published, and is not used;
     - pruned: of what it had, only the shards are left that other versions share.
     """
     names, published = version_names(root), set(published_versions(root))

@@ -96,7 +96,7 @@ def test_vectors_equal_those_of_a_plain_loop(gallery: Gallery, profile: Profile)
 def test_second_run_gives_the_same_rows_and_a_summary(
     gallery: Gallery, source: Path, profile: Profile, tmp_path: Path
 ) -> None:
-    # Of a job that was killed before it had listed its inputs, and so can not be gone on with.
+    # Of a job that was killed before it had listed its inputs, and so cannot be resumed.
     Folder(tmp_path / "again").write_bytes("batches/000001/inputs/000000.parquet", b"half a file")
     again = build_gallery(str(source), str(tmp_path / "again"), profile)
     one, other = rows_of(gallery), rows_of(again)
@@ -168,7 +168,7 @@ def test_overwriting_leaves_what_is_published_until_the_new_one_is(
     assert logged[1:] == ["resuming batch 000002: 4 of 4 inputs are done"]
     assert second.manifest.sources == {"000002": str(source / "my photos")}
     assert second.manifest.rows == 4
-    # Of another source, it is begun anew; no number is given out twice.
+    # Of another source, it is started over; no number is given out twice.
     with monkeypatch.context() as patch:
         patch.setattr(Gallery, "publish", killed_again)
         with pytest.raises(KeyboardInterrupt):

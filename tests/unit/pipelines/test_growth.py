@@ -116,7 +116,7 @@ def test_added_images_are_found_and_known_ones_not_embedded_again(
     # The version before is as it was.
     old = Index.open(place.target / "index/000001")
     assert sum(len(shard) for shard in old.shards()) == 24
-    # What could not be read is tried again; what it leaves behind does not hold up the next run.
+    # What could not be read is retried; what it leaves behind does not hold up the next run.
     with refused("no-usable-image", "source") as caught:
         add(str(images), place.gallery, second, profile)
     assert "1 unreadable" in str(caught.value)
@@ -200,7 +200,7 @@ def test_compact_and_prune_leave_nothing_of_what_was_removed(place: Place, profi
 
 
 def with_batch(gallery: Gallery, new: Gallery, number: int | None = None) -> tuple[GalleryManifest, BatchRecord]:
-    """Copy the parts of one gallery into another, as a batch that it has not taken in."""
+    """Copy the parts of one gallery into another, as a batch that it has not committed."""
     manifest = gallery.manifest
     name = f"{number or len(manifest.batches) + 1:06d}"
     parts = []
@@ -253,7 +253,7 @@ def test_a_pruned_version_is_no_build_to_go_on_with(profile: Profile, tmp_path: 
     assert len(place.paths()) == 50
 
 
-def test_a_batch_that_only_the_index_has_makes_room_for_the_one_begun_anew(
+def test_a_batch_that_only_the_index_has_makes_room_for_the_one_that_starts_over(
     profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = of_thirty(tmp_path, profile)

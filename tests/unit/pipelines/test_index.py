@@ -128,7 +128,7 @@ def test_order_of_the_gallery_does_not_matter(root: Path, profile: Profile, tmp_
     np.testing.assert_array_equal(found.scores, same.scores)
 
 
-def test_build_that_was_killed_is_gone_on_with_by_the_same_plan_alone(
+def test_a_build_that_was_killed_is_resumed_by_the_same_plan_alone(
     gallery: Gallery, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: Any, **__: Any) -> Index:
