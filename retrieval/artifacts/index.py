@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from retrieval.artifacts.artifact import Artifact
 from retrieval.artifacts.manifests import MANIFEST, IndexManifest
 from retrieval.folder import Folder
+from retrieval.index.files import ROWS
 from retrieval.index.shard import Shard
 
 PLAN, REFUSED = "plan.json", "refused.json"
@@ -73,6 +75,21 @@ class Index(Artifact[IndexManifest]):
         """Return the ids of the removed rows of one shard."""
         table = self.removed()
         return table.filter(pc.equal(table["shard"], number))["id"]
+
+    def live_rows(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """Return the rows of one shard that are not removed, by ascending id.
+
+        Args:
+            number: place of the shard in the manifest.
+            columns: ``id`` and others of its row table.
+
+        Raises:
+            DamagedError: a file is missing or not Parquet.
+        """
+        folder = self.shard_folder(number)
+        with self.reading(ROWS, folder):
+            rows = folder.read_table(ROWS, columns)
+        return rows.filter(pc.invert(pc.is_in(rows["id"], self.removed_ids(number).combine_chunks())))
 
     def shard(self, number: int, *, mmap: bool = True) -> Shard:
         """Open one shard; from a remote filesystem its files are first copied to a temporary folder.
