@@ -35,7 +35,7 @@ def _key(profile: Profile) -> tuple[Any, ...]:
     files = [
         (str(file), (status := file.stat()).st_size, status.st_mtime_ns)
         for uri in (models.vlm, models.vision)
-        for file in sorted(Path(uri.removeprefix("local-dir:")).rglob("*"))
+        for file in sorted(Path(uri.removeprefix("local-dir:").partition("?")[0]).rglob("*"))
     ]
     return models.vlm, models.vision, models.device, models.dtype, *files
 
