@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -20,7 +19,6 @@ from cluster.progress import ProgressCounter, progress
 from pipelines.executor import current_executor
 from retrieval.artifacts import Index
 from retrieval.errors import UserError
-from retrieval.index.files import ROWS
 from retrieval.index.shard import Shard
 
 NEIGHBOURS = 20
@@ -35,7 +33,8 @@ def exact_duplicates(index: Index) -> pa.Table:
         ``id``, ``of`` (the smallest id with the same bytes), ``cosine`` (1).
     """
     # An id begins with the hash of the bytes, so equal ones are neighbours in order.
-    ids = np.sort(np.concatenate([_ids(index, number) for number in range(len(index.manifest.shards))]))
+    shards = range(len(index.manifest.shards))
+    ids = np.sort(np.concatenate([index.live_rows(number, ["id"])["id"].to_numpy() for number in shards]))
     contents = np.array([id.split("-")[0] for id in ids], dtype=object)
     first = np.r_[True, contents[1:] != contents[:-1]]
     of = ids[np.maximum.accumulate(np.where(first, np.arange(len(ids)), 0))]
@@ -77,13 +76,6 @@ def near_duplicates(index: Index, cosine: float, settings: IndexSettings) -> pa.
         calls = [(index, number, cosine, counter) for number in shards]
         found = current_executor().map(_pairs_of_shard, calls, cpus=settings.cpus)
     return _grouped(pa.concat_tables([PAIRS.empty_table(), *found]))
-
-
-def _ids(index: Index, number: int) -> np.ndarray:
-    """Return the ids of a shard that are not removed."""
-    ids = index.shard_folder(number).read_table(ROWS, ["id"])["id"]
-    kept = pc.invert(pc.is_in(ids, index.removed_ids(number).combine_chunks()))
-    return ids.filter(kept).to_numpy(zero_copy_only=False)
 
 
 def _pairs_of_shard(index: Index, number: int, cosine: float, counter: ProgressCounter) -> pa.Table:

@@ -46,7 +46,6 @@ def load_encoders(profile: Profile) -> tuple[VLM, VisionEncoder]:
     return load_vlm(profile), load_vision(profile)
 
 
-@cached(LRUCache(8), _key, Lock())
 def describe_encoders(profile: Profile) -> Encoders:
     """Load both encoders where the stage runs, and return what is to be known of them. Embedders check that theirs are
     the same.
@@ -55,7 +54,13 @@ def describe_encoders(profile: Profile) -> Encoders:
         UserError: this machine's Ray has no room for the stage.
     """
     stage = profile.embed
-    check_room("an embedder", "embed", stage.cpus, stage.gpus)
+    check_room("an embedder", "embed", stage.cpus, stage.gpus)  # not cached: it is of the stage, not of the models
+    return _described_once(profile)
+
+
+@cached(LRUCache(8), _key, Lock())
+def _described_once(profile: Profile) -> Encoders:
+    stage = profile.embed
     return current_executor().run(_described, profile, cpus=stage.cpus, gpus=stage.gpus).get()
 
 

@@ -47,7 +47,7 @@ def build_index(
         queries: to tune shards and to measure recall with, beside queries that are made of rows; by default names of
             ImageNet classes, as texts.
         overwrite: start over where an unfinished build was started with another plan.
-        log: is told what is resumed.
+        log: called with a line for what is resumed.
 
     Raises:
         UserError: no shard, or more than rows (``shard-count``), a factory string that FAISS refuses, no kind that fits

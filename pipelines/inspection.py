@@ -44,6 +44,8 @@ class JobState(NamedTuple):
 
 
 class TargetState(NamedTuple):
+    """What is at a target: the locks on it, its unfinished jobs, and the versions of its index."""
+
     holds: list[Hold]
     jobs: list[JobState]
     versions: list[Version]

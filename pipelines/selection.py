@@ -14,7 +14,6 @@ from pipelines.executor import Shared, current_executor
 from retrieval.artifacts import Gallery, Index
 from retrieval.artifacts.manifests import PartRecord
 from retrieval.folder import Folder
-from retrieval.index.files import ROWS
 
 _NAMES = ("id", "path", "label", "batch")
 
@@ -66,8 +65,7 @@ def find_rows(index: Index, selection: Selection | Replaced) -> pa.Table:
 
 
 def _in_shard(index: Index, number: int, chosen: Shared[Selection | Replaced]) -> pa.Table:
-    rows = index.shard_folder(number).read_table(ROWS, _NAMES)
-    rows = rows.filter(pc.invert(pc.is_in(rows["id"], index.removed_ids(number).combine_chunks())))
+    rows = index.live_rows(number, _NAMES)
     rows = rows.filter(chosen.get().mask(rows))
     return rows.add_column(0, "shard", pa.array([number] * rows.num_rows, pa.int32()))
 

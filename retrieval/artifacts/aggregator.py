@@ -55,8 +55,8 @@ class TrainedAggregator(Artifact[AggregatorManifest]):
         """Refuse a generator whose images this aggregator did not learn from, if it says whose they were.
 
         Args:
-            uri: of the generator at hand, for the message.
-            fingerprint: of the generator at hand.
+            uri: of the loaded generator, for the message.
+            fingerprint: of the loaded generator.
 
         Raises:
             UserError: it is another (code ``other-model``, field ``generator``); both are named.

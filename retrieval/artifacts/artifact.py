@@ -84,8 +84,12 @@ class Artifact(Generic[M]):
         return cls(folder, manifest)
 
     @contextmanager
-    def reading(self, name: str) -> Iterator[None]:
+    def reading(self, name: str, folder: Folder | None = None) -> Iterator[None]:
         """Say of one of the artifact's files that it is missing or damaged.
+
+        Args:
+            name: of the file.
+            folder: that it lies in; by default the artifact's.
 
         Raises:
             DamagedError: the field is the file.
@@ -93,6 +97,6 @@ class Artifact(Generic[M]):
         try:
             yield
         except (FileNotFoundError, pa.ArrowInvalid, UserError) as error:
-            file = f"{self.uri}/{name}"
+            file = ((folder or self.folder) / name).uri
             found = str(error) if str(error).startswith(file) else f"{file} cannot be used: {error}"
             raise DamagedError(f"{found}; make the {self.kind} again", field=file) from error

@@ -31,13 +31,13 @@ def check_same_models(a: Artifact[Any], b: Artifact[Any], roles: Sequence[Role])
 
 
 def check_made_by(artifact: Artifact[Any], role: Role, uri: str, fingerprint: str) -> None:
-    """Refuse an artifact that another model made than the one at hand.
+    """Refuse an artifact that was made by another model than the one that is loaded.
 
     Args:
         artifact: any that names its models.
-        role: of the model at hand.
-        uri: of the model at hand, for the message.
-        fingerprint: of the model at hand.
+        role: of the loaded model.
+        uri: of the loaded model, for the message.
+        fingerprint: of the loaded model.
 
     Raises:
         UserError: it was another model (code ``other-model``: both are named), or the artifact does not say which

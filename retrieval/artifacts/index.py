@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -12,11 +13,11 @@ import pyarrow.compute as pc
 from retrieval.artifacts.artifact import Artifact
 from retrieval.artifacts.manifests import MANIFEST, IndexManifest
 from retrieval.folder import Folder
-from retrieval.index.files import verify
+from retrieval.index.files import ROWS, verify
 from retrieval.index.shard import Shard
 
 PLAN, REFUSED = "plan.json", "refused.json"
-"""What an unfinished version is to become, and the recall of one that was not published for it."""
+"""What an unfinished version is built from, and the recall of one that was refused for finding too little."""
 REMOVED_SCHEMA = pa.schema([("shard", pa.int32()), ("id", pa.string())])
 VersionState = Literal["published", "refused", "unfinished", "superseded", "pruned"]
 
@@ -75,6 +76,21 @@ class Index(Artifact[IndexManifest]):
         table = self.removed()
         return table.filter(pc.equal(table["shard"], number))["id"]
 
+    def live_rows(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """Return the rows of one shard that are not removed, by ascending id.
+
+        Args:
+            number: place of the shard in the manifest.
+            columns: ``id`` and others of its row table.
+
+        Raises:
+            DamagedError: a file is missing or not Parquet.
+        """
+        folder = self.shard_folder(number)
+        with self.reading(ROWS, folder):
+            rows = folder.read_table(ROWS, columns)
+        return rows.filter(pc.invert(pc.is_in(rows["id"], self.removed_ids(number).combine_chunks())))
+
     def shard(self, number: int, *, mmap: bool = True, verified: bool = False) -> Shard:
         """Open one shard; from a remote filesystem its files are first copied to a temporary folder.
 
@@ -121,7 +137,7 @@ def version_states(root: Folder) -> dict[str, VersionState]:
     - published: it can be opened;
     - refused: it was built, and found too little to be published;
     - unfinished: newer than all published ones. One with a ``PLAN`` can be resumed;
-    - superseded: it was not finished before a newer one was published, and is nobody's;
+    - superseded: it was not finished before a newer one was published, and is not used;
     - pruned: of what it had, only the shards are left that other versions share.
     """
     names, published = version_names(root), set(published_versions(root))

@@ -60,7 +60,7 @@ def build_shard(
         seed: of the training sample, the k-means and the tuning queries.
         share: of the rows that were cut into shards with this one; see ``tuning.measured_efforts``.
         texts: see there.
-        added: is told how many rows were added to the compressed index, block after block.
+        added: called with the number of rows of each block that was added to the compressed index.
 
     Returns:
         {file name: {"bytes": int, "sha256": hex}} of all four files, for the manifest of an index.
@@ -98,7 +98,7 @@ def build_shard(
 def fill(
     index: faiss.Index, vectors_ND: NDArray[np.float16], added: Callable[[int], object] = lambda count: None
 ) -> None:
-    """Add all rows to a trained index, in blocks, of whose rows ``added`` is told."""
+    """Add all rows to a trained index, in blocks; ``added`` is called with the number of rows of each."""
     for start in range(0, len(vectors_ND), _BLOCK):
         block = vectors_ND[start : start + _BLOCK].astype(np.float32)
         index.add(block)

@@ -58,7 +58,7 @@ def new_index(factory: str, dim: int) -> faiss.Index:
     """Return an empty, untrained index over D dimensions.
 
     Raises:
-        UserError: FAISS knows none such, or a shard cannot use it (code ``unsupported``, field ``factory``).
+        UserError: FAISS cannot make one, or a shard cannot use it (code ``unsupported``, field ``factory``).
     """
     lists = re.search(r"IVF(\d+)", factory)
     if _codebook(factory) > _MAX_CODEBOOK or (lists and int(lists[1]) > _MAX_LISTS):

@@ -1,4 +1,4 @@
-"""What loading a model needs whatever its library: the files it must have, random weights, and what is said of a fault.
+"""What loading a model needs whatever its library: the files it must have, random weights, and errors.
 
 Pickled weights are not read from a local folder; where a hub repository or a tag has no safetensors, open_clip and timm
 unpickle with ``weights_only=True``, and diffusers refuses.
@@ -45,7 +45,7 @@ def loading(role: str, what: str, forms: str) -> Iterator[None]:
 
 
 def require_files(folder: Path, *names: str) -> None:
-    """Raise FileNotFoundError for a file that is missing: the libraries would go on with pickled weights or none."""
+    """Raise FileNotFoundError for a file that is missing: the libraries would fall back to pickled weights or none."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder.absolute()}")
     for name in names:

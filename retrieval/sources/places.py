@@ -98,7 +98,7 @@ class Places:
         """Return filesystem and path of what a row names.
 
         Raises:
-            UserError: the URI is of a scheme that is not read, or cannot be opened.
+            UserError: the URI is of a scheme that is not read (``unknown-scheme``), or cannot be opened (``bad-uri``).
             OSError: as ``open_source``.
         """
         if file.startswith("/"):
@@ -109,6 +109,8 @@ class Places:
         scheme, authority, path, options = split_uri(file)
         if scheme not in SCHEMES:
             raise UserError(f"{scheme}:// is not read, only {', '.join(SCHEMES)}", code="unknown-scheme", field="uri")
+        if "\0" in path:
+            raise UserError(f"{file} has a null character in its path", code="bad-uri", field="uri")
         if not options and root.uri.startswith(f"{scheme}://"):  # of the same store as the list itself
             options = root.uri.partition("?")[2]
         key = (f"{scheme}://{authority}", options)

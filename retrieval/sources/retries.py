@@ -1,4 +1,4 @@
-"""Asking an object store again, where what stops it may pass."""
+"""Retries with back-off, where an object store fails and the failure may pass."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class RowReader(Protocol):
         """Return the contents of rows that are read together.
 
         Raises:
-            OSError: none can be had; a PermanentError if it is no use to try again.
+            OSError: none can be read; a PermanentError if a retry would not help.
         """
 
 

@@ -41,9 +41,11 @@ def cast(column: pa.ChunkedArray | pa.Array, type_: pa.DataType) -> pa.ChunkedAr
 
 
 def is_bytes(kind: pa.DataType) -> bool:
+    """Return whether a column of this type holds bytes."""
     checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
     return any(check(kind) for check in checks)
 
 
 def is_text(kind: pa.DataType) -> bool:
+    """Return whether a column of this type holds text."""
     return any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))

@@ -208,7 +208,7 @@ def _stat(places: Places, target: _Target) -> tuple[int, int]:
     try:
         filesystem, path = places.locate(target.file)
         info = filesystem.get_file_info(path)
-    except (OSError, UserError):
+    except (OSError, pa.ArrowException, UserError):
         return 0, 0
     return (info.size or 0, info.mtime_ns or 0) if info.type == fs.FileType.File else (0, 0)
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from errors import refused
 from made_up_artifacts import MODELS
 from tiny_artifacts import Collection
 
 from retrieval.artifacts import Index
-from retrieval.artifacts.index import PLAN, REFUSED, new_version, version_names, version_states
+from retrieval.artifacts.index import PLAN, REFUSED, REMOVED_SCHEMA, new_version, version_names, version_states
 from retrieval.artifacts.manifests import IndexManifest
 from retrieval.folder import Folder
+from retrieval.index.files import ROWS
 
 
 def index_manifest(**changes: Any) -> IndexManifest:
@@ -97,6 +100,21 @@ def test_shards_hold_the_rows_of_the_gallery(collection: Collection) -> None:
     place = {name: i for i, name in enumerate(collection.ids)}
     for shard in shards:
         np.testing.assert_array_equal(shard.vectors, joint[[place[name] for name in shard.rows["id"].to_pylist()]])
+
+
+def test_live_rows_are_those_of_a_shard_that_are_not_removed(collection: Collection, tmp_path: Path) -> None:
+    shutil.copytree(collection.folder / "index", tmp_path / "index")
+    opened = Index.open(tmp_path / "index")
+    ids = opened.shard(0).rows["id"].to_pylist()
+    assert opened.live_rows(0, ["id"])["id"].to_pylist() == ids
+    opened.folder.write_table(Index.REMOVED, pa.table({"shard": [0], "id": ids[:1]}, schema=REMOVED_SCHEMA))
+    opened.manifest.removed = 1
+    live = opened.live_rows(0, ["id", "label"])
+    assert (live.column_names, live["id"].to_pylist()) == (["id", "label"], ids[1:])
+    shard = opened.shard_folder(0)
+    shard.write_bytes(ROWS, b"")
+    with refused("damaged", (shard / ROWS).uri):
+        opened.live_rows(0, ["id"])
 
 
 def test_an_index_is_searched_on_s3_as_on_disk(bucket: str, collection: Collection) -> None:

@@ -1,4 +1,4 @@
-"""Profiles: those that ship, one's own, and what is said of a wrong one."""
+"""Profiles: those that ship, one's own, and the errors of a wrong one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of a shard: what opens again, and what is said of files that are cut, changed or another shard's."""
+"""The files of a shard: what opens again, and the errors for files that are cut, changed or another shard's."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_added_images_are_found_and_known_ones_not_embedded_again(
     # The version before is as it was.
     old = Index.open(place.target / "index/000001")
     assert sum(len(shard) for shard in old.shards()) == 24
-    # What could not be read is tried again; what it leaves behind does not hold up the next run.
+    # What could not be read is retried; what it leaves behind does not hold up the next run.
     with refused("no-usable-image", "source") as caught:
         add(str(images), place.gallery, second, profile)
     assert "1 unreadable" in str(caught.value)

@@ -1,4 +1,4 @@
-"""A folder on a filesystem: names, whole writes, listings, and what is said of a place that cannot be reached."""
+"""A folder on a filesystem: names, whole writes, listings, and the errors of a place that cannot be reached."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_the_columns_are_those_that_unfinished_batches_have() -> None:
 
 
 def test_the_digest_is_over_path_size_and_time_of_change(tmp_path: Path) -> None:
-    # A job that was begun by another version resumes only if it finds the same.
+    # A job that another version started resumes only if it finds the same.
     expected = hashlib.sha256()
     for i, name in enumerate(("a.jpg", "b/ü.jpg")):
         file = tmp_path / "photos" / name

@@ -65,6 +65,7 @@ def test_what_lists_may_not_name_costs_its_line(tmp_path: Path) -> None:
     file = tmp_path / "lists/x.csv"
     file.write_text(
         "uri,n\na.jpg,1\nhttps://host/x.jpg,2\n../b.jpg,3\n,4\ntoo,many,fields\ns3://key:word@bucket/x.jpg,5\na.jpg,6\n"
+        "file:///a%00b.jpg,7\nfile://host/c.jpg,8\n"
     )
     _, rows = listed(file, tmp_path / "list")
     reasons = {row["path"]: row["reason"] for row in rows}
@@ -75,6 +76,8 @@ def test_what_lists_may_not_name_costs_its_line(tmp_path: Path) -> None:
         "x.csv#line 5": "no-path",
         "x.csv#line 6": "bad-row",
         "x.csv#line 7": "bad-name",
+        "x.csv#line 9": "bad-name",
+        "x.csv#line 10": "bad-name",
         "a.jpg#5": "same-path",
     }
     details = {row["path"]: row["detail"] for row in rows}
