@@ -10,7 +10,7 @@ import numpy as np
 from cluster.progress import ProgressCounter, progress
 from demo.grammar import Category, describe
 from demo.world import render
-from pipelines.executor import current_executor
+from pipelines.running import current_executor
 from pipelines.vocabulary import VocabularyEntry
 from retrieval.prompts import Kind, query_text
 

@@ -104,8 +104,12 @@ def run_demo(folder: Path, profile: Profile, log: Callable[[str], None], size: S
     aggregators = {"trained": made} | ({"shipped": shipped} if shipped else {})
     evaluation = evaluate(gallery, queries, weight=weight, aggregators=aggregators)
     best, learned = list(aggregators.items())[-1]
-    sheet = contact_sheet(gallery, queries, evaluation.weights[best], aggregator=learned)
-    places = [*write_report(evaluation, sheet, folder / "report"), made.uri]
+    files = write_report(
+        evaluation,
+        lambda: contact_sheet(gallery, queries, evaluation.weights[best], aggregator=learned),
+        folder / "report",
+    )
+    places = [*files, made.uri]
     return DemoResult(gallery, index, queries, evaluation, places, unseen[-1].name)
 
 

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from cluster.profile import IndexSettings
 from cluster.progress import ProgressCounter, progress
-from pipelines.executor import current_executor
+from pipelines.running import current_executor
 from retrieval.artifacts import Index
 from retrieval.errors import UserError
 from retrieval.index.shard import Shard

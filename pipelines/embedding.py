@@ -21,7 +21,8 @@ from pipelines import checkpoint
 from pipelines.decoder import Decoder
 from pipelines.embedder import Embedder
 from pipelines.encoders import Encoders
-from pipelines.executor import Checkpoint, Each, Files, Workers, current_executor
+from pipelines.executor import Checkpoint, Each, Files, Workers
+from pipelines.running import current_executor
 from retrieval.artifacts import Gallery
 from retrieval.artifacts.gallery import REJECTED_SCHEMA
 from retrieval.folder import Folder

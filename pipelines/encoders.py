@@ -11,7 +11,7 @@ from cachetools import LRUCache, cached
 from cluster.loading import load_vision, load_vlm, record_of
 from cluster.profile import Profile
 from cluster.session import check_room
-from pipelines.executor import current_executor
+from pipelines.running import current_executor
 from retrieval.artifacts import ModelRecord
 
 if TYPE_CHECKING:  # takes seconds to import, which a driver should not

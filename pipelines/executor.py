@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import pyarrow as pa
 
 from cluster.profile import Stage
-from cluster.session import in_process
 from retrieval.folder import Folder
 
 T = TypeVar("T")
@@ -147,14 +146,3 @@ class Executor(Protocol):
             checkpoint: what is noted there as written is left out, and what is written is noted there. What an
                 interrupted write left half done is deleted first.
         """
-
-
-def current_executor() -> Executor:
-    """Return the executor of the open session (``cluster.session.session``); without one, that of this process."""
-    if in_process():
-        from pipelines.local_executor import LocalExecutor
-
-        return LocalExecutor()
-    from pipelines.ray_executor import RayExecutor
-
-    return RayExecutor()

@@ -129,6 +129,7 @@ def index(
             dropped = len(again)
             if again:
                 version = growth.remove(Selection(ids=again), gallery, version, settings.index, log=log).index
+                gallery = Gallery.open(gallery.folder)
     return IndexReport(gallery, version, None if known else _newest_summary(gallery), dropped)
 
 

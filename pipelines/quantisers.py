@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from cluster.profile import IndexSettings
 from cluster.progress import ProgressCounter, progress
-from pipelines.executor import Each, Files, Shared, current_executor
+from pipelines.executor import Each, Files, Shared
 from pipelines.faiss_threads import faiss_threads
+from pipelines.running import current_executor
 from retrieval.artifacts import Gallery
 from retrieval.artifacts.columns import matrix
 from retrieval.artifacts.manifests import PartRecord

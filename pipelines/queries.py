@@ -20,7 +20,8 @@ from cluster.loading import load_query_encoder, prompt_templates, record_of
 from cluster.profile import Profile, load_profile
 from cluster.progress import Log, ProgressCounter, progress, silent
 from cluster.session import check_room, check_shared, session
-from pipelines.executor import TableFiles, Workers, current_executor
+from pipelines.executor import TableFiles, Workers
+from pipelines.running import current_executor
 from pipelines.unfinished_queries import ENTRY, JOB, QUERIES, Job, OpenQueries, open_queries
 from pipelines.vocabulary import VocabularyEntry, read_vocabulary
 from retrieval.artifacts import MANIFEST, ModelRecord, QuerySet, Role

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.progress import ProgressCounter, progress
-from pipelines.executor import Shared, current_executor
+from pipelines.executor import Shared
+from pipelines.running import current_executor
 from retrieval.artifacts import Gallery
 from retrieval.artifacts.columns import matrix
 from retrieval.folder import Folder

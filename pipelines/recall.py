@@ -8,8 +8,9 @@ import numpy as np
 
 from cluster.profile import IndexSettings
 from cluster.progress import ProgressCounter
-from pipelines.executor import Shared, current_executor
+from pipelines.executor import Shared
 from pipelines.faiss_threads import faiss_threads
+from pipelines.running import current_executor
 from pipelines.text_queries import measuring_texts
 from retrieval.artifacts import Index
 from retrieval.index.effort import LAMBDA_GRID

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,16 +61,20 @@ def measure(
             weight=DEFAULT_WEIGHT if weight is None else weight,
             aggregators={"trained": aggregator} if aggregator else None,
         )
-        sheet = contact_sheet(gallery, query_set, evaluation.weights[evaluation.systems[-1]], aggregator=aggregator)
-    return Measured(evaluation, write_report(evaluation, sheet, report))
+        shown = evaluation.weights[evaluation.systems[-1]]
+        files = write_report(
+            evaluation, lambda: contact_sheet(gallery, query_set, shown, aggregator=aggregator), report
+        )
+    return Measured(evaluation, files)
 
 
-def write_report(evaluation: Evaluation, sheet: bytes, target: str | Path) -> list[str]:
+def write_report(evaluation: Evaluation, sheet: Callable[[], bytes], target: str | Path) -> list[str]:
     """Write ``results.parquet`` (one row per query and system), ``summary.json``, ``gains.png``, ``contact-sheet.png``.
 
     Args:
         evaluation: what was measured.
-        sheet: the contact sheet, PNG bytes.
+        sheet: draws the contact sheet, PNG bytes. It reads the gallery's pictures, which may fail, so it is called when
+            the results are written.
         target: folder or URI.
 
     Returns:
@@ -79,7 +84,7 @@ def write_report(evaluation: Evaluation, sheet: bytes, target: str | Path) -> li
     folder.write_table("results.parquet", evaluation.table)
     folder.write_json("summary.json", summary(evaluation))
     folder.write_bytes("gains.png", plot_evaluation(evaluation))
-    folder.write_bytes("contact-sheet.png", sheet)
+    folder.write_bytes("contact-sheet.png", sheet())
     return [(folder / name).uri for name in ("results.parquet", "summary.json", "gains.png", "contact-sheet.png")]
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.executor import Shared, current_executor
+from pipelines.executor import Shared
+from pipelines.running import current_executor
 from retrieval.artifacts import Gallery, Index
 from retrieval.artifacts.manifests import PartRecord
 from retrieval.folder import Folder

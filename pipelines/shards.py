@@ -15,9 +15,10 @@ from ray.util.metrics import Counter
 
 from cluster.profile import IndexSettings
 from cluster.progress import Log, ProgressCounter, progress, silent
-from pipelines.executor import Shared, current_executor
+from pipelines.executor import Shared
 from pipelines.faiss_threads import faiss_threads
 from pipelines.quantisers import TRAINED
+from pipelines.running import current_executor
 from pipelines.text_queries import tuning_texts
 from retrieval.artifacts import Gallery
 from retrieval.artifacts.manifests import PartRecord, ShardRecord

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 
-from pipelines.executor import current_executor
+from pipelines.running import current_executor
 from retrieval.folder import Folder
 from retrieval.sources.files import File
 from retrieval.sources.frozen_list import Listing, freeze

@@ -16,7 +16,7 @@ from cluster.loading import load_vlm, prompt_templates
 from cluster.profile import Profile
 from cluster.progress import Log
 from cluster.session import in_process, lacking
-from pipelines.executor import current_executor
+from pipelines.running import current_executor
 from retrieval.artifacts import Gallery, QuerySet
 from retrieval.artifacts.columns import fixed_size_list, matrix
 from retrieval.artifacts.compatibility import check_same_models, recorded

@@ -16,7 +16,7 @@ from cluster.profile import Profile
 from cluster.progress import ProgressCounter, progress
 from pipelines.decoder import decoded_side
 from pipelines.encoders import load_encoders
-from pipelines.executor import current_executor
+from pipelines.running import current_executor
 from retrieval.artifacts import Gallery, Index, Role
 from retrieval.artifacts.columns import matrix
 from retrieval.artifacts.manifests import PartRecord

@@ -19,11 +19,11 @@ from cluster.session import session
 from demo.grammar import categories
 from demo.world import render
 from pipelines.embedding import written
-from pipelines.executor import current_executor
 from pipelines.gallery import build_gallery, gallery_of
 from pipelines.growth import remove
 from pipelines.index import build_index
 from pipelines.ray_executor import RayExecutor
+from pipelines.running import current_executor
 from pipelines.selection import Selection
 from retrieval.artifacts import Gallery, Index
 from retrieval.artifacts.columns import matrix

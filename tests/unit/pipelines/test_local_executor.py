@@ -13,8 +13,9 @@ import pytest
 from cluster.profile import Stage
 from cluster.progress import progress
 from pipelines.checkpoint import written
-from pipelines.executor import Checkpoint, Each, Files, TableFiles, Workers, current_executor
+from pipelines.executor import Checkpoint, Each, Files, TableFiles, Workers
 from pipelines.local_executor import LocalExecutor
+from pipelines.running import current_executor
 from retrieval.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("in_process")

@@ -66,7 +66,7 @@ def encoded(colour: tuple[int, int, int]) -> bytes:
 
 def test_files_are_written_and_hold_the_figures(tmp_path: Path) -> None:
     result = evaluation(VALUES)
-    files = [Path(name) for name in write_report(result, SHEET, tmp_path / "new" / "report")]
+    files = [Path(name) for name in write_report(result, lambda: SHEET, tmp_path / "new" / "report")]
     assert [file.name for file in files] == ["results.parquet", "summary.json", "gains.png", "contact-sheet.png"]
     assert pq.read_table(files[0]).equals(result.table)
     assert files[3].read_bytes() == SHEET
@@ -85,10 +85,19 @@ def test_files_are_written_and_hold_the_figures(tmp_path: Path) -> None:
     assert len(plot.getcolors(maxcolors=2**24) or []) > 10
 
 
+def test_results_are_written_before_a_picture_is_read(tmp_path: Path) -> None:
+    def unreadable() -> bytes:
+        raise OSError("the source is away")
+
+    with pytest.raises(OSError, match="away"):
+        write_report(evaluation(VALUES), unreadable, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"results.parquet", "summary.json", "gains.png"}
+
+
 @pytest.mark.parametrize("queries", [1, 3, 7])
 def test_report_of_queries_that_all_do_alike(tmp_path: Path, queries: int) -> None:
     for value in (0.1, 1 / 3, 0.7, 1.0):
-        write_report(evaluation(np.full((3, 2, queries), value)), SHEET, tmp_path)
+        write_report(evaluation(np.full((3, 2, queries), value)), lambda: SHEET, tmp_path)
 
 
 def test_table_has_a_line_for_each_kind_and_system() -> None:
