@@ -101,6 +101,18 @@ def cluster_address(given: str | None) -> str | None:
     return None if address == "local" else address or None
 
 
+def check_ray(address: str | None, what: str) -> None:
+    """Refuse to run in this process what cannot.
+
+    Raises:
+        UserError: the address asks for it (``needs-ray``).
+    """
+    if cluster_address(address) == IN_PROCESS:
+        raise UserError(
+            f"{what} needs Ray: leave --address none out, and RAY_ADDRESS=none unset", code="needs-ray", field="address"
+        )
+
+
 @contextmanager
 def session(address: str | None = None) -> Iterator[None]:
     """Connect to the Ray cluster at ``address`` (or ``RAY_ADDRESS``), or start a local one; leave it as it was found.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from commands.console import Cluster, Profile, listed, out, quoted, say_made, say_next, with_profile
 from commands.results import results_table
-from retrieval.errors import UserError
 
 if TYPE_CHECKING:  # --help need not wait for PyTorch and Ray
     from demo.run import DemoResult
@@ -24,15 +23,10 @@ def demo(folder: Path = Path("demo-out"), *, profile: Profile = "tiny", address:
         Where everything goes. A folder that an earlier demo filled is emptied first.
     """
     from cluster.profile import load_profile
-    from cluster.session import IN_PROCESS, cluster_address, session
+    from cluster.session import check_ray, session
     from demo.run import run_demo
 
-    if cluster_address(address) == IN_PROCESS:
-        raise UserError(
-            "the demo ends with a service, which needs Ray: leave --address none out, and RAY_ADDRESS=none unset",
-            code="needs-ray",
-            field="address",
-        )
+    check_ray(address, "the service that the demo ends with")
     settings = load_profile(profile)
     with session(address):
         result = run_demo(folder, settings, _log)

@@ -13,12 +13,11 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
-from cluster.loading import load_aggregator, prompt_templates
+from cluster.loading import index_folder, load_aggregator, prompt_templates
 from cluster.profile import Profile, Replicas, ServeSettings, load_profile
 from cluster.session import node_count
 from retrieval.artifacts import Index, QuerySet
 from retrieval.errors import UserError
-from retrieval.folder import Folder
 from serving.deployments.encoders import VisionTower, VLMTowers
 from serving.deployments.generator import ImaginingGenerator
 from serving.deployments.pointer import Pointer
@@ -84,7 +83,7 @@ def front(service: Service) -> Application:
 def plan(args: ServeArgs) -> Service:
     """Bind every deployment but the ingress, and return what the ingress needs; errors are those of ``build``."""
     profile = load_profile(args.profile)
-    index, store = index_uri(args.target), store_uri(args.store, profile)
+    index, store = index_folder(args.target).uri, store_uri(args.store, profile)
     count = len(Index.open(index).manifest.shards)
     fingerprint = None
     aggregator = load_aggregator(profile, args.aggregator)
@@ -109,12 +108,6 @@ def plan(args: ServeArgs) -> Service:
     ranker = _scaled(Ranker, settings.ranker, settings).bind(profile, pointer, learned, encoders, shards)
     defaults = Defaults(profile.queries.images, fingerprint)
     return Service(profile, Parts(vlm, vision, generator, ranker), store, defaults, learned, count, index)
-
-
-def index_uri(target: str) -> str:
-    """Return the URI of the index in what ``mindseye index`` made, or of ``target`` itself."""
-    place = Folder(target)
-    return (place / "index" if place.exists("index") else place).uri
 
 
 def store_uri(given: str | None, profile: Profile) -> str:

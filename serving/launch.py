@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from urllib.error import URLError
 from urllib.request import urlopen
 
 import ray
@@ -20,7 +21,7 @@ from ray.serve import Application
 from ray.serve.config import HTTPOptions
 
 from cluster.profile import Profile, ServeSettings, load_profile
-from cluster.session import cluster_address, lacking, node_count, session
+from cluster.session import check_ray, cluster_address, lacking, node_count, session
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 from serving.app import LOGGING, ServeArgs, check_store, front, plan
@@ -69,10 +70,13 @@ def prepare(
     Raises:
         UserError: an artifact, the profile, the keys or the port cannot be used.
     """
+    check_ray(address, "a service")
     args = ServeArgs.model_validate(given)
     profile = load_profile(args.profile)
     settings = profile.serve
-    host, port = host or settings.host, port or settings.port
+    host, port = host or settings.host, settings.port if port is None else port
+    if not 0 < port < 2**16:
+        raise UserError(f"the port must be from 1 to {2**16 - 1}, not {port}", code="out-of-range", field="port")
     _check_exposure(host, settings)
     if not cluster_address(address):
         _check_free(host, port)
@@ -116,6 +120,12 @@ def switch(
         return url, switch_index(url, Folder(index).uri)
     except ServiceFault as fault:
         raise UserError(f"{url} stays with its index: {fault}", code=fault.fault.code, field="index") from fault
+    except URLError as error:
+        raise UserError(
+            f"no service answers at {url} ({error.reason}): start one there, or give its --host and --port",
+            code="unreachable",
+            field="port",
+        ) from error
 
 
 @contextmanager

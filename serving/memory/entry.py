@@ -27,7 +27,8 @@ def normalised(text: str) -> str:
     Raises:
         UserError: the text is blank or longer than ``prompts.MAX_CHARACTERS``.
     """
-    return " ".join(unicodedata.normalize("NFC", usable(text)).split())
+    # NFC makes some characters into several.
+    return usable(" ".join(unicodedata.normalize("NFC", usable(text)).split()))
 
 
 def memory_key(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,29 @@ def test_imports_only_what_lies_below(file: Path) -> None:
     name = file.relative_to(ROOT).as_posix()
     found = faults(name.split("/")[0].removesuffix(".py"), file.read_text(encoding="utf-8"))
     assert [fault for fault in found if not (name in BY_NAME and fault.endswith(" imports ?"))] == []
+
+
+MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
+
+
+def imported_modules(source: str) -> set[str]:
+    """Return the modules of ours that a source imports when it is run, wherever in it."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inside & MODULES.keys() or {node.module}
+    return found & MODULES.keys()
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    TopologicalSorter({name: imported_modules(MODULES[name].read_text()) - {name} for name in MODULES}).prepare()
 
 
 def test_who_begins_a_job_and_who_only_decodes_do_not_load_pytorch() -> None:

@@ -215,11 +215,15 @@ def test_the_ingress_itself(
 
 
 def test_a_switch_to_an_index_with_a_damaged_shard(
-    client: TestClient, breaks: Callable[..., None], error: Exception, collection: Collection, tmp_path: Path
+    client: TestClient, breaks: Callable[..., None], error: Exception, collection: Collection
 ) -> None:
     """Of a file that is damaged the one who named the index is told, in our words; anything else is a failure."""
     breaks(serving.deployments.shards.Index, "shard")
-    response = client.put("/v1/index", json={"index": str(shutil.copytree(collection.index.uri, tmp_path / "000001"))})
+    other = Path(shutil.copytree(collection.index.uri, collection.folder / "index" / "000009"))
+    try:
+        response = client.put("/v1/index", json={"index": str(other)})
+    finally:
+        shutil.rmtree(other)
     silent(response.text)
     expected = (422, "invalid") if isinstance(error, UserError) else (500, "failed")
     assert (response.status_code, response.json()["error"]["code"]) == expected

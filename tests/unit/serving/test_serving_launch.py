@@ -16,9 +16,10 @@ from synthetic import write_queries
 from tiny_artifacts import Collection
 
 import serving.launch
+from cluster.loading import index_folder
 from cluster.ports import free_port
-from serving.app import ServeArgs, build, index_uri
-from serving.launch import prepare
+from serving.app import ServeArgs, build
+from serving.launch import prepare, switch
 
 ROOT = Path(__file__).parents[3]
 
@@ -47,6 +48,22 @@ def test_what_cannot_be_served_is_refused_before_ray_is_started(
         one_line_error(run("serve", target, "--port", number), "127.0.0.1", str(number))
         with refused("port-taken", "port"):
             prepare({"target": target}, port=number)
+
+
+@pytest.mark.parametrize("port", [0, 2**16])
+def test_a_port_that_cannot_be_is_refused(collection: Collection, port: int) -> None:
+    with refused("out-of-range", "port"):
+        prepare({"target": str(collection.folder)}, port=port)
+
+
+def test_a_service_needs_ray(collection: Collection, port: int) -> None:
+    with refused("needs-ray", "address"):
+        prepare({"target": str(collection.folder)}, port=port, address="none")
+
+
+def test_where_no_service_answers_nothing_is_switched(collection: Collection, port: int) -> None:
+    with refused("unreachable", "port"):
+        switch(collection.index.uri, port=port)
 
 
 def test_a_start_that_is_refused_changes_nothing_of_a_service_that_runs(
@@ -81,8 +98,8 @@ def test_an_application_is_built_without_ray(
     # Of a config file Serve hands on the mapping.
     for application in (build(ServeArgs(**given)), build(given)):
         assert application._bound_deployment.name == "Ingress"
-    assert index_uri(str(collection.folder)) == str(collection.folder / "index")
-    assert index_uri(str(collection.folder / "index")) == str(collection.folder / "index")
+    assert index_folder(str(collection.folder)).uri == str(collection.folder / "index")
+    assert index_folder(str(collection.folder / "index")).uri == str(collection.folder / "index")
     with refused("missing"):
         build(ServeArgs(target=str(collection.folder), profile=str(profile_file), aggregator=str(tmp_path)))
     with refused("missing"):
