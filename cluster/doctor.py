@@ -90,7 +90,7 @@ def _models(given: str | Path | Profile) -> Iterator[Check]:
     try:
         profile = load_profile(given)
     except UserError as error:
-        yield Check("profile", False, str(error), "correct the profile, or give another with --profile")
+        yield Check("profile", False, str(error), "correct the profile, or give another")
         return
     yield Check("profile", True, profile.name)
     loaders: dict[str, Callable[[Profile], Any]] = {"vlm": load_vlm, "vision": load_vision, "generator": load_generator}

@@ -142,7 +142,7 @@ def _back_off(target: Folder, mine: str, take_over: bool) -> None:
         else:
             raise UserError(
                 f"{target.uri} is locked by {other}. Wait until it ends. If it is dead, its lock becomes stale"
-                f" {STALE_SECONDS} s after its last heartbeat; if you are sure that it is, take over (--take-over).",
+                f" {STALE_SECONDS} s after its last heartbeat; if you are sure that it is, take over.",
                 code="locked",
                 field="target",
             )
@@ -180,7 +180,7 @@ class _Lock:
         if why := self.lost():
             raise UserError(
                 f"this job has lost its lock of {self.target.uri}, so it publishes nothing: {why}. See that no other"
-                " job runs there (mindseye index status), and run the same command again: it resumes",
+                " job runs there, and run the same one again: it resumes",
                 code="lock-lost",
                 field="target",
             )

@@ -26,7 +26,7 @@ def open_finder(
     """Open an index together with the models that its queries need.
 
     Args:
-        target: what ``mindseye index`` or ``mindseye demo`` made, an index itself or one version of it, or an open one.
+        target: a folder that has an index in it, an index itself or one version of it, or an open one.
         profile: of the models that made the index.
         aggregator: a trained aggregator; by default the profile's. Without one, the images are averaged.
 
@@ -41,7 +41,7 @@ def open_finder(
 
 
 def open_index(target: str | Path) -> Index:
-    """Open the index in what ``mindseye index`` or ``mindseye demo`` made, or the one at ``target`` itself.
+    """Open the index that the folder ``target`` has in it, or the one at ``target`` itself.
 
     Raises:
         UserError: there is none.

@@ -48,7 +48,7 @@ def check_room(what: str, field: str, cpus: float, gpus: float = 0) -> None:
         setting = f"{field}.{resource.lower()}s"
         raise UserError(
             f"{what} needs {needed:g} {resource}s, and this machine's Ray has {there:g}: lower {setting} in the"
-            " profile, choose another profile, or use a cluster (--address)",
+            " profile, choose another profile, or use a cluster",
             code="too-few-resources",
             field=setting,
         )
@@ -109,7 +109,9 @@ def check_ray(address: str | None, what: str) -> None:
     """
     if cluster_address(address) == IN_PROCESS:
         raise UserError(
-            f"{what} needs Ray: leave --address none out, and RAY_ADDRESS=none unset", code="needs-ray", field="address"
+            f"{what} needs Ray, and the address (or RAY_ADDRESS) is none: give another",
+            code="needs-ray",
+            field="address",
         )
 
 

@@ -22,6 +22,12 @@ MAKERS = {
     "aggregator": "mindseye train",
 }
 """The command that makes an artifact."""
+HINTS = {
+    "locked": "With --take-over this command breaks its lock.",
+    "lock-lost": "mindseye index status says which job runs there.",
+    "too-few-resources": "A cluster is named by --address.",
+}
+"""What the command line has for a mistake, by its code."""
 _OF_A_FILE = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 _OF_THE_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EADDRINUSE, errno.EADDRNOTAVAIL}
 
@@ -43,9 +49,14 @@ def is_mistake(error: Exception) -> bool:
 
 
 def say_mistake(error: Exception) -> None:
-    """Print the message on standard error, and which command makes the artifact that is missing, if it is one."""
-    maker = MAKERS.get(error.field) if isinstance(error, UserError) and error.code == "missing" else None
-    err.print(f"mindseye: {error}{f' {maker} makes one.' if maker else ''}", soft_wrap=True)
+    """Print the message on standard error, and what the command line has for such a mistake: an option, or the command
+    that makes the artifact that is missing.
+    """
+    hint = None
+    if isinstance(error, UserError):
+        maker = MAKERS.get(error.field) if error.code == "missing" else None
+        hint = f"{maker} makes one." if maker else HINTS.get(error.code)
+    err.print(f"mindseye: {error}{f' {hint}' if hint else ''}", soft_wrap=True)
 
 
 def report_fault(error: Exception) -> None:

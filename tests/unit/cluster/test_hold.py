@@ -37,7 +37,7 @@ def test_a_second_job_is_refused_and_told_who_has_locked_the_target(target: Fold
     other(target)
     with refused("locked", "target") as caught, hold(target, "mine"):
         pytest.fail("it has begun")
-    for fact in ("mindseye index there", "process 42", "elsewhere", f"{STALE_SECONDS} s", "--take-over"):
+    for fact in ("mindseye index there", "process 42", "elsewhere", f"{STALE_SECONDS} s"):
         assert fact in str(caught.value)
     assert [each.job for each in holds(target)] == ["mindseye index there"]
 

@@ -112,7 +112,7 @@ def test_brackets_in_a_message_are_printed_as_they_are(run: Run) -> None:
 
 
 def test_the_demo_is_refused_without_ray_before_it_begins(run: Run, tmp_path: Path) -> None:
-    one_line_error(run("demo", tmp_path / "demo-out", "--address", "none"), "service", "--address none")
+    one_line_error(run("demo", tmp_path / "demo-out", "--address", "none"), "service", "none")
     assert not (tmp_path / "demo-out").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -88,6 +89,17 @@ def imported_modules(source: str) -> set[str]:
 
 def test_no_module_imports_itself_through_others() -> None:
     TopologicalSorter({name: imported_modules(MODULES[name].read_text()) - {name} for name in MODULES}).prepare()
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if file.parts[len(ROOT.parts)] in ("retrieval", "cluster")], ids=str
+)
+def test_the_ground_names_no_command_and_no_option_of_one(file: Path) -> None:
+    """Who calls from Python has none of them. What the command line has for a mistake stands in commands/failure.py."""
+    commands = "|".join(path.stem for path in (ROOT / "commands").glob("*.py"))
+    options = "address|profile|overwrite|take-over|factory|shards|memory-per-shard|queries|host|port|store|warm|index"
+    named = re.findall(rf"mindseye (?:{commands})\b|--(?:{options})\b", file.read_text(encoding="utf-8"))
+    assert not named
 
 
 def test_who_begins_a_job_and_who_only_decodes_do_not_load_pytorch() -> None:
