@@ -157,6 +157,7 @@ def test_a_driver_that_is_killed(run: Run, undisturbed: Run) -> None:
     check_same(run, undisturbed)
 
 
+@pytest.mark.long
 def test_workers_that_are_killed(run: Run, undisturbed: Run) -> None:
     moments = ("worker-read", "worker-embed", "worker-write", "worker-written")
     assert run.job(*moments) == 0

@@ -77,6 +77,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
     assert not (target / "runs").exists()
 
 
+@pytest.mark.long
 def test_the_same_call_resumes_after_its_driver_was_killed(
     calm: Trained, world: World, tmp_path: Path, ray_session: None
 ) -> None:
