@@ -332,7 +332,7 @@ def test_doctor_names_a_wrong_profile(run: Run, tmp_path: Path, settings: dict[s
     assert said.code == 1
     assert "FAIL profile" in said.out
     assert "queries.templates" in said.out
-    assert "give another with --profile" in said.out
+    assert "correct the profile, or give another" in said.out
 
 
 def test_doctor_says_what_is_missing_of_the_machine(
