@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
@@ -65,10 +64,11 @@ def _faiss() -> Check:
 def _torch() -> Check:
     import torch
 
+    from cluster.cores import usable_cores
     from retrieval.models.devices import has_fast_bfloat16, pick_device
 
     device = pick_device("auto")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{usable_cores()} cores"
     fast = "bfloat16 weights" if has_fast_bfloat16(device) else "float32 weights (no fast bfloat16)"
     return Check("device", True, f"{device}: {name}, {fast}")
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from retrieval.models.vlm import VLM
     from retrieval.query import QueryEncoder
 
+GALLERY, INDEX = "gallery", "index"
+"""Folders of a target: what the jobs of an index make."""
+
 # The libraries behind the models take seconds to import, so each function imports what it needs.
 
 
@@ -52,7 +55,7 @@ def open_index(target: str | Path) -> Index:
 def index_folder(target: str | Path) -> Folder:
     """Return the folder of the index that ``target`` has in it, else ``target`` itself."""
     place = Folder(target)
-    return place / "index" if place.exists("index") else place
+    return place / INDEX if place.exists(INDEX) else place
 
 
 def load_vlm(profile: Profile) -> VLM:

@@ -248,9 +248,10 @@ def list_versions(target: str) -> None:
     target
         What mindseye index has made.
     """
+    from cluster.loading import INDEX
     from commands.index_report import print_versions
     from pipelines.inspection import versions
-    from pipelines.job import INDEX, known_target
+    from pipelines.job import known_target
 
     print_versions(versions(known_target(target) / INDEX))
 

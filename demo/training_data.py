@@ -4,7 +4,6 @@ split.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.format import open_memmap
 
+from cluster.cores import usable_cores
 from demo.grammar import Category
 from demo.world import Split, Style, render, split
 
@@ -33,7 +33,7 @@ def rendered(folder: Path, name: Split, style: Style, per_category: int, *, firs
         partial = file.with_suffix(".partial.npy")
         images = open_memmap(partial, "w+", np.uint8, (len(chosen) * per_category, 64, 64, 3))
         jobs = [(category, style, per_category, first) for category in chosen]
-        with ProcessPoolExecutor(os.cpu_count()) as pool:
+        with ProcessPoolExecutor(usable_cores()) as pool:
             for i, block in enumerate(pool.map(_render_category, jobs, chunksize=8)):
                 images[i * per_category : (i + 1) * per_category] = block
         images.flush()

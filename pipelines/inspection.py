@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from cluster.hold import Hold, holds
+from cluster.loading import GALLERY, INDEX
 from pipelines.batches import JOB, Job, unfinished_batches
 from pipelines.embedding import written
 from pipelines.index_plan import Plan
@@ -61,7 +62,7 @@ def versions(root: Folder) -> list[Version]:
 
 def state(target: Folder) -> TargetState:
     """Return what runs or ran at a target, from its markers."""
-    gallery, root = target / "gallery", target / "index"
+    gallery, root = target / GALLERY, target / INDEX
     jobs = [_batch_state(batch) for batch in unfinished_batches(gallery) if batch.exists(JOB)]
     known = versions(root)
     unfinished = [root / each.name for each in known if each.state == "unfinished"]
@@ -71,7 +72,7 @@ def state(target: Folder) -> TargetState:
 
 def rejected(target: Folder) -> pa.Table:
     """Return the rejected inputs of a gallery, those of a job that has not finished included: path, reason, detail."""
-    gallery = target / "gallery"
+    gallery = target / GALLERY
     published = [Gallery.open(gallery).rejected()] if gallery.exists(MANIFEST) else []
     unfinished = [
         batch.read_table(file)

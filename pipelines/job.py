@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from cluster.hold import hold
+from cluster.loading import GALLERY, INDEX
 from cluster.profile import Profile, load_profile
 from cluster.progress import Log, silent
 from cluster.session import check_room, session
@@ -32,9 +33,6 @@ from retrieval.artifacts.index import published_versions
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.index.kinds import new_index
-
-GALLERY, INDEX = "gallery", "index"
-"""Folders of a target."""
 
 
 @dataclass(frozen=True)
