@@ -26,7 +26,7 @@ def print_index(report: IndexReport) -> None:
     if report.duplicates is not None:
         out.print(f"{report.duplicates:,} duplicates dropped")
     if report.summary:
-        _print_summary(report.summary)
+        print_summary(report.summary)
     _print_version(report.index)
 
 
@@ -117,7 +117,8 @@ def print_rejected(rejected: pa.Table, reason: str | None, examples: int) -> Non
         out.print("nothing was rejected")
 
 
-def _print_summary(summary: Summary) -> None:
+def print_summary(summary: Summary) -> None:
+    """Print what one run has embedded, rejected and left out, and where its time went."""
     rejected = sum(summary.rejected.values())
     out.print(f"{summary.read:,} inputs, {summary.embedded:,} images embedded, {rejected:,} rejected", end="")
     out.print(f" ({listed(summary.rejected)}; mindseye index failed lists them)" if rejected else "")
@@ -129,6 +130,8 @@ def _print_summary(summary: Summary) -> None:
     for count, what in more:
         if count:
             out.print(f"  {count:,} {what}")
+    if summary.duplicates is None:
+        out.print("  duplicates were not counted: that failed, as is said above")
     total = sum(summary.spent.values()) or 1
     shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in summary.spent.items())
     out.print(f"  {summary.seconds:,.0f} s, {summary.rows_per_s:,.1f} rows/s; workers spent their time on: {shares}")

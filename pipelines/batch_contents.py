@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from pipelines.hash_ranges import RUN_ROWS, content_hashes, count_distinct
+from pipelines.running import current_executor
 from retrieval.artifacts import Gallery
 from retrieval.artifacts.manifests import BatchRecord, PartRecord
 from retrieval.folder import Folder
@@ -24,8 +25,8 @@ class Summary(BaseModel):
     read: int
     embedded: int
     rejected: dict[str, int]
-    duplicates: int
-    """Rows whose bytes another row of the batch has as well."""
+    duplicates: int | None
+    """Rows whose bytes another row of the batch has as well; None where counting them failed."""
     already_there: int
     """Inputs that an earlier, interrupted run of the same job had dealt with."""
     unchanged: int
@@ -60,7 +61,7 @@ def contents(batch: Folder) -> Contents:
         rejected.update(batch.read_table(name, ["reason"])["reason"].to_pylist())
     parts = [
         PartRecord(name=f"{Gallery.batch(batch.name)}/{name}", rows=rows)
-        for name, rows in zip(names, _rows(batch, names), strict=True)
+        for name, rows in zip(names, batch.count_rows(names), strict=True)
     ]
     return Contents(parts, dict(rejected))
 
@@ -85,19 +86,13 @@ def rejection_examples(batch: Folder, count: int) -> list[str]:
 
 
 def duplicates_in(folder: Folder, parts: Sequence[PartRecord]) -> int:
-    """Return how many rows have bytes that a row before has: 16 bytes of memory a row."""
-    contents = []
-    for part in parts:
-        ids = folder.read_table(part.name, ["id"])["id"].to_pylist()
-        contents.append(np.fromiter((int(id.split("-")[0], 16) for id in ids), np.uint64, len(ids)))
-    every = np.concatenate(contents)
-    return len(every) - len(np.unique(every))
+    """Return how many rows have bytes that another row before has."""
+    rows = sum(part.rows for part in parts)
+    count = min(math.ceil(rows / RUN_ROWS), len(parts))
+    runs = current_executor().map_shared(_hashes_of_parts, [(folder, parts[i::count]) for i in range(count)])
+    return rows - count_distinct(runs, rows)
 
 
-def _rows(folder: Folder, files: Sequence[str]) -> list[int]:
-    def rows(name: str) -> int:
-        with folder.open_input(name) as file:
-            return pq.ParquetFile(file).metadata.num_rows
-
-    with ThreadPoolExecutor(16) as pool:  # on an object store, what costs time is waiting
-        return list(pool.map(rows, files))
+def _hashes_of_parts(folder: Folder, parts: Sequence[PartRecord]) -> np.ndarray:
+    tables = (table for part in parts for table in folder.tables(part.name, ["id"]))
+    return np.sort(np.concatenate([content_hashes(table["id"]) for table in tables]))

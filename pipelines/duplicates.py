@@ -16,10 +16,13 @@ from scipy.sparse.csgraph import connected_components
 
 from cluster.profile import IndexSettings
 from cluster.progress import ProgressCounter, progress
+from pipelines.executor import Shared
+from pipelines.hash_ranges import content_hashes, repeated
 from pipelines.running import current_executor
 from retrieval.artifacts import Index
 from retrieval.errors import UserError
 from retrieval.index.shard import Shard
+from retrieval.sources.known import is_in_sorted
 
 NEIGHBOURS = 20
 _BLOCK = 1024
@@ -32,14 +35,26 @@ def exact_duplicates(index: Index) -> pa.Table:
     Returns:
         ``id``, ``of`` (the smallest id with the same bytes), ``cosine`` (1).
     """
+    executor, shards = current_executor(), range(len(index.manifest.shards))
+    hashes = executor.map_shared(_hashes_of_shard, [(index, number) for number in shards])
+    again = executor.share(repeated(hashes, index.manifest.rows))
+    found = executor.map(_ids_of_contents, [(index, number, again) for number in shards])
     # An id begins with the hash of the bytes, so equal ones are neighbours in order.
-    shards = range(len(index.manifest.shards))
-    ids = np.sort(np.concatenate([index.live_rows(number, ["id"])["id"].to_numpy() for number in shards]))
+    ids = np.sort(pa.chunked_array(found, pa.string()).to_numpy())
     contents = np.array([id.split("-")[0] for id in ids], dtype=object)
     first = np.r_[True, contents[1:] != contents[:-1]]
     of = ids[np.maximum.accumulate(np.where(first, np.arange(len(ids)), 0))]
     again = ~first
     return pa.table({"id": ids[again], "of": of[again], "cosine": np.ones(again.sum(), np.float32)}, schema=PAIRS)
+
+
+def _hashes_of_shard(index: Index, number: int) -> np.ndarray:
+    return np.sort(content_hashes(index.live_rows(number, ["id"])["id"]))
+
+
+def _ids_of_contents(index: Index, number: int, hashes: Shared[np.ndarray]) -> pa.Array:
+    ids, wanted = index.live_rows(number, ["id"])["id"], hashes.get()
+    return ids.filter(pa.array(is_in_sorted(wanted, content_hashes(ids)))).combine_chunks()
 
 
 def check_cosine(cosine: float) -> None:

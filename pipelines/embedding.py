@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -67,9 +66,9 @@ def embed(
     )
 
 
-def written(batch: Folder) -> np.ndarray:
-    """Return the inputs of a batch that are written for good, int64, sorted: 8 bytes of memory for each."""
-    return checkpoint.written(batch / "checkpoint", "input")
+def count_written(batch: Folder) -> int:
+    """Return how many inputs of a batch are written for good."""
+    return checkpoint.count_written(batch / "checkpoint")
 
 
 class PartsSink:

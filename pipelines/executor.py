@@ -110,6 +110,12 @@ class Executor(Protocol):
             retry_on: errors after which a call is retried, ``RETRIES`` times.
         """
 
+    def map_shared(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[Shared[T]]:
+        """Call a function with the arguments of each item; leave the results where they are made, in order.
+
+        What a call raises is raised where its result is read.
+        """
+
     def as_completed(
         self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], *, cpus: float = 1
     ) -> Iterator[T]:

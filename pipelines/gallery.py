@@ -8,6 +8,7 @@ the same command. Committed batches never change.
 from __future__ import annotations
 
 import time
+import traceback
 
 from cluster.hold import check_held
 from cluster.profile import Profile
@@ -15,7 +16,7 @@ from cluster.progress import Log, progress, silent
 from cluster.session import check_shared
 from pipelines.batch_contents import SUMMARY, Contents, Summary, contents, duplicates_in, rejection_examples, unreadable
 from pipelines.batches import JOB, OpenBatch, is_overwriting, open_batch, unfinished_batches
-from pipelines.embedding import embed, written
+from pipelines.embedding import count_written, embed
 from pipelines.encoders import Encoders, describe_encoders
 from retrieval.artifacts import MANIFEST, Gallery
 from retrieval.artifacts.compatibility import check_made_by, recorded
@@ -136,7 +137,7 @@ def _embedded(
         if older.name < folder.name:  # only now that the number of the new one is taken
             older.delete()
     check_shared(folder, JOB)
-    done = len(written(folder))
+    done = count_written(folder)
     if done:
         log(f"resuming batch {folder.name}: {done:,} of {job.inputs:,} inputs are done")
     spent: dict[str, float] = {}
@@ -154,7 +155,7 @@ def _embedded(
         read=job.inputs,
         embedded=made.rows,
         rejected=made.rejected,
-        duplicates=duplicates_in(gallery, made.parts),
+        duplicates=_duplicates(gallery, made.parts, log),
         already_there=done,
         unchanged=batch.unchanged,
         seconds=round(seconds, 1),
@@ -164,6 +165,14 @@ def _embedded(
     folder.write_json(SUMMARY, summary.model_dump())
     record = BatchRecord(name=folder.name, source=job.source, inputs=job.inputs, rows=made.rows, rejected=made.rejected)
     return record, made.parts
+
+
+def _duplicates(gallery: Folder, parts: list[PartRecord], log: Log) -> int | None:
+    try:
+        return duplicates_in(gallery, parts)
+    except Exception as error:  # whatever it is, a figure does not cost what is embedded
+        log(f"duplicates are not counted: {''.join(traceback.format_exception(error))}")
+        return None
 
 
 def _other(gallery: Gallery, what: str, difference: str) -> UserError:

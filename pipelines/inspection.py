@@ -14,7 +14,7 @@ import pyarrow as pa
 from cluster.hold import Hold, holds
 from cluster.loading import GALLERY, INDEX
 from pipelines.batches import JOB, Job, unfinished_batches
-from pipelines.embedding import written
+from pipelines.embedding import count_written
 from pipelines.index_plan import Plan
 from retrieval.artifacts import MANIFEST, Gallery, Index
 from retrieval.artifacts.gallery import REJECTED_SCHEMA
@@ -85,7 +85,7 @@ def rejected(target: Folder) -> pa.Table:
 def _batch_state(batch: Folder) -> JobState:
     job = Job.model_validate(batch.read_json(JOB))
     return JobState(
-        f"batch {batch.name} of {job.source}", len(written(batch)), job.inputs, "inputs", _newest(batch, "parts")
+        f"batch {batch.name} of {job.source}", count_written(batch), job.inputs, "inputs", _newest(batch, "parts")
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 
 from cluster.cores import usable_cores
-from pipelines.checkpoint import clean_pending, without, write_noted, written
+from pipelines.checkpoint import clean_pending, count_written, without, write_noted, written
 from pipelines.executor import RETRIES, Checkpoint, Each, Files, Shared, Sink, Workers
 
 T = TypeVar("T")
@@ -45,6 +45,9 @@ class LocalExecutor:
     ) -> list[T]:
         return [_retried(function, item, tuple(retry_on)) for item in items]
 
+    def map_shared(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[Shared[T]]:
+        return [LocalShared(function(*item)) for item in items]
+
     def as_completed(
         self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], *, cpus: float = 1
     ) -> Iterator[T]:
@@ -77,8 +80,8 @@ class LocalExecutor:
         kept: tuple[Each, ...] = ()
         if checkpoint:
             clean_pending(checkpoint.folder, sink.folder)
-            if len(done := written(*checkpoint)):
-                kept = (Each(partial(without, column=checkpoint.column, done=self.share(done))),)
+            if count_written(checkpoint.folder):
+                kept = (Each(partial(without, column=checkpoint.column, done=self.run(written, *checkpoint))),)
         sink.folder.create()
         job, made = uuid.uuid4().hex, _made(stages)
         for number, block in enumerate(_blocks(source, *kept)):

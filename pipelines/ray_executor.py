@@ -16,7 +16,7 @@ from ray.data.checkpoint.checkpoint_filter import CheckpointManager
 from ray.data.datasource import BlockBasedFileDatasink
 
 from cluster.profile import Stage
-from pipelines.checkpoint import clean_pending, without, written
+from pipelines.checkpoint import clean_pending, count_written, without, written
 from pipelines.executor import RETRIES, Checkpoint, Each, Files, Shared, Sink, Workers
 from pipelines.tables import read_tables
 
@@ -55,6 +55,12 @@ class RayExecutor:
     ) -> list[T]:
         task = ray.remote(num_cpus=cpus, max_retries=RETRIES, retry_exceptions=list(retry_on) or False)(function)
         return ray.get([task.remote(*item) for item in items])
+
+    def map_shared(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[Shared[T]]:
+        task = ray.remote(max_retries=RETRIES)(function)
+        made = [task.remote(*item) for item in items]
+        ray.wait(made, num_returns=len(made), fetch_local=False)
+        return [RayShared(reference) for reference in made]
 
     def as_completed(
         self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], *, cpus: float = 1
@@ -110,8 +116,8 @@ class RayExecutor:
             return
         clean_pending(checkpoint.folder, sink.folder)
         kept: tuple[Each, ...] = ()
-        if len(done := written(*checkpoint)):
-            kept = (Each(partial(without, column=checkpoint.column, done=self.share(done))),)
+        if count_written(checkpoint.folder):
+            kept = (Each(partial(without, column=checkpoint.column, done=self.run(written, *checkpoint))),)
         context = ray.data.DataContext.get_current()
         # A dataset takes the context that there is when it is made.
         context.checkpoint_config = CheckpointConfig(

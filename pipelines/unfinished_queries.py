@@ -84,7 +84,7 @@ def open_queries(target: Folder, vocabulary: Sequence[VocabularyEntry], job: Job
             code="unfinished-queries",
             field=field,
         )
-    return OpenQueries(folder, entries.num_rows, len(checkpoint.written(*_checkpoint(folder))))
+    return OpenQueries(folder, entries.num_rows, checkpoint.count_written(_checkpoint(folder).folder))
 
 
 def _checkpoint(folder: Folder) -> Checkpoint:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from retrieval.folder import Folder
 from retrieval.sources.inputs import hashes_of
@@ -32,7 +31,7 @@ class KnownInputs:
     """
 
     def __init__(self, lists: Sequence[Known]) -> None:
-        rows = sum(_count(known.inputs, name) for known in lists for name in known.inputs.files(suffix=".parquet"))
+        rows = sum(sum(known.inputs.count_rows(known.inputs.files(suffix=".parquet"))) for known in lists)
         path_hashes, key_hashes = np.empty(rows, np.uint64), np.empty(rows, np.uint64)
         is_valid = np.ones(rows, bool)
         end = 0
@@ -104,11 +103,6 @@ def is_in_sorted(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
     if not len(ordered):
         return np.zeros(len(values), bool)
     return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
-
-
-def _count(folder: Folder, name: str) -> int:
-    with folder.open_input(name) as file:
-        return pq.ParquetFile(file).metadata.num_rows
 
 
 def _identities(folder: Folder) -> Iterator[tuple[list[str], list[str]]]:

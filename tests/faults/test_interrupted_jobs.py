@@ -23,7 +23,7 @@ import pytest
 from demo.grammar import categories
 from demo.world import render
 from pipelines import job
-from pipelines.embedding import rows_per_block, written
+from pipelines.embedding import count_written, rows_per_block
 from retrieval.artifacts import Gallery, Index
 from retrieval.artifacts.columns import matrix
 from retrieval.folder import Folder
@@ -101,7 +101,7 @@ class Run:
     @property
     def noted(self) -> int:
         """Inputs that are noted as written in a batch that is not complete."""
-        return len(written(Folder(self.target / "gallery/batches/000001")))
+        return count_written(Folder(self.target / "gallery/batches/000001"))
 
     @property
     def gallery(self) -> Gallery:

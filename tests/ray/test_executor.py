@@ -18,7 +18,8 @@ from cluster.profile import Profile
 from cluster.session import session
 from demo.grammar import categories
 from demo.world import render
-from pipelines.embedding import written
+from pipelines.batch_contents import duplicates_in, summary_of
+from pipelines.embedding import count_written
 from pipelines.gallery import build_gallery, gallery_of
 from pipelines.growth import remove
 from pipelines.index import build_index
@@ -96,10 +97,10 @@ def galleries(embedded: dict[str | None, Path], source: Path, profile: Profile) 
 def lose_a_note(gallery: Path) -> None:
     """Leave what a block has written without the note that it is written."""
     batch = Folder(gallery / "batches/000001")
-    before = len(written(batch))
+    before = count_written(batch)
     name = batch.files("checkpoint")[0].removesuffix(".parquet")
     Path(f"{batch.path}/{name}.parquet").rename(f"{batch.path}/{name}.pending.parquet")
-    assert 0 < before - len(written(batch)) < before
+    assert 0 < before - count_written(batch) < before
 
 
 def test_rows_are_the_same_whoever_began_and_whoever_ended(galleries: dict[str | None, Gallery]) -> None:
@@ -107,6 +108,20 @@ def test_rows_are_the_same_whoever_began_and_whoever_ended(galleries: dict[str |
     assert here.manifest.rows == PICTURES + len(good_pictures())
     assert here.rejected().num_rows == len(BROKEN)
     check_same_rows(here, on_ray)
+
+
+def test_rows_of_equal_bytes_are_counted_as_here(
+    galleries: dict[str | None, Gallery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.batch_contents.RUN_ROWS", 30)
+    monkeypatch.setattr("pipelines.hash_ranges.RANGE_ROWS", 20)
+    for address in ADDRESSES:
+        gallery = galleries[address]
+        contents = {id.split("-")[0] for table in gallery.tables(["id"]) for id in table["id"].to_pylist()}
+        with session(address):
+            found = duplicates_in(gallery.folder, gallery.manifest.parts)
+        assert found == gallery.manifest.rows - len(contents) > 0
+        assert summary_of(gallery, gallery.manifest.batches[0]).duplicates == found
 
 
 @pytest.fixture(scope="module")
@@ -185,5 +200,7 @@ def test_calls_are_given_shared_values_and_answer_in_order(executor: RayExecutor
     shared = executor.share(np.arange(3))
     assert executor.map(added, [(shared, 1), (shared, 2)]) == [4, 5]
     assert sorted(executor.as_completed(added, [(shared, 1), (shared, 2)])) == [4, 5]
+    left = executor.map_shared(added, [(shared, 1), (shared, 2)])
+    assert executor.map(lambda values: [value.get() for value in values], [(left,)]) == [[4, 5]]
     assert list(executor.stream(counted, [(2,), (3,)], ahead=1)) == [0, 1, 0, 1, 2]
     assert executor.run(added, executor.run(lambda: np.arange(4)), 1).get() == 7

@@ -51,7 +51,8 @@ def test_equal_bytes_are_found(doubled: Doubled) -> None:
         contents.setdefault(id.split("-")[0], []).append(id)
     expected = [(id, group[0], 1.0) for group in contents.values() for id in group[1:]]
     assert len(expected) == 10
-    assert [tuple(row.values()) for row in exact_duplicates(doubled.index).to_pylist()] == expected
+    with session("none"):
+        assert [tuple(row.values()) for row in exact_duplicates(doubled.index).to_pylist()] == expected
 
 
 def test_close_vectors_are_found(doubled: Doubled) -> None:

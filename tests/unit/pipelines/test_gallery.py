@@ -15,6 +15,7 @@ from pictures import BROKEN, good_pictures, saved, write_pictures
 
 from cluster.loading import load_vision, load_vlm, record_of
 from cluster.profile import Profile
+from commands.index_report import print_summary
 from pipelines.batch_contents import summary_of
 from pipelines.decoder import image_id
 from pipelines.embedder import Embedder
@@ -110,6 +111,25 @@ def test_second_run_gives_the_same_rows_and_a_summary(
     assert (summary.duplicates, summary.already_there, summary.unchanged) == (1, 0, 0)
     assert {"read", "decode", "embed", "wait"} <= set(summary.spent) <= {"read", "decode", "embed", "wait", "write"}
     assert not (tmp_path / "again/batches/000001/checkpoint").exists()
+
+
+def test_a_count_of_duplicates_that_fails_does_not_keep_a_gallery_from_being_published(
+    source: Path, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: Any) -> int:
+        raise MemoryError("no memory left for a figure")
+
+    logged: list[str] = []
+    monkeypatch.setattr("pipelines.hash_ranges._distinct", fails)
+    gallery = build_gallery(str(source / "kinds"), str(tmp_path / "gallery"), profile, log=logged.append)
+    assert Gallery.open(gallery.uri).manifest.rows == gallery.manifest.rows > 0
+    summary = summary_of(gallery, gallery.manifest.batches[0])
+    assert (summary.duplicates, summary.embedded) == (None, gallery.manifest.rows)
+    [line] = logged
+    assert line.startswith("duplicates are not counted: Traceback")
+    assert "no memory left for a figure" in line
+    print_summary(summary)
+    assert "duplicates were not counted" in capsys.readouterr().out
 
 
 def test_unfinished_batch_is_resumed_by_the_same_job_alone(

@@ -21,7 +21,7 @@ from demo.grammar import categories
 from demo.world import render
 from pipelines import job
 from pipelines.batches import unfinished_batches
-from pipelines.embedding import PartsSink, rows_per_block, written
+from pipelines.embedding import PartsSink, count_written, rows_per_block
 from pipelines.job import IndexReport
 from retrieval.artifacts import Index
 from retrieval.artifacts.columns import matrix
@@ -97,7 +97,7 @@ def test_a_job_that_is_interrupted_at_every_step(
         assert not Folder(target).files(".holds")
         if step == "a block is written":
             [batch] = unfinished_batches(Folder(target / "gallery"))
-            assert len(written(batch)) == BLOCK
+            assert count_written(batch) == BLOCK
         if step == "all shards are built":
             assert logged == ["resuming index version 000001: 1 of 3 shards are done"]
     resumed = run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import pytest
 
 from cluster.profile import Stage
 from cluster.progress import progress
-from pipelines.checkpoint import written
+from pipelines.checkpoint import count_written, written
 from pipelines.executor import Checkpoint, Each, Files, TableFiles, Workers
 from pipelines.local_executor import LocalExecutor
 from pipelines.running import current_executor
@@ -87,6 +88,25 @@ def test_a_write_leaves_a_file_and_a_note_for_each_block(place: Place) -> None:
     assert place.rows() == written(*place.checkpoint).tolist() == list(range(250))
     assert len(place.sink.folder.files()) == 4
     assert place.checkpoint.folder.files() == place.sink.folder.files()
+
+
+def test_rows_that_are_written_are_counted_without_holding_them(place: Place) -> None:
+    folder, rows = place.checkpoint.folder, 200_000
+    numbers = np.random.default_rng(0).permutation(rows)
+    for part, some in enumerate(np.array_split(numbers, 20)):
+        folder.write_table(f"{part}.parquet", pa.table({"input": some}))
+    folder.write_table("half.pending.parquet", pa.table({"input": [rows]}))
+    tracemalloc.start()
+    try:
+        assert count_written(folder) == rows
+        counted = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        np.testing.assert_array_equal(written(*place.checkpoint), np.arange(rows))
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert counted < rows  # bytes
+    assert held < 8 * rows + 1_500_000
 
 
 @pytest.mark.parametrize("noted", [False, True], ids=["while it writes", "before it is noted"])
