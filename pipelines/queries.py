@@ -135,9 +135,10 @@ def _imagine(target: Folder, unfinished: OpenQueries, job: Job, profile: Profile
 
 def _published(target: Folder, unfinished: OpenQueries, job: Job) -> QuerySet:
     manifest = QuerySetManifest(queries=unfinished.entries, **dict(job))
+    arrived = sum(target.count_rows(target.files(QUERIES, ".parquet")))
+    if arrived != unfinished.entries:
+        raise RuntimeError(f"{arrived} queries of {unfinished.entries} arrived in {target.uri}")
     written = QuerySet(target, manifest).table(["id", "rejected"])
-    if written.num_rows != unfinished.entries:
-        raise RuntimeError(f"{written.num_rows} queries of {unfinished.entries} arrived in {target.uri}")
     manifest.rejected = dict(Counter(reason for row in written["rejected"].to_pylist() for reason in row))
     published = QuerySet.publish(target, manifest)
     unfinished.folder.delete()

@@ -10,6 +10,7 @@ import pyarrow as pa
 from retrieval.artifacts.artifact import Artifact
 from retrieval.artifacts.columns import matrix, whole
 from retrieval.artifacts.manifests import QuerySetManifest
+from retrieval.errors import DamagedError
 
 
 def queryset_schema(vlm_dim: int, vision_dim: int) -> pa.Schema:
@@ -39,14 +40,20 @@ class QuerySet(Artifact[QuerySetManifest]):
         """Return the queries, all columns or some, sorted by id.
 
         Raises:
-            DamagedError: a part is not Parquet, or there is none.
+            DamagedError: a part is missing or not Parquet; the field is the file, or the folder of parts.
         """
         tables = []
         for name in self.folder.files("queries", ".parquet"):
             with self.reading(name):
                 tables.append(self.folder.read_table(name, columns))
-        with self.reading("queries"):
-            return pa.concat_tables(tables).sort_by("id")
+        found = sum(table.num_rows for table in tables)
+        if found != self.manifest.queries:
+            raise DamagedError(
+                f"{self.uri} has {found:,} queries, and its manifest records {self.manifest.queries:,}: a file below"
+                " queries/ is missing, or one too many; restore it, or make the queryset again",
+                field=(self.folder / "queries").uri,
+            )
+        return pa.concat_tables(tables).sort_by("id")
 
 
 def text_vectors(queries: pa.Table) -> np.ndarray:

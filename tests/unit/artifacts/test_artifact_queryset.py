@@ -64,6 +64,17 @@ def test_a_query_set_that_is_cut_is_named(tmp_path: Path) -> None:
         opened.table()
 
 
+def test_a_query_set_that_lacks_a_part_is_damaged(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.write_table("queries/0.parquet", queries(1, 2, first=5))
+    folder.write_table("queries/1.parquet", queries(0))
+    opened = QuerySet.publish(folder, queryset_manifest())
+    folder.delete("queries/1.parquet")
+    with refused("damaged", f"{opened.uri}/queries") as error:
+        opened.table(["id"])
+    assert "has 2 queries, and its manifest records 3" in str(error.value)
+
+
 def test_missing_images_are_zero_and_masked() -> None:
     features_QKD2, mask_QK = vision_vectors(queries(0, 1, 2))
     assert features_QKD2.dtype == np.float32
