@@ -267,11 +267,12 @@ def verify(target: str, *, sample: int = 64, profile: Profile = "tiny", address:
     sample
         Images to embed again and compare; 0 leaves that out.
     """
-    from commands.index_report import print_findings
     from pipelines import job
 
-    findings = job.verify(target, profile, sample=sample, address=address)
-    print_findings(findings)
+    def say(finding: str) -> None:
+        out.print(finding, soft_wrap=True)
+
+    findings = job.verify(target, profile, sample=sample, address=address, log=say)
     if any(finding.trouble for finding in findings):
         sys.exit(1)
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # take seconds to import
     from pipelines.growth import Removed
     from pipelines.inspection import TargetState, Version
     from pipelines.job import DuplicatesReport, IndexReport
-    from pipelines.verification import Finding
     from retrieval.artifacts import Index
 
 
@@ -76,13 +75,6 @@ def print_versions(versions: list[Version]) -> None:
             ", ".join(record.uri.rsplit("/", 1)[-1] for record in manifest.models.values()),
         )
     out.print(table)
-
-
-def print_findings(findings: list[Finding]) -> None:
-    """Print what was checked, and what is wrong with it."""
-    for finding in findings:
-        line = f"{'FAIL' if finding.trouble else 'ok  '} {finding.what}"
-        out.print(f"{line}: {finding.trouble}" if finding.trouble else line, soft_wrap=True)
 
 
 def print_state(state: TargetState) -> None:

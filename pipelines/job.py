@@ -288,7 +288,12 @@ def duplicates(
 
 
 def verify(
-    target: str | Path, profile: str | Path | Profile = "tiny", *, sample: int = 64, address: str | None = None
+    target: str | Path,
+    profile: str | Path | Profile = "tiny",
+    *,
+    sample: int = 64,
+    address: str | None = None,
+    log: Log = silent,
 ) -> list[Finding]:
     """Check all that the newest version and its gallery consist of.
 
@@ -297,6 +302,7 @@ def verify(
         profile: as for ``index``.
         sample: images to embed again and compare; 0 leaves that out.
         address: as for ``index``.
+        log: is told the findings, check by check.
 
     Raises:
         UserError: the gallery or the index is not there, or ``sample`` is negative.
@@ -305,7 +311,11 @@ def verify(
         raise UserError(f"sample must be 0 or more images, not {sample}", code="bad-sample", field="sample")
     settings, artifacts = load_profile(profile), open_target(Folder(target))
     with session(address):
-        return list(check_target(*artifacts, settings, sample=sample))
+        found = []
+        for finding in check_target(*artifacts, settings, sample=sample):
+            log(str(finding))
+            found.append(finding)
+    return found
 
 
 def known_target(target: str | Path) -> Folder:

@@ -39,32 +39,44 @@ class Finding(NamedTuple):
     what: str
     trouble: str | None
 
+    def __str__(self) -> str:
+        return f"FAIL {self.what}: {self.trouble}" if self.trouble else f"ok   {self.what}"
+
 
 def check_target(gallery: Gallery, index: Index, profile: Profile, *, sample: int, seed: int = 0) -> Iterator[Finding]:
     """Check all that a version and its gallery consist of: sizes and checksums, numbers of rows, and whether images of
-    a random sample still give the vectors that are there.
+    a random sample still give the vectors that are there. Findings are yielded check by check.
     """
     executor, shards = current_executor(), index.manifest.shards
-    with progress("checking shards", len(shards)) as counter:
-        troubles = executor.map(_check_shard, [(index, number, counter) for number in range(len(shards))])
-    for record, trouble in zip(shards, troubles, strict=True):
-        yield Finding(f"{record.version}/{record.name}, {record.rows:,} rows", trouble)
+    with progress("checking rows of shards", sum(record.rows for record in shards)) as counter:
+        checked = executor.map(_check_shard, [(index, number, counter) for number in range(len(shards))])
+    yield from checked  # not before the display has ended, which on a terminal takes what is printed meanwhile
     parts = gallery.manifest.parts
-    with progress("checking parts of the gallery", len(parts)) as counter:
+    with progress("checking rows of the gallery", gallery.manifest.rows) as counter:
         found = executor.map(_check_part, [(gallery.folder, part, counter) for part in parts])
     troubles = [trouble for trouble in found if trouble]
+    yield from (Finding("a part of the gallery", trouble) for trouble in troubles)
     if not troubles:
         yield Finding(f"{len(parts)} parts of the gallery, {gallery.manifest.rows:,} rows", None)
-    yield from (Finding("a part of the gallery", trouble) for trouble in troubles)
     in_index, in_gallery = index.manifest.rows, gallery.manifest.rows
     differ = f"the index finds {in_index:,} rows, the gallery has {in_gallery:,}" if in_index != in_gallery else None
     yield Finding("index and gallery have as many rows", differ)
     if sample:
         stage = profile.embed
-        yield executor.run(_check_sample, gallery, profile, sample, seed, cpus=stage.cpus, gpus=stage.gpus).get()
+        with progress("embedding a sample again", min(sample, in_gallery)) as counter:
+            given = gallery, profile, sample, seed, counter
+            embedded = executor.run(_check_sample, *given, cpus=stage.cpus, gpus=stage.gpus)
+        yield embedded.get()
 
 
-def _check_shard(index: Index, number: int, counter: ProgressCounter) -> str | None:
+def _check_shard(index: Index, number: int, counter: ProgressCounter) -> Finding:
+    record = index.manifest.shards[number]
+    trouble = _trouble_of_shard(index, number)
+    counter.add(record.rows)
+    return Finding(f"{record.version}/{record.name}, {record.rows:,} rows", trouble)
+
+
+def _trouble_of_shard(index: Index, number: int) -> str | None:
     record, folder = index.manifest.shards[number], index.shard_folder(number)
     try:
         with tempfile.TemporaryDirectory(prefix="mindseye-verify-") as copy:
@@ -80,22 +92,21 @@ def _check_shard(index: Index, number: int, counter: ProgressCounter) -> str | N
             return f"{len(strange)} removed ids are none of {folder.uri}"
     except (OSError, UserError, pa.ArrowException) as error:
         return str(error)
-    finally:
-        counter.add(1)
     return None
 
 
 def _check_part(folder: Folder, part: PartRecord, counter: ProgressCounter) -> str | None:
+    rows = 0
     try:
-        rows = sum(table.num_rows for table in folder.tables(part.name))  # reads all of it, so that damage is seen
+        for table in folder.tables(part.name):  # reads all of it, so that damage is seen
+            rows += table.num_rows
+            counter.add(table.num_rows)
     except (OSError, UserError, pa.ArrowException) as error:
         return f"{folder.uri}/{part.name} cannot be read: {error}"
-    finally:
-        counter.add(1)
     return None if rows == part.rows else f"{folder.uri}/{part.name} has {rows:,} rows, recorded were {part.rows:,}"
 
 
-def _check_sample(gallery: Gallery, profile: Profile, sample: int, seed: int) -> Finding:
+def _check_sample(gallery: Gallery, profile: Profile, sample: int, seed: int, counter: ProgressCounter) -> Finding:
     rows = _sampled(gallery, sample, seed)
     vlm, vision = load_encoders(profile)
     encoders: dict[Role, ImageEncoder] = {"vlm": vlm, "vision": vision}
@@ -106,6 +117,7 @@ def _check_sample(gallery: Gallery, profile: Profile, sample: int, seed: int) ->
     side = decoded_side(encoder.preprocess for encoder in encoders.values())
     sources = {name: ImageLookup(source, links_out=True) for name, source in gallery.manifest.sources.items()}
     for row in range(rows.num_rows):
+        counter.add(1)
         path = rows["path"][row].as_py()
         try:
             data = sources[rows["batch"][row].as_py()].bytes_of(path)
@@ -136,6 +148,7 @@ def _sampled(gallery: Gallery, sample: int, seed: int) -> pa.Table:
     for part, end in zip(manifest.parts, ends, strict=True):
         inside = chosen[(chosen < end) & (chosen >= end - part.rows)] - (end - part.rows)
         if len(inside):
-            table = gallery.folder.read_table(part.name, ["path", "batch", "vlm", "vision"])
+            with gallery.reading(part.name):
+                table = gallery.folder.read_table(part.name, ["path", "batch", "vlm", "vision"])
             tables.append(table.take(pa.array(np.sort(inside))))
     return pa.concat_tables(tables).combine_chunks()

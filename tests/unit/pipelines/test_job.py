@@ -36,8 +36,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_target_is_built_indexed_again_grown_and_shrunk(images: Path, profile: Profile, tmp_path: Path) -> None:
-    target = tmp_path / "target"
+def test_a_target_is_built_indexed_again_grown_and_shrunk(
+    images: Path, profile: Profile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, logged = tmp_path / "target", list[str]()
     built = job.index(images, target, profile, dedup=1, memory_per_shard="1G", address="none")
     assert built.summary is not None
     assert (built.summary.embedded, built.duplicates, built.index.manifest.rows) == (7, 1, 6)
@@ -52,7 +54,14 @@ def test_a_target_is_built_indexed_again_grown_and_shrunk(images: Path, profile:
     assert job.duplicates(target, profile, cosine=0.999999, address="none").rows == 6
     compacted = job.compact(target, profile, shards=2, address="none")
     assert (len(compacted.index.manifest.shards), compacted.index.manifest.removed) == (2, 0)
-    assert not any(finding.trouble for finding in job.verify(target, profile, sample=2, address="none"))
+    logged.clear()
+    capsys.readouterr()
+    findings = job.verify(target, profile, sample=2, address="none", log=logged.append)
+    assert not any(finding.trouble for finding in findings)
+    assert logged == [f"ok   {finding.what}" for finding in findings]
+    shown = capsys.readouterr().err.splitlines()
+    for line in ("checking rows of shards: 6", "checking rows of the gallery: 6", "embedding a sample again: 2"):
+        assert any(each.startswith(f"{line} in") for each in shown), shown
     assert "index/000001" in job.prune(target, keep=1)
     assert holds(Folder(target)) == state(Folder(target)).jobs == []
 
