@@ -62,7 +62,7 @@ def build_gallery(source: str, target: str, profile: Profile, *, overwrite: bool
         log: is told what is resumed.
 
     Raises:
-        UserError: the source cannot be read as one, ``target`` already holds a gallery (``already-there``) or an
+        UserError: the source cannot be read as one, ``target`` already holds a gallery (``target-exists``) or an
             unfinished one of other inputs or models (``unfinished-batch``), or no image could be used
             (``no-usable-image``).
     """
@@ -70,7 +70,7 @@ def build_gallery(source: str, target: str, profile: Profile, *, overwrite: bool
     if folder.exists(MANIFEST) and not overwrite:
         raise UserError(
             f"{folder.uri} already holds a gallery; give another target, or --overwrite it",
-            code="already-there",
+            code="target-exists",
             field="target",
         )
     encoders = describe_encoders(profile)

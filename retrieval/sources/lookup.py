@@ -55,7 +55,7 @@ class ImageLookup:
             root, name = open_source(self._source)
             kind = kind_of_folder(root) if name is None else kind_of(name)
         except UserError as error:
-            if error.code != "not-found":  # not the mistake of the caller who asks for an image
+            if error.code != "missing":  # not the mistake of the caller who asks for an image
                 raise OSError(f"{self._source} cannot be opened: {error}") from error
             root, name, kind = Folder(self._source), None, IMAGES
         return KINDS[kind or IMAGES].lookup(root, name, links_out=self._links_out)

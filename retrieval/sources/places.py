@@ -26,7 +26,7 @@ def open_source(source: str) -> tuple[Folder, str | None]:
     root = Folder(source)
     if not root.exists():
         check = "its path" if root.local_path else "its URI, and the bucket's name and region"
-        raise UserError(f"there is nothing at {root.uri}; check {check}", code="not-found", field="source")
+        raise UserError(f"there is nothing at {root.uri}; check {check}", code="missing", field="source")
     if root.filesystem.get_file_info(root.path).type == fs.FileType.File:
         return root.parent, root.name
     return root, None

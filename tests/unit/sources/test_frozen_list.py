@@ -137,7 +137,7 @@ def test_paths_that_repeat_in_another_file_cost_all_but_the_first(
 
 def test_there_is_nothing_to_list(tmp_path: Path) -> None:
     into = tmp_path / "list"
-    with refused("not-found", "source") as error:
+    with refused("missing", "source") as error:
         listed(tmp_path / "missing", into)
     assert f"{tmp_path}/missing" in str(error.value)
     (tmp_path / "empty/classes").mkdir(parents=True)

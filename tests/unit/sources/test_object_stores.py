@@ -77,7 +77,7 @@ def test_an_object_that_vanishes_costs_its_row(bucket: str, tmp_path: Path) -> N
 
 def test_what_is_not_on_s3_is_said_plainly(bucket: str, tmp_path: Path) -> None:
     for place in ("no-such-bucket/photos", "bucket/no-such-folder"):
-        with refused("not-found", "source") as error:
+        with refused("missing", "source") as error:
             freeze(f"s3://{place}?{bucket}", Folder(tmp_path / "list"))
         assert f"s3://{place}" in str(error.value)
 
