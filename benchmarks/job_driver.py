@@ -4,8 +4,9 @@
 
 Made-up ids, of which one in ten has another's bytes, and made-up notes of what is written lie in files of 16,384 rows,
 as a job writes them. Printed are the seconds, and how far the peak of the driver's own memory (without what it maps)
-grew, in bytes a row: for counting duplicates by tasks and, as the limit to stay below, by a sort of all hashes in the
-driver; for counting what is written, and for reading it, which is what a worker does when a job is resumed.
+grew, in bytes a row: for counting duplicates; for counting what is written, and for reading it, which is what a worker
+does when a job is resumed; and, as the limit to stay below, for counting duplicates by one sort of all hashes in the
+driver.
 """
 
 from __future__ import annotations
@@ -88,9 +89,9 @@ def main() -> None:
         parts = write(folder, rows)
         calls: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
             "duplicates": (duplicates_in, (folder, parts)),
-            "the same, sorted": (plain, (folder, parts)),
             "written, counted": (count_written, (folder / "checkpoint",)),
             "written, read": (written, (folder / "checkpoint", "input")),
+            "by one sort": (plain, (folder, parts)),  # last, since it leaves memory that is free
         }
         duplicates_in(folder, parts[:1])  # starts workers
         print(f"{rows:,} rows")

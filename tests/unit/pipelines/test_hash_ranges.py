@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipelines.batch_contents
@@ -30,7 +30,8 @@ def shared(runs: list[list[int]]) -> list[Shared[np.ndarray]]:
     return [LocalExecutor().share(np.sort(np.array(run, np.uint64))) for run in runs]
 
 
-@given(st.lists(st.lists(ENDS | st.integers(0, 2**64 - 1), max_size=30), max_size=5), st.integers(1, 40))
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.lists(ENDS | st.integers(0, 2**64 - 1), max_size=30), max_size=5), st.integers(4, 40))
 def test_any_number_of_ranges_finds_what_a_set_does(runs: list[list[int]], rows_of_range: int) -> None:
     counts = Counter(value for run in runs for value in run)
     rows = counts.total()
