@@ -38,6 +38,15 @@ class Job(BaseModel):
     """Whether it was started over, whatever there was."""
 
 
+def read_job(batch: Folder) -> Job:
+    """Return what an unfinished batch is.
+
+    Raises:
+        DamagedError: that cannot be read.
+    """
+    return batch.read_record(JOB, Job, f"delete {batch.uri}, and its inputs are embedded again")
+
+
 class OpenBatch(NamedTuple):
     """A batch whose list of inputs is frozen, and that is to be embedded, or resumed."""
 
@@ -62,7 +71,7 @@ def overwritten_batches(gallery: Folder) -> list[Folder]:
 
 def is_overwriting(batch: Folder) -> bool:
     """Return whether an unfinished batch was started with ``overwrite``."""
-    return batch.exists(JOB) and Job.model_validate(batch.read_json(JOB)).overwrite
+    return batch.exists(JOB) and read_job(batch).overwrite
 
 
 def open_batch(
@@ -84,7 +93,7 @@ def open_batch(
         return _started(gallery, resumed or _new_batch(gallery), source, encoders, known, overwrite)
     again = resumed / "inputs.again"
     listing = _listed(gallery, source, again, known, leftover=again)
-    before, job = Job.model_validate(resumed.read_json(JOB)), _job(source, encoders, listing, overwrite)
+    before, job = read_job(resumed), _job(source, encoders, listing, overwrite)
     change = _change(before, job, resumed / "inputs", again)
     if change is None:
         again.delete()

@@ -136,9 +136,6 @@ class Executor(Protocol):
     def tables(self, source: Files | Sequence[pa.Table], *stages: Each | Workers) -> Iterator[pa.Table]:
         """Send tables through stages, to the caller. None of them is empty."""
 
-    def keep(self, source: Files | Sequence[pa.Table], *stages: Each | Workers) -> list[Shared[pa.Table]]:
-        """Send tables through stages, and leave what comes out where it was made."""
-
     def write(
         self,
         source: Files | Sequence[pa.Table],

@@ -113,7 +113,7 @@ def index_batch(
             }
         )
         index = publish(Index(version, manifest), settings, started)
-    kept = parts_without(gallery.folder, gallery.manifest.parts, replaced)
+    kept = parts_without(gallery, gallery.manifest.parts, replaced)
     commit_batch(gallery.folder, _of_parts(grown, [*kept, *new]))
     return index
 
@@ -175,7 +175,7 @@ def remove(
             code="nothing-left",
             field="selection",
         )
-    parts = parts_without(gallery.folder, gallery.manifest.parts, selection)
+    parts = parts_without(gallery, gallery.manifest.parts, selection)
     check_held(gallery.folder)
     Gallery.publish(gallery.folder, _of_parts(gallery.manifest, parts))
     version = new_version(index.root)

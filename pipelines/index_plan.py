@@ -38,6 +38,15 @@ def plan_of(
     return Plan(gallery=gallery.uri, parts=digest, rows=rows, shards=shards, factory=factory, queries=queries)
 
 
+def read_plan(version: Folder) -> Plan:
+    """Return what an unfinished version is built from.
+
+    Raises:
+        DamagedError: that cannot be read.
+    """
+    return version.read_record(PLAN, Plan, f"delete {version.uri} to build this version again from what is embedded")
+
+
 def open_version(root: Folder, plan: Plan, overwrite: bool) -> Folder:
     """Return the version to resume, or a new one that has its plan.
 
@@ -48,7 +57,7 @@ def open_version(root: Folder, plan: Plan, overwrite: bool) -> Folder:
         version = root / name
         if state != "unfinished" or not version.exists(PLAN):
             continue
-        started = Plan.model_validate(version.read_json(PLAN))
+        started = read_plan(version)
         if started == plan:
             return version
         if overwrite:

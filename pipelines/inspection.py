@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from cluster.hold import Hold, holds
 from cluster.loading import GALLERY, INDEX
-from pipelines.batches import JOB, Job, unfinished_batches
+from pipelines.batches import JOB, read_job, unfinished_batches
 from pipelines.embedding import count_written
-from pipelines.index_plan import Plan
+from pipelines.index_plan import read_plan
 from retrieval.artifacts import MANIFEST, Gallery, Index
 from retrieval.artifacts.gallery import REJECTED_SCHEMA
 from retrieval.artifacts.index import PLAN, VersionState, version_states
@@ -83,14 +83,14 @@ def rejected(target: Folder) -> pa.Table:
 
 
 def _batch_state(batch: Folder) -> JobState:
-    job = Job.model_validate(batch.read_json(JOB))
+    job = read_job(batch)
     return JobState(
         f"batch {batch.name} of {job.source}", count_written(batch), job.inputs, "inputs", _newest(batch, "parts")
     )
 
 
 def _version_state(version: Folder) -> JobState:
-    plan = Plan.model_validate(version.read_json(PLAN))
+    plan = read_plan(version)
     done = [name for name in version.files(suffix=".json") if name.startswith("shard-")]
     return JobState(f"index version {version.name}", len(done), plan.shards, "shards", _newest(version, ""))
 

@@ -67,9 +67,6 @@ class LocalExecutor:
         for block in _blocks(source):
             yield from _through(block, made)
 
-    def keep(self, source: Files | Sequence[pa.Table], *stages: Each | Workers) -> list[Shared[pa.Table]]:
-        return [LocalShared(table) for table in self.tables(source, *stages)]
-
     def write(
         self,
         source: Files | Sequence[pa.Table],

@@ -6,7 +6,6 @@ import math
 import tempfile
 import zlib
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import pyarrow as pa
 
 from cluster.profile import IndexSettings
 from cluster.progress import ProgressCounter, progress
-from pipelines.executor import Each, Files, Shared
+from pipelines.executor import Shared
 from pipelines.faiss_threads import faiss_threads
 from pipelines.running import current_executor
 from retrieval.artifacts import Gallery
@@ -24,6 +23,8 @@ from retrieval.folder import Folder
 from retrieval.index.train import save_trained, train, training_rows
 
 TRAINED = "trained.faiss"
+_RUNS, _ROWS_PER_RUN = 16, 65_536
+"""The sample is drawn in so many tasks, or more where each would read more rows than that."""
 
 
 def train_quantisers(
@@ -41,8 +42,9 @@ def train_quantisers(
         return version
     rows, executor = sum(part.rows for part in parts), current_executor()
     with progress("sampling rows to train the index on", min(wanted, rows)) as counter:
-        source = Files(gallery.folder, [part.name for part in parts], ["id", "vlm", "vision"])
-        sample = executor.keep(source, Each(partial(_sampled, share=wanted / rows, counter=counter), 4096))
+        count, shared = min(len(parts), max(_RUNS, rows // _ROWS_PER_RUN)), executor.share(gallery)
+        runs = [(shared, parts[i::count], wanted / rows, counter) for i in range(count)]
+        sample = executor.map_shared(_sampled, runs)
     with progress("training the index", min(wanted, rows)) as counter:
         # The node with the most CPUs may be one without GPUs.
         cpus = settings.cpus if settings.gpus else executor.cpus_each(1, settings.cpus)
@@ -51,12 +53,15 @@ def train_quantisers(
     return version
 
 
-def _sampled(rows: pa.Table, share: float, counter: ProgressCounter) -> pa.Table:
-    # By the hash of the id, so that the sample does not depend on how the gallery is cut.
-    hashes = np.fromiter((zlib.crc32(id.encode()) for id in rows["id"].to_pylist()), np.uint32, rows.num_rows)
-    rows = rows.filter(pa.array(hashes < share * 2**32))
-    counter.add(rows.num_rows)
-    return rows
+def _sampled(shared: Shared[Gallery], parts: Sequence[PartRecord], share: float, counter: ProgressCounter) -> pa.Table:
+    gallery, tables = shared.get(), []
+    for part in parts:
+        for rows in gallery.part_tables(part.name, ["id", "vlm", "vision"], rows=4096):
+            # By the hash of the id, so that the sample does not depend on how the gallery is cut.
+            hashes = np.fromiter((zlib.crc32(id.encode()) for id in rows["id"].to_pylist()), np.uint32, rows.num_rows)
+            tables.append(rows.filter(pa.array(hashes < share * 2**32)))
+            counter.add(tables[-1].num_rows)
+    return pa.concat_tables(tables)
 
 
 def _train(version: Folder, blocks: Sequence[Shared[pa.Table]], factory: str, cpus: float, gpus: int) -> int:

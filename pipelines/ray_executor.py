@@ -59,7 +59,8 @@ class RayExecutor:
     def map_shared(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[Shared[T]]:
         task = ray.remote(max_retries=RETRIES)(function)
         made = [task.remote(*item) for item in items]
-        ray.wait(made, num_returns=len(made), fetch_local=False)
+        if made:  # a call that waited for others would hold a CPU meanwhile
+            ray.wait(made, num_returns=len(made), fetch_local=False)
         return [RayShared(reference) for reference in made]
 
     def as_completed(
@@ -99,9 +100,6 @@ class RayExecutor:
         dataset = _mapped(_dataset(source), stages)
         batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
         return (table for table in batches if table.num_rows)
-
-    def keep(self, source: Files | Sequence[pa.Table], *stages: Each | Workers) -> list[Shared[pa.Table]]:
-        return [RayShared(reference) for reference in _mapped(_dataset(source), stages).to_arrow_refs()]
 
     def write(
         self,

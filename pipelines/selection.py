@@ -14,7 +14,6 @@ from pipelines.executor import Shared
 from pipelines.running import current_executor
 from retrieval.artifacts import Gallery, Index
 from retrieval.artifacts.manifests import PartRecord
-from retrieval.folder import Folder
 
 _NAMES = ("id", "path", "label", "batch")
 
@@ -71,16 +70,23 @@ def _in_shard(index: Index, number: int, chosen: Shared[Selection | Replaced]) -
     return rows.add_column(0, "shard", pa.array([number] * rows.num_rows, pa.int32()))
 
 
-def parts_without(gallery: Folder, parts: Sequence[PartRecord], selection: Selection | Replaced) -> list[PartRecord]:
-    """Return parts without the rows that are meant: those that have one are written again, beside."""
+def parts_without(gallery: Gallery, parts: Sequence[PartRecord], selection: Selection | Replaced) -> list[PartRecord]:
+    """Return parts without the rows that are meant: those that have one are written again, beside.
+
+    Raises:
+        DamagedError: a part is missing or not Parquet.
+    """
     executor = current_executor()
     chosen = executor.share(selection)
-    made = executor.map(_part_without, [(gallery, part, chosen) for part in parts])
+    folder = executor.share(gallery)
+    made = executor.map(_part_without, [(folder, part, chosen) for part in parts])
     return [part for part in made if part.rows]
 
 
-def _part_without(folder: Folder, part: PartRecord, chosen: Shared[Selection | Replaced]) -> PartRecord:
-    gone = chosen.get().mask(folder.read_table(part.name, _NAMES)).fill_null(False).to_numpy()
+def _part_without(shared: Shared[Gallery], part: PartRecord, chosen: Shared[Selection | Replaced]) -> PartRecord:
+    gallery = shared.get()
+    with gallery.reading(part.name):
+        gone = chosen.get().mask(gallery.folder.read_table(part.name, _NAMES)).fill_null(False).to_numpy()
     if not gone.any():
         return part
     kept = np.flatnonzero(~gone)
@@ -88,5 +94,7 @@ def _part_without(folder: Folder, part: PartRecord, chosen: Shared[Selection | R
         return part.model_copy(update={"rows": 0})
     place = part.name.rsplit("/", 1)[0]
     name = f"{place}/{uuid.uuid4().hex}{Gallery.EMBEDDED}"
-    folder.write_table(name, folder.read_table(part.name).take(pa.array(kept)))
+    with gallery.reading(part.name):
+        rows = gallery.folder.read_table(part.name)
+    gallery.folder.write_table(name, rows.take(pa.array(kept)))
     return PartRecord(name=name, rows=len(kept))

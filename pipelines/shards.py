@@ -86,7 +86,7 @@ def build_shards(
         made_of = version, executor.share(gallery), factory, trained, cpus, counter
         shards = [(*made_of, names[i], slices[i], rows[i] / sum(rows)) for i in missing]
         executor.map(_build_shard, shards, cpus=cpus, retry_on=[OSError])
-    return [ShardRecord.model_validate(version.read_json(_marker(name))) for name in names]
+    return [version.read_record(_marker(name), ShardRecord, "delete it to build the shard again") for name in names]
 
 
 def _marker(name: str) -> str:
@@ -116,8 +116,8 @@ def _build_shard(
         folder = local or Path(scratch) / name
         files = build_shard(
             folder,
-            _tables(gallery.folder, slices, without=("vlm", "vision")),
-            _tables(gallery.folder, slices, columns=("id", "vlm", "vision")),
+            _tables(gallery, slices, without=("vlm", "vision")),
+            _tables(gallery, slices, columns=("id", "vlm", "vision")),
             vlm_dim=dims(gallery)[0],
             factory=factory,
             trained=template,
@@ -139,10 +139,10 @@ def _build_shard(
     )
 
 
-def _tables(gallery: Folder, slices: Sequence[Slice], **which: Sequence[str]) -> Iterator[pa.Table]:
+def _tables(gallery: Gallery, slices: Sequence[Slice], **which: Sequence[str]) -> Iterator[pa.Table]:
     for part, start, stop in slices:
         at = 0
-        for table in gallery.tables(part, rows=4096, **which):
+        for table in gallery.part_tables(part, rows=4096, **which):
             yield table.slice(max(start - at, 0), max(min(stop - at, table.num_rows) - max(start - at, 0), 0))
             at += table.num_rows
             if at >= stop:

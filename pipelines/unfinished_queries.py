@@ -75,7 +75,7 @@ def open_queries(target: Folder, vocabulary: Sequence[VocabularyEntry], job: Job
         folder.write_table(ENTRIES, entries)
         folder.write_json(JOB, job.model_dump(mode="json"))
         return OpenQueries(folder, entries.num_rows, 0)
-    before = Job.model_validate(folder.read_json(JOB))
+    before = folder.read_record(JOB, Job, f"delete {target.uri} to start over")
     field, change = _change(before, job) or _difference(folder.read_table(ENTRIES), entries)
     if change:
         raise UserError(

@@ -10,14 +10,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
+from pydantic import BaseModel, ValidationError
 
 from retrieval.errors import DamagedError, UserError
 
+R = TypeVar("R", bound=BaseModel)
 _PIECE_BYTES = 8 * 2**20
 _SECRET = re.compile(r"://[^/?]*:[^/?]*@|[?&](access_key|secret_key|session_token)=")
 
@@ -163,6 +165,21 @@ class Folder:
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
 
+    def read_record(self, name: str, kind: type[R], remedy: str) -> R:
+        """Return a JSON file as the model that was written there.
+
+        Args:
+            remedy: what to do about a damaged one, as a clause.
+
+        Raises:
+            DamagedError: it is not JSON, or not of this model; the field is the file.
+        """
+        try:
+            return kind.model_validate_json(self.read_bytes(name))
+        except ValidationError as error:
+            file = (self / name).uri
+            raise DamagedError(f"{file} is damaged ({error}); {remedy}", field=file) from error
+
     def write_json(self, name: str, content: Any) -> None:
         self.write_bytes(name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
@@ -215,6 +232,20 @@ class Folder:
                 yield file
         except pa.ArrowInvalid as error:
             raise DamagedError(f"{(self / name).uri} is damaged: {error}", field=name) from error
+        except OSError as error:
+            # Arrow says so too of bytes that it cannot decode, and then names no file.
+            if error.errno is None and not self._is_decodable(name):
+                raise DamagedError(f"{(self / name).uri} is damaged: {error}", field=name) from error
+            raise
+
+    def _is_decodable(self, name: str) -> bool:
+        data = pa.BufferReader(self.read_bytes(name))
+        try:
+            for _ in pq.ParquetFile(data).iter_batches():
+                pass
+        except (OSError, pa.ArrowInvalid):
+            return False
+        return True
 
     def read_schema(self, name: str) -> pa.Schema:
         with self.open_input(name) as file:

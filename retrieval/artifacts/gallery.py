@@ -80,8 +80,18 @@ class Gallery(Artifact[GalleryManifest]):
             DamagedError: a part is missing or not Parquet.
         """
         for part in self.parts():
-            with self.reading(part):
-                yield from self.folder.tables(part, columns, rows=rows)
+            yield from self.part_tables(part, columns, rows=rows)
+
+    def part_tables(
+        self, part: str, columns: Sequence[str] | None = None, *, without: Sequence[str] = (), rows: int = 65_536
+    ) -> Iterator[pa.Table]:
+        """Yield a part as tables of at most ``rows`` rows; columns as of ``Folder.tables``.
+
+        Raises:
+            DamagedError: it is missing or not Parquet.
+        """
+        with self.reading(part):
+            yield from self.folder.tables(part, columns, without=without, rows=rows)
 
     def rejected(self) -> pa.Table:
         """Return the rejected inputs: ``path``, ``reason`` (a short fixed word) and ``detail`` (a sentence).

@@ -182,6 +182,9 @@ def test_what_a_person_can_put_right_is_raised_as_itself_and_a_bug_with_its_trac
         executor.map(refused, [()])
     assert type(mistake.value) is UserError
     assert (mistake.value.code, mistake.value.field, str(mistake.value)) == ("too-many", "count", "too many")
+    with pytest.raises(UserError) as left, session():
+        executor.map(lambda values: [value.get() for value in values], [(executor.map_shared(refused, [()]),)])
+    assert type(left.value) is UserError
     with pytest.raises(FileNotFoundError) as missing, session():
         executor.run(away).get()
     assert type(missing.value) is FileNotFoundError
@@ -202,5 +205,6 @@ def test_calls_are_given_shared_values_and_answer_in_order(executor: RayExecutor
     assert sorted(executor.as_completed(added, [(shared, 1), (shared, 2)])) == [4, 5]
     left = executor.map_shared(added, [(shared, 1), (shared, 2)])
     assert executor.map(lambda values: [value.get() for value in values], [(left,)]) == [[4, 5]]
+    assert executor.map_shared(added, []) == []
     assert list(executor.stream(counted, [(2,), (3,)], ahead=1)) == [0, 1, 0, 1, 2]
     assert executor.run(added, executor.run(lambda: np.arange(4)), 1).get() == 7

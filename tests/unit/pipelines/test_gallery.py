@@ -17,10 +17,12 @@ from cluster.loading import load_vision, load_vlm, record_of
 from cluster.profile import Profile
 from commands.index_report import print_summary
 from pipelines.batch_contents import summary_of
+from pipelines.batches import is_overwriting
 from pipelines.decoder import image_id
 from pipelines.embedder import Embedder
 from pipelines.encoders import describe_encoders
 from pipelines.gallery import build_gallery, gallery_of, grown_gallery
+from pipelines.inspection import state
 from retrieval.artifacts import Gallery
 from retrieval.artifacts.columns import matrix
 from retrieval.folder import Folder
@@ -165,6 +167,19 @@ def test_unfinished_batch_is_resumed_by_the_same_job_alone(
     assert summary_of(gallery, gallery.manifest.batches[0]).already_there == inputs
 
 
+def test_a_job_file_that_is_damaged_is_named(source: Path, profile: Profile, tmp_path: Path) -> None:
+    Folder(tmp_path).write_bytes("gallery/batches/000001/job.json", b'{"source": ')
+    batch = f"{tmp_path}/gallery/batches/000001"
+    for call in (
+        lambda: gallery_of(str(source), str(tmp_path / "gallery"), profile),
+        lambda: is_overwriting(Folder(batch)),
+        lambda: state(Folder(tmp_path)),
+    ):
+        with refused("damaged", f"{batch}/job.json") as caught:
+            call()
+        assert f"delete {batch}" in str(caught.value)
+
+
 def test_overwriting_leaves_what_is_published_until_the_new_one_is(
     source: Path, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,7 +264,7 @@ def test_the_same_models_in_another_folder_are_the_same(
 
 def test_existing_gallery_is_not_overwritten(collection: Any, profile: Profile) -> None:
     before = Gallery.open(collection.gallery.uri).manifest
-    with refused("already-there", "target"):
+    with refused("target-exists", "target"):
         build_gallery(str(collection.folder / "images"), collection.gallery.uri, profile)
     assert Gallery.open(collection.gallery.uri).manifest == before
 

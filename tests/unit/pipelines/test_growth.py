@@ -423,6 +423,15 @@ def test_damage_is_found(place: Place, profile: Profile) -> None:
     assert "cannot be read" in troubles[1]
 
 
+def test_a_part_that_is_damaged_is_named_when_rows_are_removed(place: Place, profile: Profile) -> None:
+    gallery, index = place.gallery, place.index
+    part = place.target / "gallery" / gallery.parts()[0]
+    part.write_bytes(part.read_bytes()[:-20])
+    with refused("damaged", str(part)) as caught:
+        remove(Selection(labels=["class 0"]), gallery, index, profile.index)
+    assert str(caught.value).endswith("make the gallery again")
+
+
 def test_state_of_a_target_is_read_from_what_is_there(
     place: Place, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,40 @@ def test_build_that_was_killed_is_resumed_by_the_same_plan_alone(
         assert len(index.shard(number)) == 100
 
 
+@pytest.mark.parametrize("name", ["plan.json", "shard-00001.json"])
+def test_a_plan_or_marker_that_is_damaged_is_named(
+    name: str, gallery: Gallery, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> Index:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build_index(gallery, str(tmp_path), profile, shards=3)
+    file = tmp_path / "000001" / name
+    file.write_bytes(file.read_bytes()[:-10])
+    with refused("damaged", str(file)) as caught:
+        build_index(gallery, str(tmp_path), profile, shards=3)
+    assert "; delete " in str(caught.value)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,SQ8"])
+@pytest.mark.parametrize("damage", ["within", "missing"])
+def test_a_part_that_is_damaged_is_named(damage: str, factory: str, profile: Profile, tmp_path: Path) -> None:
+    """By what samples rows to train on, and by what builds shards."""
+    rng = np.random.default_rng(0)
+    gallery = write_gallery(tmp_path / "gallery", directions(900, D1, rng), directions(900, D2, rng))
+    part = tmp_path / "gallery" / gallery.parts()[1]
+    if damage == "within":
+        part.write_bytes(part.read_bytes()[:1000] + bytes(5000) + part.read_bytes()[6000:])
+    else:
+        part.unlink()
+    with refused("damaged", str(part)) as caught:
+        build_index(gallery, str(tmp_path / "index"), profile, shards=2, factory=factory)
+    assert str(caught.value).endswith("make the gallery again")
+
+
 def test_version_that_finds_too_little_is_not_published(profile: Profile, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     gallery = write_gallery(tmp_path / "gallery", directions(900, D1, rng), directions(900, D2, rng))

@@ -87,6 +87,14 @@ def test_an_interrupted_job_is_resumed_and_nothing_is_imagined_twice(
     assert resumed.manifest.model_dump(exclude={"created"}) == undisturbed.manifest.model_dump(exclude={"created"})
 
 
+def test_a_job_file_that_is_damaged_is_named(small: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(monkeypatch, lambda: build_queries(VOCABULARY, tmp_path, small, images=1))
+    (tmp_path / "job/job.json").write_bytes(b'{"images": 1')
+    with refused("damaged", f"{tmp_path}/job/job.json") as caught:
+        build_queries(VOCABULARY, tmp_path, small, images=1)
+    assert f"delete {tmp_path} to start over" in str(caught.value)
+
+
 def test_a_job_that_was_interrupted_before_it_published_imagines_nothing_again(
     small: Profile, imagined: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

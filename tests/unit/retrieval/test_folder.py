@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from errors import refused
 from pyarrow import fs
 
+from retrieval.artifacts.manifests import PartRecord
 from retrieval.folder import Folder
 
 
@@ -39,6 +41,48 @@ def test_json_and_tables_come_back(tmp_path: Path) -> None:
     for read in (folder.read_table, lambda name: list(folder.tables(name))):
         with refused("damaged", "t/x.parquet"):
             read("t/x.parquet")
+
+
+def test_damage_within_parquet_is_named_and_a_store_that_fails_is_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(tmp_path)
+    folder.write_table("x.parquet", pa.table({"a": [f"{i:08}" for i in range(1000)]}))
+    sound = folder.read_bytes("x.parquet")
+    folder.write_bytes("x.parquet", sound[:100] + bytes(1000) + sound[1100:])
+    for read in (folder.read_table, lambda name: list(folder.tables(name))):
+        with refused("damaged", "x.parquet") as error:
+            read("x.parquet")
+        assert f"{tmp_path}/x.parquet is damaged" in str(error.value)
+    folder.write_bytes("x.parquet", sound)
+
+    def away(*_: Any, **__: Any) -> None:
+        raise OSError("the store is away")
+
+    monkeypatch.setattr(pq.ParquetFile, "read", away)
+    with pytest.raises(OSError, match="the store is away"):
+        folder.read_table("x.parquet")
+
+
+def test_rows_are_counted_by_footers(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    for rows in (0, 3, 5):
+        folder.write_table(f"{rows}.parquet", pa.table({"a": range(rows)}))
+    assert folder.count_rows(["5.parquet", "0.parquet", "3.parquet"]) == [5, 0, 3]
+    folder.write_bytes("3.parquet", b"PAR1")
+    with refused("damaged", "3.parquet"):
+        folder.count_rows(["3.parquet"])
+
+
+@pytest.mark.parametrize("content", [b"", b'{"part": "a", "rows', b'{"part": 1}', b"\xff"])
+def test_a_record_that_is_damaged_is_named_with_what_to_do(content: bytes, tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.write_json("record.json", {"name": "a", "rows": 3})
+    assert folder.read_record("record.json", PartRecord, "delete it") == PartRecord(name="a", rows=3)
+    folder.write_bytes("record.json", content)
+    with refused("damaged", f"{tmp_path}/record.json") as error:
+        folder.read_record("record.json", PartRecord, "delete it")
+    assert str(error.value).endswith("; delete it")
 
 
 def test_what_is_overwritten_is_replaced(tmp_path: Path) -> None:
