@@ -42,7 +42,8 @@ def exact_duplicates(index: Index) -> pa.Table:
     # An id begins with the hash of the bytes, so equal ones are neighbours in order.
     ids = np.sort(pa.chunked_array(found, pa.string()).to_numpy())
     contents = np.array([id.split("-")[0] for id in ids], dtype=object)
-    first = np.r_[True, contents[1:] != contents[:-1]]
+    first = np.ones(len(ids), bool)
+    first[1:] = contents[1:] != contents[:-1]
     of = ids[np.maximum.accumulate(np.where(first, np.arange(len(ids)), 0))]
     again = ~first
     return pa.table({"id": ids[again], "of": of[again], "cosine": np.ones(again.sum(), np.float32)}, schema=PAIRS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,18 @@ def test_equal_bytes_are_found(doubled: Doubled) -> None:
     assert len(expected) == 10
     with session("none"):
         assert [tuple(row.values()) for row in exact_duplicates(doubled.index).to_pylist()] == expected
+
+
+def test_of_different_bytes_none_are_found(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vlm, vision = directions(6, D1, rng).astype(np.float16), directions(6, D2, rng).astype(np.float16)
+    gallery = write_gallery(tmp_path / "gallery", vlm, vision)
+    described = pa.concat_tables(gallery.tables(["id", "path", "label", "width", "height", "batch"]))
+    contents = described["id"].to_pylist()
+    described = described.set_column(0, "id", pa.array([f"{i}{id[-1]}-0" for i, id in enumerate(contents)]))
+    index = write_index(tmp_path / "index", gallery, described, vlm, vision, shards=2)
+    with session("none"):
+        assert exact_duplicates(index).equals(PAIRS.empty_table())
 
 
 def test_close_vectors_are_found(doubled: Doubled) -> None:
