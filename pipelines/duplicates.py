@@ -37,8 +37,8 @@ def exact_duplicates(index: Index) -> pa.Table:
     """
     executor, shards = current_executor(), range(len(index.manifest.shards))
     hashes = executor.map_shared(_hashes_of_shard, [(index, number) for number in shards])
-    again = executor.share(repeated(hashes, index.manifest.rows))
-    found = executor.map(_ids_of_contents, [(index, number, again) for number in shards])
+    wanted = executor.share(repeated(hashes, index.manifest.rows))
+    found = executor.map(_ids_of_contents, [(index, number, wanted) for number in shards])
     # An id begins with the hash of the bytes, so equal ones are neighbours in order.
     ids = np.sort(pa.chunked_array(found, pa.string()).to_numpy())
     contents = np.array([id.split("-")[0] for id in ids], dtype=object)
