@@ -29,15 +29,20 @@ class Encoders(NamedTuple):
     vision_preprocess: Preprocess
 
 
-def _key(profile: Profile) -> tuple[Any, ...]:
-    """What the encoders depend on; for local ones, their files too, since others may be written under the same name."""
-    models = profile.models
+def models_key(profile: Profile, *uris: str) -> tuple[Any, ...]:
+    """Return what the loaded models depend on: for local ones their files too, since others may be written under the
+    same name.
+    """
     files = [
         (str(file), (status := file.stat()).st_size, status.st_mtime_ns)
-        for uri in (models.vlm, models.vision)
+        for uri in uris
         for file in sorted(Path(uri.removeprefix("local-dir:").partition("?")[0]).rglob("*"))
     ]
-    return models.vlm, models.vision, models.device, models.dtype, *files
+    return *uris, profile.models.device, profile.models.dtype, *files
+
+
+def _key(profile: Profile) -> tuple[Any, ...]:
+    return models_key(profile, profile.models.vlm, profile.models.vision)
 
 
 @cached(LRUCache(1), _key, Lock())

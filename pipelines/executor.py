@@ -93,7 +93,7 @@ class Executor(Protocol):
         """Put a value where workers reach it."""
 
     def run(self, function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0) -> Shared[T]:
-        """Call a function in a worker of its own, which ends with the call, and leave the result there."""
+        """Call a function in a worker, and leave the result there. One that had GPUs ends with the call."""
 
     def map(
         self,

@@ -16,15 +16,16 @@ import pyarrow as pa
 from PIL import Image
 
 from cluster.hold import hold
-from cluster.loading import load_query_encoder, prompt_templates, record_of
+from cluster.loading import prompt_templates
 from cluster.profile import Profile, load_profile
 from cluster.progress import Log, ProgressCounter, progress, silent
 from cluster.session import check_room, check_shared, session
 from pipelines.executor import TableFiles, Workers
+from pipelines.query_models import describe_query_models, query_models
 from pipelines.running import current_executor
 from pipelines.unfinished_queries import ENTRY, JOB, QUERIES, Job, OpenQueries, open_queries
 from pipelines.vocabulary import VocabularyEntry, read_vocabulary
-from retrieval.artifacts import MANIFEST, ModelRecord, QuerySet, Role
+from retrieval.artifacts import MANIFEST, QuerySet
 from retrieval.artifacts.manifests import QuerySetManifest
 from retrieval.artifacts.queryset import queryset_schema
 from retrieval.errors import UserError
@@ -32,8 +33,6 @@ from retrieval.folder import Folder
 from retrieval.images import thumbnail
 from retrieval.prompts import usable
 from retrieval.query import EncodedQuery
-
-_ROLES: tuple[Role, ...] = ("vlm", "vision", "generator")
 
 
 def imagine(
@@ -110,7 +109,7 @@ def build_queries(
     check_room("imagining", "imagine", stage.cpus, stage.gpus)
     with hold(folder, f"mindseye queries to {folder.uri}", take_over=take_over):
         _check_new(folder)  # another job may have published meanwhile
-        models = current_executor().run(_describe_models, profile, cpus=stage.cpus, gpus=stage.gpus).get()
+        models = describe_query_models(profile)
         job = Job(images=images, seed=seed, templates=prompt_templates(profile), models=models)
         unfinished = open_queries(folder, vocabulary, job)
         check_shared(unfinished.folder, JOB)
@@ -161,11 +160,6 @@ def _check_new(target: Folder) -> None:
         raise UserError(message, code="target-exists", field="target")
 
 
-def _describe_models(profile: Profile) -> dict[Role, ModelRecord]:
-    encoder = load_query_encoder(profile)
-    return {role: record_of(getattr(encoder, role)) for role in _ROLES}
-
-
 class QueriesSink(TableFiles):
     """Writes rows of ``queryset_schema``, without their numbers in the frozen list."""
 
@@ -184,7 +178,7 @@ class Imaginer:
     """
 
     def __init__(self, profile: Profile, images: int, seed: int, counter: ProgressCounter) -> None:
-        self.encoder = load_query_encoder(profile)
+        self.encoder = query_models(profile)
         self.images, self.seed, self.counter = images, seed, counter
         schema = queryset_schema(self.encoder.vlm.dim, self.encoder.vision.dim)
         self.schema = schema.insert(0, pa.field(ENTRY, pa.int64()))

@@ -39,8 +39,10 @@ class RayExecutor:
         return RayShared(ray.put(value))
 
     def run(self, function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0) -> Shared[T]:
-        # A worker is kept for other tasks by default, and with it the memory of what it has loaded.
-        task = ray.remote(max_calls=1, num_cpus=cpus, num_gpus=gpus)(function)
+        # By default a worker is kept for what comes next. On a CPU that saves the stage that follows the seconds in
+        # which libraries are imported and models loaded; on a GPU it would hold memory that Ray counts as free.
+        ends = {"max_calls": 1} if gpus else {}
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus, **ends)(function)
         reference = task.remote(*arguments)
         ray.wait([reference], fetch_local=False)  # a call that waited for it would hold a CPU meanwhile
         return RayShared(reference)
