@@ -7,7 +7,9 @@ import { takeFiles } from "./files.js";
 import { Imagined } from "./imagined.js";
 import { askForKey } from "./key.js";
 import { Grid } from "./results.js";
-import { count, duration, explain, megabytes, nameOf, plural, rankedBy, sentence, share } from "./words.js";
+import {
+  count, duration, explain, megabytes, nameOf, plural, rankedBy, sentence, share, weighing,
+} from "./words.js";
 
 const STEP = 24;
 const PAUSE = 120; // milliseconds of rest before the slider's position is asked for
@@ -252,7 +254,7 @@ function showImagined() {
   strip.show(imagined, how.drop);
   const out = imagined.filter((image) => how.drop.has(image.index)).length;
   const amount = out === imagined.length ? "All" : count(out);
-  byId("mind-note").textContent = out ? `${amount} left out` : "Leave out what you do not mean.";
+  byId("mind-note").textContent = out ? `${amount} left out` : `${weighing(imagined)}Leave out what you do not mean.`;
   byId("all").hidden = out === 0;
   byId("anew").hidden = false;
 }

@@ -29,6 +29,14 @@ export function rankedBy(answer, used, byPicture) {
   return answer.stage === "visual" || answer.weight === 1 ? `by ${imagined} alone` : `by your words and ${imagined}`;
 }
 
+/** What is to be known of the shares of imagined pictures: a service picks none of them by itself if they are equal. */
+export function weighing(images) {
+  const shares = images.map((image) => image.attention ?? 0);
+  const equal = 1 / images.length;
+  if (images.length < 2 || shares.some((part) => Math.abs(part - equal) > equal / 5)) return "";
+  return "All count about the same. ";
+}
+
 /** How far a result has come from its place in the ranking by words: a short sign and a phrase. */
 export function movement(rank, before, among) {
   if (before === undefined) return { sign: "new", phrase: `not among the first ${among} by words alone`, up: true };

@@ -313,6 +313,25 @@ def test_imagined_pictures_are_left_out_and_taken_back(visit: Callable[..., Page
     shows(page, asked(page))
 
 
+@pytest.mark.parametrize(("shares", "alike"), [([0.5, 0.5], True), ([0.45, 0.55], True), ([0.3, 0.7], False)])
+def test_it_is_said_when_all_imagined_pictures_count_about_the_same(
+    visit: Callable[..., Page], shares: list[float], alike: bool
+) -> None:
+    page = visit()
+
+    def answered(route: Route) -> None:
+        answer = route.fetch().json()
+        pictures = [answer["imagined"][0] | {"attention": share} for share in shares]
+        route.fulfill(json=answer | {"imagined": pictures})
+
+    page.route("**/v1/search", answered)
+    search(page)  # its answer is in the memory now
+    page.get_by_label("Ranked by").press("ArrowRight")
+    note = "All count about the same. Leave out" if alike else "Leave out"
+    expect(page.locator("#mind-note")).to_have_text(re.compile(f"^{re.escape(note)}"))
+    expect(page.locator("#imagined li")).to_have_count(len(shares))
+
+
 def test_imagining_anew_asks_for_other_images(visit: Callable[..., Page]) -> None:
     page = visit()
     search(page)
