@@ -20,7 +20,7 @@ from cluster.progress import Log, silent
 from pipelines.gallery import commit_batch, grown_gallery
 from pipelines.index import build_index
 from pipelines.index_plan import open_version, plan_of
-from pipelines.publication import publish, worst_recall
+from pipelines.publication import measured_before, publish, worst_recall
 from pipelines.quantisers import TRAINED, train_quantisers
 from pipelines.selection import Replaced, Selection, find_rows, parts_without
 from pipelines.shards import build_shards, cut, dims
@@ -109,7 +109,7 @@ def index_batch(
                 "rows": index.manifest.rows - gone.num_rows + batch.rows,
                 "shards": [*index.manifest.shards, *records],
                 "removed": removed.num_rows,
-                "recall": {},
+                "measured": measured_before(index),
             }
         )
         index = publish(Index(version, manifest), settings, started)
@@ -187,7 +187,7 @@ def remove(
             "created": now(),
             "rows": index.manifest.rows - found.num_rows,
             "removed": removed.num_rows,
-            "recall": {},
+            "measured": measured_before(index),
         }
     )
     # Removing rows matters more than recall.
