@@ -136,6 +136,5 @@ def _sampled(gallery: Gallery, sample: int, seed: int) -> pa.Table:
     for part, end in zip(manifest.parts, ends, strict=True):
         inside = chosen[(chosen < end) & (chosen >= end - part.rows)] - (end - part.rows)
         if len(inside):
-            table = gallery.folder.read_table(part.name, ["path", "batch", "vlm", "vision"])
-            tables.append(table.take(pa.array(np.sort(inside))))
+            tables.append(gallery.folder.take(part.name, np.sort(inside), ["path", "batch", "vlm", "vision"]))
     return pa.concat_tables(tables).combine_chunks()

@@ -51,8 +51,8 @@ class Far:
 
     @property
     def downloads(self) -> int:
-        assert self.folder.opened.count(NAMES[0]) == self.folder.opened.count(NAMES[1])
-        return self.folder.opened.count(NAMES[0])
+        assert self.folder.traffic.opened.count(NAMES[0]) == self.folder.traffic.opened.count(NAMES[1])
+        return self.folder.traffic.opened.count(NAMES[0])
 
 
 @pytest.fixture(autouse=True)
