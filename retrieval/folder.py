@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import ArrayLike
 from pyarrow import fs
 
 from retrieval.errors import DamagedError, UserError
@@ -196,7 +197,7 @@ class Folder:
             for batch in file.iter_batches(rows, columns=columns):
                 yield pa.Table.from_batches([batch])
 
-    def take(self, name: str, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    def take(self, name: str, rows: ArrayLike, columns: Sequence[str]) -> pa.Table:
         """Return some rows of a Parquet file, reading the row groups that have them.
 
         Args:
@@ -210,11 +211,12 @@ class Folder:
         with self._parquet(name) as file:
             sizes = np.array([file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)])
             ends = np.cumsum(sizes)
-            groups = np.searchsorted(ends, rows, side="right")
+            wanted = np.asarray(rows, dtype=np.int64)
+            groups = np.searchsorted(ends, wanted, side="right")
             held, of = np.unique(groups, return_inverse=True)
             # Where each row lies among those that are read: without the row groups before it that are not.
             left_out = (ends - np.cumsum(np.isin(np.arange(len(sizes)), held) * sizes))[held]
-            places = np.asarray(rows, dtype=np.int64) - left_out[of]
+            places = wanted - left_out[of]
             taken, at = [], 0
             for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=held.tolist(), columns=list(columns)):
                 inside = places[(places >= at) & (places < at + batch.num_rows)] - at

@@ -189,3 +189,15 @@ def test_a_manifest_without_what_was_measured_is_taken_for_one_measurement(profi
     ]
     added = index_batch(*with_batch(gallery, some(tmp_path / "more", "more", 10)), [], gallery, index, profile)
     assert measured(added) == [("000001", 2, 50), ("000002", 1, 10)]
+
+
+def test_it_is_said_when_much_was_removed_since_recall_was_measured(profile: Profile, tmp_path: Path) -> None:
+    gallery = some(tmp_path / "gallery", "first", 40)
+    index = build_index(gallery, str(tmp_path / "index"), profile)
+    logged: list[str] = []
+    for first, last, said in ((0, 10, 0), (10, 11, 1)):
+        chosen = Selection(ids=[f"first-{i:03d}" for i in range(first, last)])
+        index = remove(chosen, gallery, index, profile.index, log=logged.append).index
+        gallery = Gallery.open(gallery.folder)
+        assert len(logged) == said
+    assert "before 28% of the rows were removed" in logged[0]
