@@ -111,6 +111,7 @@ def main() -> None:
             opened = Index.open(target / "index")
             tell("all shards opened on a node", opened.shards)
             tell("and once more", opened.shards)
+        print(f"seconds: {now[0] / was[0]:.2f} of what it was; bytes: {now[1] / was[1]:.3f}", flush=True)
         for share in (0.1, 0.25, 0.5):
             rng, left = np.random.default_rng(0), [name for table in gallery.tables(["id"]) for name in table["id"]]
             gone = rng.choice(len(left), round(share * rows) - (rows - len(left)), replace=False)
@@ -120,7 +121,6 @@ def main() -> None:
             for depth, of in again.items():
                 known = index.manifest.recall[depth]
                 print(f"{share:.0%} removed: recall@{depth} by λ is in the manifest {known}, measured again {of}")
-    print(f"seconds: {now[0] / was[0]:.2f} of what it was; bytes: {now[1] / was[1]:.3f}")
     server.stop()
 
 
