@@ -140,6 +140,8 @@ def _print_version(version: Index) -> None:
         out.print(f"  recall@{depth} against exact search, by λ: {listed(recall)}")
     for depth, recall in (manifest.text_recall or {}).items():
         out.print(f"  recall@{depth} of texts, by λ: {listed(recall)}")
+    if (gone := sum(record.rows for record in manifest.measured) - manifest.rows) > 0:
+        out.print(f"  measured before {gone:,} rows were removed")
 
 
 def _size(version: Index) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from cluster.hold import check_held
 from cluster.profile import IndexSettings
@@ -10,18 +11,26 @@ from cluster.progress import progress
 from pipelines.recall import measure_recall
 from retrieval.artifacts import Index
 from retrieval.artifacts.index import REFUSED
+from retrieval.artifacts.manifests import Recall, RecallRecord
 from retrieval.errors import UserError
 
 
 def publish(index: Index, settings: IndexSettings, started: float) -> Index:
-    """Measure the recall of a version that is complete but for its manifest, and publish it if that is enough.
+    """Measure the recall of those shards of a version that no version before has measured, and publish it, complete but
+    for its manifest, if the recall of all of them is enough. Why it may be put together so is in docs/indexing.md.
 
     Raises:
         UserError: recall is below the profile's ``recall_floor`` (``low-recall``).
     """
-    with progress("measuring recall against exact search", len(index.manifest.shards)) as counter:
-        manifest = index.manifest
-        manifest.recall, manifest.text_recall = measure_recall(index, settings, counter)
+    manifest = index.manifest
+    if new := range(sum(record.shards for record in manifest.measured), len(manifest.shards)):
+        with progress("measuring recall against exact search", len(new)) as counter:
+            recall, text_recall = measure_recall(index, new, settings, counter)
+        rows = sum(manifest.shards[number].rows for number in new)
+        record = RecallRecord(version=index.version, shards=len(new), rows=rows, recall=recall, text_recall=text_recall)
+        manifest.measured = [*manifest.measured, record]
+    manifest.recall = _least([record.recall for record in manifest.measured])
+    manifest.text_recall = _least([of for record in manifest.measured if (of := record.text_recall)]) or None
     check_held(index.folder)  # measuring takes its time
     below = [
         f"recall@{depth} {value:.3f}{of} at λ = {weight}"
@@ -44,6 +53,29 @@ def publish(index: Index, settings: IndexSettings, started: float) -> Index:
         )
     index.folder.write_json("summary.json", {"seconds": round(time.monotonic() - started, 1)})
     return Index.publish(index.folder, index.manifest)
+
+
+def measured_before(index: Index) -> list[RecallRecord]:
+    """Return what was measured of the shards of a published version, for one that shares them all."""
+    manifest = index.manifest
+    whole = RecallRecord(
+        version=index.version,
+        shards=len(manifest.shards),
+        rows=manifest.rows,
+        recall=manifest.recall,
+        text_recall=manifest.text_recall,
+    )
+    return manifest.measured or [whole]
+
+
+def _least(recalls: Sequence[Recall]) -> Recall:
+    """At each depth and λ, the least that was measured."""
+    least: Recall = {}
+    for recall in recalls:
+        for depth, by_weight in recall.items():
+            known = least.setdefault(depth, {})
+            known.update({weight: min(value, known.get(weight, value)) for weight, value in by_weight.items()})
+    return least
 
 
 def worst_recall(index: Index) -> float:

@@ -1,4 +1,4 @@
-"""Recall of an index against exact search over all of its shards."""
+"""Recall of some shards of an index against exact search over the same shards."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pipelines.faiss_threads import faiss_threads
 from pipelines.running import current_executor
 from pipelines.text_queries import measuring_texts
 from retrieval.artifacts import Index
+from retrieval.artifacts.manifests import Recall
 from retrieval.index.effort import LAMBDA_GRID
 from retrieval.index.hits import Hits, merge_topk
 from retrieval.index.tuning import RECALL_AT, sample_queries
@@ -21,22 +22,25 @@ from retrieval.metrics import neighbour_recall
 QUERIES = 200
 
 
-Recall = dict[str, dict[str, float]]
-"""By depth and λ."""
+def measure_recall(
+    index: Index, numbers: Sequence[int], settings: IndexSettings, counter: ProgressCounter
+) -> tuple[Recall, Recall | None]:
+    """Return recall of the default search of these shards against exact search over them, on queries that no shard has
+    tuned itself with: of those that are made of their rows, and of texts if the version has some.
 
-
-def measure_recall(index: Index, settings: IndexSettings, counter: ProgressCounter) -> tuple[Recall, Recall | None]:
-    """Return recall of the default search against exact search over all shards, on queries that no shard has tuned
-    itself with: of those that are made of rows, and of texts if the version has some.
+    Args:
+        index: a version.
+        numbers: places of shards in its manifest.
+        settings: the profile's.
+        counter: of shards.
     """
-    count = len(index.manifest.shards)
     executor = current_executor()
-    cpus = executor.cpus_each(count, settings.cpus)
+    cpus = executor.cpus_each(len(numbers), settings.cpus)
     vision_dim = index.manifest.models["vision"].dim
     assert vision_dim is not None
     texts = measuring_texts(index.folder, vision_dim)
-    queries = executor.run(_queries, index, texts, cpus=settings.cpus)
-    shards = [(index, number, queries, cpus, counter) for number in range(count)]
+    queries = executor.run(_queries, index, numbers, texts, cpus=settings.cpus)
+    shards = [(index, number, queries, cpus, counter) for number in numbers]
     best: tuple[Hits, Hits] | None = None
     for answer in executor.as_completed(_found_and_exact, shards, cpus=cpus):
         # Merged as they come: those of all shards together would be 20 MB for each.
@@ -64,16 +68,17 @@ def _merged(one: tuple[Hits, Hits], other: tuple[Hits, Hits]) -> tuple[Hits, Hit
     return found, exact
 
 
-def _queries(index: Index, texts: Mapping[float, np.ndarray]) -> np.ndarray:
-    return np.concatenate([_sample_queries(index), *texts.values()])
+def _queries(index: Index, numbers: Sequence[int], texts: Mapping[float, np.ndarray]) -> np.ndarray:
+    return np.concatenate([_sample_queries(index, numbers), *texts.values()])
 
 
-def _sample_queries(index: Index) -> np.ndarray:
+def _sample_queries(index: Index, numbers: Sequence[int]) -> np.ndarray:
     shards = index.manifest.shards
     alive = np.array([record.rows for record in shards])
     alive -= np.bincount(index.removed()["shard"].to_numpy(), minlength=len(shards))
+    alive = alive[numbers]
     # What was added last may be of other categories than all before.
-    asked = {int(np.argmax(alive)), int(np.flatnonzero(alive)[-1])}
+    asked = {numbers[int(np.argmax(alive))], numbers[int(np.flatnonzero(alive)[-1])]}
     by_weight: list[list[np.ndarray]] = [[] for _ in LAMBDA_GRID]
     for number in sorted(asked):
         shard = index.shard(number)

@@ -15,8 +15,6 @@ from pipelines.running import current_executor
 from retrieval.artifacts import Gallery, Index
 from retrieval.artifacts.manifests import PartRecord
 
-_NAMES = ("id", "path", "label", "batch")
-
 
 class Selection(NamedTuple):
     """Rows by what they are called: those that have one of these ids, paths or labels."""
@@ -24,6 +22,11 @@ class Selection(NamedTuple):
     ids: Sequence[str] = ()
     paths: Sequence[str] = ()
     labels: Sequence[str] = ()
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Those that ``mask`` needs."""
+        return tuple(self._by_column())
 
     def mask(self, rows: pa.Table) -> pa.ChunkedArray:
         """Return which rows are meant, bool (N,); the table has the columns id, path and label."""
@@ -48,16 +51,24 @@ class Replaced(NamedTuple):
     lost: Sequence[str]
     """Batches that the index has and the gallery never committed: an addition was interrupted and started over."""
 
+    @property
+    def columns(self) -> Sequence[str]:
+        """Those that ``mask`` needs."""
+        return ("id", "path", "batch") if self.paths or self.lost else ("id",)
+
     def mask(self, rows: pa.Table) -> pa.ChunkedArray:
-        """Return which rows are meant, bool (N,); the table has the columns id, path and batch."""
+        """Return which rows are meant, bool (N,)."""
+        same = pc.is_in(rows["id"], self.ids)
+        if self.columns == ("id",):
+            return same
         changed = pc.is_in(rows["path"], pa.array(self.paths, pa.string()))
         of_source = pc.is_in(rows["batch"], pa.array(self.batches, pa.string()))
         of_lost = pc.is_in(rows["batch"], pa.array(self.lost, pa.string()))
-        return pc.or_(pc.or_(pc.is_in(rows["id"], self.ids), pc.and_(changed, of_source)), of_lost)
+        return pc.or_(pc.or_(same, pc.and_(changed, of_source)), of_lost)
 
 
 def find_rows(index: Index, selection: Selection | Replaced) -> pa.Table:
-    """Return the rows of an index that are meant and not removed yet: shard, id, path, label, batch."""
+    """Return the rows of an index that are meant and not removed yet: ``shard``, and the selection's columns."""
     executor = current_executor()
     chosen = executor.share(selection)
     shards = [(index, number, chosen) for number in range(len(index.manifest.shards))]
@@ -65,8 +76,9 @@ def find_rows(index: Index, selection: Selection | Replaced) -> pa.Table:
 
 
 def _in_shard(index: Index, number: int, chosen: Shared[Selection | Replaced]) -> pa.Table:
-    rows = index.live_rows(number, _NAMES)
-    rows = rows.filter(chosen.get().mask(rows))
+    selection = chosen.get()
+    rows = index.live_rows(number, selection.columns)
+    rows = rows.filter(selection.mask(rows))
     return rows.add_column(0, "shard", pa.array([number] * rows.num_rows, pa.int32()))
 
 
@@ -84,9 +96,9 @@ def parts_without(gallery: Gallery, parts: Sequence[PartRecord], selection: Sele
 
 
 def _part_without(shared: Shared[Gallery], part: PartRecord, chosen: Shared[Selection | Replaced]) -> PartRecord:
-    gallery = shared.get()
+    gallery, selection = shared.get(), chosen.get()
     with gallery.reading(part.name):
-        gone = chosen.get().mask(gallery.folder.read_table(part.name, _NAMES)).fill_null(False).to_numpy()
+        gone = selection.mask(gallery.folder.read_table(part.name, selection.columns)).fill_null(False).to_numpy()
     if not gone.any():
         return part
     kept = np.flatnonzero(~gone)

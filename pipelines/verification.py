@@ -149,6 +149,5 @@ def _sampled(gallery: Gallery, sample: int, seed: int) -> pa.Table:
         inside = chosen[(chosen < end) & (chosen >= end - part.rows)] - (end - part.rows)
         if len(inside):
             with gallery.reading(part.name):
-                table = gallery.folder.read_table(part.name, ["path", "batch", "vlm", "vision"])
-            tables.append(table.take(pa.array(np.sort(inside))))
+                tables.append(gallery.folder.take(part.name, np.sort(inside), ["path", "batch", "vlm", "vision"]))
     return pa.concat_tables(tables).combine_chunks()

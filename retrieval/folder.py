@@ -12,8 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import ArrayLike
 from pyarrow import fs
 from pydantic import BaseModel, ValidationError
 
@@ -21,6 +23,9 @@ from retrieval.errors import DamagedError, UserError
 
 R = TypeVar("R", bound=BaseModel)
 _PIECE_BYTES = 8 * 2**20
+_ROWS_PER_GROUP = 256
+"""Of a table with vectors, so that some of its rows can be read without the others."""
+_ROWS_AT_ONCE = 4096
 _SECRET = re.compile(r"://[^/?]*:[^/?]*@|[?&](access_key|secret_key|session_token)=")
 
 
@@ -193,7 +198,7 @@ class Folder:
             DamagedError: it is not Parquet, or not whole.
         """
         with self._parquet(name) as file:
-            return pq.ParquetFile(file).read(columns=list(columns) if columns else None)
+            return file.read(columns=list(columns) if columns else None)
 
     def tables(
         self, name: str, columns: Sequence[str] | None = None, *, without: Sequence[str] = (), rows: int = 65_536
@@ -205,10 +210,9 @@ class Folder:
             DamagedError: it is not Parquet, or not whole.
         """
         with self._parquet(name) as file:
-            parquet = pq.ParquetFile(file)
             if columns is None:
-                columns = [column for column in parquet.schema_arrow.names if column not in without]
-            for batch in parquet.iter_batches(rows, columns=columns):
+                columns = [column for column in file.schema_arrow.names if column not in without]
+            for batch in file.iter_batches(rows, columns=columns):
                 yield pa.Table.from_batches([batch])
 
     def count_rows(self, names: Sequence[str]) -> list[int]:
@@ -220,16 +224,44 @@ class Folder:
 
         def rows(name: str) -> int:
             with self._parquet(name) as file:
-                return pq.ParquetFile(file).metadata.num_rows
+                return file.metadata.num_rows
 
         with ThreadPoolExecutor(16) as pool:  # on an object store, what costs time is waiting
             return list(pool.map(rows, names))
 
+    def take(self, name: str, rows: ArrayLike, columns: Sequence[str]) -> pa.Table:
+        """Return some rows of a Parquet file, reading the row groups that have them.
+
+        Args:
+            name: of the file.
+            rows: their places, ascending; at least one.
+            columns: that are returned.
+
+        Raises:
+            DamagedError: it is not Parquet, or not whole.
+        """
+        with self._parquet(name) as file:
+            sizes = np.array([file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)])
+            ends = np.cumsum(sizes)
+            wanted = np.asarray(rows, dtype=np.int64)
+            groups = np.searchsorted(ends, wanted, side="right")
+            held, of = np.unique(groups, return_inverse=True)
+            # Where each row lies among those that are read: without the row groups before it that are not.
+            left_out = (ends - np.cumsum(np.isin(np.arange(len(sizes)), held) * sizes))[held]
+            places = wanted - left_out[of]
+            taken, at = [], 0
+            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=held.tolist(), columns=list(columns)):
+                inside = places[(places >= at) & (places < at + batch.num_rows)] - at
+                taken.append(pa.Table.from_batches([batch]).take(pa.array(inside)))
+                at += batch.num_rows
+            return pa.concat_tables(taken)
+
     @contextmanager
-    def _parquet(self, name: str) -> Iterator[pa.NativeFile]:
+    def _parquet(self, name: str) -> Iterator[pq.ParquetFile]:
         try:
             with self.open_input(name) as file:
-                yield file
+                # Row groups that lie together are one request to a store, and not each a request of its own.
+                yield pq.ParquetFile(file, pre_buffer=self.local_path is None)
         except pa.ArrowInvalid as error:
             raise DamagedError(f"{(self / name).uri} is damaged: {error}", field=name) from error
         except OSError as error:
@@ -254,8 +286,10 @@ class Folder:
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write Parquet. Only text is given a dictionary: vectors would take six times as long to read for it."""
         texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
+        has_vectors = any(pa.types.is_fixed_size_list(field.type) for field in table.schema)
         with self.writing(name) as stream:
-            pq.write_table(table, stream, use_dictionary=texts)
+            group = _ROWS_PER_GROUP if has_vectors else None
+            pq.write_table(table, stream, use_dictionary=texts, row_group_size=group)
 
     def create(self) -> None:
         with advice(self):

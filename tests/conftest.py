@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -23,6 +24,8 @@ os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "x"
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ.pop("AWS_SESSION_TOKEN", None)
 os.environ.pop("AWS_PROFILE", None)
+# Shards of buckets that tests make are no business of the cache of whoever runs them.
+os.environ["MINDSEYE_SHARD_CACHE"] = tempfile.mkdtemp(prefix="mindseye-tests-")
 # Models come from folders here; a test that would ask a hub fails at once instead of waiting for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # cluster.ray_env sets another default, which does not work with Serve's local testing mode.
@@ -51,6 +54,10 @@ HERE = Path(__file__).parent
 DATA = Path(os.environ.get("MINDSEYE_DATA") or HERE.parents[1] / "shared" / "data")
 SIZES = ("ray", "service", "faults")
 """Folders whose tests need the machine for themselves; each gives its tests the mark of its name."""
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["MINDSEYE_SHARD_CACHE"], ignore_errors=True)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

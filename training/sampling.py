@@ -7,7 +7,7 @@ time, as Ray Data's own reading of Parquet holds blocks of whole files.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,52 +24,56 @@ from retrieval.folder import Folder
 
 Read = Callable[..., Iterator[pa.Table]]
 _ROWS_AT_ONCE = 4096
-_CHOSEN = pa.schema([("id", pa.string()), ("label", pa.string()), ("order", pa.string())])
+_CHOSEN = pa.schema(
+    [("id", pa.string()), ("label", pa.string()), ("order", pa.string()), ("part", pa.string()), ("row", pa.int64())]
+)
 _VECTORS = ["label", "vlm", "vision"]
 
 
 def sample_rows(gallery: Gallery, labels: set[str], per_label: int, seed: int) -> pa.Table:
     """Draw at most ``per_label`` random rows (label, vlm, vision) of each label, sorted by label.
 
-    The sample is the rows whose ids have the smallest hashes, so it does not depend on how the gallery is cut. Ids are
-    chosen first and their vectors fetched after that: no other vector leaves the task that reads it.
+    The sample is the rows whose ids have the smallest hashes, so it does not depend on how the gallery is cut. It is
+    chosen by ids and labels alone; of vectors, only the row groups are read that have rows of it.
 
     Raises:
-        UserError: two rows of the gallery have one id.
+        UserError: two rows that were drawn have one id.
     """
     with progress("sampling the gallery", gallery.manifest.rows) as counter:
         chosen = _CHOSEN.empty_table()
         wanted = pa.array(sorted(labels), pa.string())
-        for part in _over_parts(gallery, _choose, wanted, per_label, seed, counter):
+        for part in _over_parts(gallery, gallery.parts(), _choose, wanted, per_label, seed, counter):
             chosen = _smallest(pa.concat_tables([chosen, part.cast(_CHOSEN)]), per_label)
         if not chosen.num_rows:
             return gallery_schema(0, 0).empty_table().select(_VECTORS)
-        found = list(_over_parts(gallery, _fetch, chosen["id"].combine_chunks()))
+        ids = chosen["id"].to_pylist()
+        if len(set(ids)) < len(ids):
+            raise UserError(
+                f"the gallery {gallery.uri} has rows of the same id; embed it again from a source without copies",
+                code="duplicate-id",
+                field="gallery",
+            )
+        parts = chosen["part"].unique().to_pylist()
+        found = list(_over_parts(gallery, parts, _fetch, chosen.select(["part", "row"]).combine_chunks()))
     rows = pa.concat_tables(found).sort_by("id")
     chosen = chosen.sort_by("id")
-    if rows["id"].combine_chunks() != chosen["id"].combine_chunks():
-        raise UserError(
-            f"the gallery {gallery.uri} has rows of the same id; embed it again from a source without copies",
-            code="duplicate-id",
-            field="gallery",
-        )
     rows = rows.append_column("label", chosen["label"]).append_column("order", chosen["order"])
     rows = rows.sort_by([("label", "ascending"), ("order", "ascending")])
     return rows.select(_VECTORS).combine_chunks()
 
 
 def _over_parts(
-    gallery: Gallery, read: Callable[..., Iterator[pa.Table]], shared: Any, *more: Any
+    gallery: Gallery, names: Sequence[str], read: Callable[..., Iterator[pa.Table]], shared: Any, *more: Any
 ) -> Iterator[pa.Table]:
-    """Yield the tables that ``read(folder, part, shared, *more)`` yields for each part, without empty ones.
+    """Yield the tables that ``read(folder, part, shared, *more)`` yields for each part named, without empty ones.
 
     Args:
         shared: is kept in the object store once, and mapped by the tasks instead of being sent to each.
     """
     if in_process():
-        tables = (table for part in gallery.parts() for table in read(gallery.folder, part, shared, *more))
+        tables = (table for part in names for table in read(gallery.folder, part, shared, *more))
     else:
-        parts = ray.data.from_items([{"part": name} for name in gallery.parts()])
+        parts = ray.data.from_items([{"part": name} for name in names])
         # The reference is in a list, as Ray would replace one that is an argument by a copy of its value.
         arguments = [read, gallery.folder, [ray.put(shared)], more]
         mapped = parts.map_batches(_in_task, fn_args=arguments, batch_format="pyarrow")
@@ -86,19 +90,22 @@ def _choose(
     folder: Folder, part: str, labels: pa.Array, per_label: int, seed: int, counter: ProgressCounter
 ) -> Iterator[pa.Table]:
     key = f"{seed}".encode()
-    kept = _CHOSEN.empty_table()
+    kept, at = _CHOSEN.empty_table(), 0
     for rows in folder.tables(part, rows=_ROWS_AT_ONCE, columns=["id", "label"]):
         counter.add(rows.num_rows)
+        rows = rows.append_column("row", pa.array(np.arange(at, at + rows.num_rows)))
+        at += rows.num_rows
         rows = rows.filter(pc.is_in(rows["label"], labels))
         order = [hashlib.blake2b(i.encode(), digest_size=8, key=key).hexdigest() for i in rows["id"].to_pylist()]
-        rows = rows.append_column("order", pa.array(order, pa.string())).cast(_CHOSEN)
-        kept = _smallest(pa.concat_tables([kept, rows]), per_label)
+        rows = rows.append_column("order", pa.array(order, pa.string()))
+        rows = rows.append_column("part", pa.array([part] * rows.num_rows, pa.string()))
+        kept = _smallest(pa.concat_tables([kept, rows.select(_CHOSEN.names).cast(_CHOSEN)]), per_label)
     yield kept
 
 
-def _fetch(folder: Folder, part: str, ids: pa.Array) -> Iterator[pa.Table]:
-    for rows in folder.tables(part, rows=_ROWS_AT_ONCE, columns=["id", "vlm", "vision"]):
-        yield rows.filter(pc.is_in(rows["id"], ids))
+def _fetch(folder: Folder, part: str, chosen: pa.Table) -> Iterator[pa.Table]:
+    rows = chosen["row"].filter(pc.equal(chosen["part"], part)).to_numpy()
+    yield folder.take(part, np.sort(rows), ["id", "vlm", "vision"])
 
 
 def _smallest(rows: pa.Table, per_label: int) -> pa.Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 from retrieval.artifacts.artifact import Artifact
 from retrieval.artifacts.manifests import MANIFEST, IndexManifest
 from retrieval.folder import Folder
+from retrieval.index.cache import open_copy
 from retrieval.index.files import ROWS, verify
 from retrieval.index.shard import Shard
 
@@ -92,7 +92,7 @@ class Index(Artifact[IndexManifest]):
         return rows.filter(pc.invert(pc.is_in(rows["id"], self.removed_ids(number).combine_chunks())))
 
     def shard(self, number: int, *, mmap: bool = True, verified: bool = False) -> Shard:
-        """Open one shard; from a remote filesystem its files are first copied to a temporary folder.
+        """Open one shard; of a remote filesystem, this machine's copy of its files (``retrieval.index.cache``).
 
         Args:
             number: place in the manifest.
@@ -103,18 +103,15 @@ class Index(Artifact[IndexManifest]):
             DamagedError: as ``Shard.open``; or a file is not the one that the manifest records.
         """
         folder, files = self.shard_folder(number), self.manifest.shards[number].files
-        if folder.local_path is not None:
-            return self._opened(number, folder.local_path, mmap, verified)
-        with tempfile.TemporaryDirectory(prefix="mindseye-shard-") as copy:
-            for name in files:
-                folder.download(name, Path(copy) / name)
-            # What is mapped stays readable after its file is deleted, until it is unmapped.
-            return self._opened(number, Path(copy), mmap, verified)
 
-    def _opened(self, number: int, folder: Path, mmap: bool, verified: bool) -> Shard:
+        def opened(place: Path) -> Shard:
+            return Shard.open(place, mmap=mmap, removed=self.removed_ids(number))
+
+        if folder.local_path is None:
+            return open_copy(folder, files, opened, verified=verified)
         if verified:
-            verify(folder, self.manifest.shards[number].files)
-        return Shard.open(folder, mmap=mmap, removed=self.removed_ids(number))
+            verify(folder.local_path, files)
+        return opened(folder.local_path)
 
     def shards(self) -> list[Shard]:
         """Open all shards, in the manifest's order."""

@@ -113,6 +113,23 @@ class ShardRecord(Record):
         return sum(file["bytes"] for file in self.files.values())
 
 
+Recall = dict[str, dict[str, float]]
+"""By depth (10, 100) and λ."""
+
+
+class RecallRecord(Record):
+    """What was measured, once, of the shards that one version built: its search of them against an exact one."""
+
+    version: str
+    """That measured it."""
+    shards: int
+    """How many they are: those that follow the shards of the record before, in the manifest's order."""
+    rows: int
+    """Rows of theirs that could be found then."""
+    recall: Recall
+    text_recall: Recall | None = None
+
+
 class IndexManifest(Manifest):
     """What one version of an index consists of."""
 
@@ -127,10 +144,12 @@ class IndexManifest(Manifest):
     shards: list[ShardRecord]
     removed: int = 0
     """Tombstones: rows that lie in shards and are never returned. ``Index.REMOVED`` has their ids."""
-    recall: dict[str, dict[str, float]]
-    """Recall of the default search against exact search, on a sample of queries, by depth (10, 100) and λ."""
-    text_recall: dict[str, dict[str, float]] | None = None
+    recall: Recall
+    """Recall of the default search against exact search, on a sample of queries: of ``measured``, the least."""
+    text_recall: Recall | None = None
     """The same of texts, by the λ that they were measured at; None where there were none, as for ``Flat``."""
+    measured: list[RecallRecord] = Field(default_factory=list)
+    """What was measured of all shards, or of none in a manifest that is older than this field."""
 
 
 class AggregatorManifest(Manifest):

@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from errors import refused
+from far_folder import FarFolder
 from pyarrow import fs
 
+from retrieval.artifacts.columns import fixed_size_list, matrix
 from retrieval.artifacts.manifests import PartRecord
 from retrieval.folder import Folder
 
@@ -83,6 +86,20 @@ def test_a_record_that_is_damaged_is_named_with_what_to_do(content: bytes, tmp_p
     with refused("damaged", f"{tmp_path}/record.json") as error:
         folder.read_record("record.json", PartRecord, "delete it")
     assert str(error.value).endswith("; delete it")
+
+
+@pytest.mark.parametrize("rows", [[0], [255], [256], [999], [0, 255, 256, 257, 700], [*range(1000)], [3, 999]])
+def test_some_rows_of_a_table_with_vectors_are_read_without_the_others(tmp_path: Path, rows: list[int]) -> None:
+    far, vectors = FarFolder(tmp_path), np.random.default_rng(0).random((1000, 512)).astype(np.float16)
+    numbers = pa.array(range(1000))
+    far.write_table("x.parquet", pa.table({"number": numbers, "vector": fixed_size_list(vectors)}))
+    taken = far.take("x.parquet", rows, ["vector", "number"])
+    assert taken["number"].to_pylist() == rows
+    np.testing.assert_array_equal(matrix(taken["vector"]), vectors[rows])
+    groups = len({row // 256 for row in rows})
+    assert far.traffic.bytes < (groups * 256 / 1000 + 0.1) * vectors.nbytes + 70_000
+    for some in (far.read_table("x.parquet"), *far.tables("x.parquet", rows=1000)):
+        assert some["number"].to_pylist() == numbers.to_pylist()
 
 
 def test_what_is_overwritten_is_replaced(tmp_path: Path) -> None:

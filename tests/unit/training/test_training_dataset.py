@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from errors import refused
+from far_folder import FarFolder
 from synthetic import D1, D2, directions, models, write_gallery, write_queries
 
 from retrieval.artifacts import Gallery, QuerySet
@@ -68,6 +69,33 @@ def test_sample_is_bounded_and_the_same_whatever_the_parts(gallery: Gallery, tmp
     assert Counter(everything["label"].to_pylist()) == {"bee": 20, "dog": 20}
     given = {vector for vector, label in labels_by_vector(gallery).items() if label in wanted}
     assert {row.tobytes() for row in matrix(everything["vlm"])} == given
+
+
+@pytest.mark.parametrize(("wanted", "drawn"), [(["label 03"], 8), ([f"label {i:02d}" for i in range(40)], 2)])
+def test_vectors_are_read_where_the_sample_has_rows(tmp_path: Path, wanted: list[str], drawn: int) -> None:
+    labels: list[str | None] = [f"label {i // 200:02d}" for i in range(8000)]
+    dim = 256
+    near = gallery_of(tmp_path, labels, parts=4, dims=(dim, dim))
+    far = FarFolder(tmp_path)
+    gallery = Gallery(far, near.manifest)
+
+    def bytes_of(columns: list[str]) -> int:
+        before = far.traffic.bytes
+        for _ in gallery.tables(columns):
+            pass
+        return far.traffic.bytes - before
+
+    names, vectors = bytes_of(["id", "label"]), bytes_of(["id", "vlm", "vision"])
+    before = far.traffic.bytes
+    sampled = sample_rows(gallery, set(wanted), drawn, seed=0)
+    read = far.traffic.bytes - before
+    assert sampled.equals(sample_rows(near, set(wanted), drawn, seed=0))
+    assert sampled.num_rows == len(wanted) * drawn
+    # All vectors were read before: of 8,000 rows here 8 or 80 are drawn, which lie in 2 or all of 32 row groups.
+    groups = len({row // 256 for row, label in enumerate(labels) if label in wanted})
+    assert read < names + (groups / 32) * vectors * 1.1 + 300_000
+    if len(wanted) == 1:
+        assert read < 0.3 * (names + vectors)
 
 
 def test_queries_and_rows_are_joined_by_label(gallery: Gallery, tmp_path: Path) -> None:
