@@ -16,6 +16,8 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from tiny_models import CONTEXT, START, train_tokenizer
 
+from benchmarks.gpu.models import byte_tokenizer
+
 WIDTH = 16
 PIECES = [*"abcdefghijklmnopqrstuvwxyz0123456789,;.'()-", "▁a", "▁red", "▁star", "▁word"]
 
@@ -106,9 +108,9 @@ def sana() -> DiffusionPipeline:
         downsample_block_type="conv",
         upsample_block_type="interpolate",
     )
-    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+    tokenizer = byte_tokenizer()
     gemma = transformers.Gemma2Config(
-        vocab_size=len(tokens),
+        vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         intermediate_size=WIDTH,
         num_hidden_layers=1,
@@ -117,7 +119,7 @@ def sana() -> DiffusionPipeline:
         head_dim=8,
     )
     return diffusers.SanaPipeline(
-        tokenizer=transformers.GemmaTokenizer(vocab={token: id for id, token in enumerate(tokens)}, merges=[]),
+        tokenizer=tokenizer,
         text_encoder=transformers.Gemma2Model(gemma),
         vae=vae,
         transformer=transformer,
