@@ -32,10 +32,10 @@ test-long: $(INSTALLED)
 	@echo "== tests that take minutes each"
 	@$(PYTEST) -m long
 
-# Installs nothing: a machine with a GPU may have an environment of its own, without Ray.
+# Installs nothing: PYTHON=… names the environment of a machine with a GPU, which may be one without Ray.
 test-gpu:
 	@echo "== tests that need a CUDA device"
-	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -ra tests/gpu
+	@$(if $(findstring command,$(origin PYTHON)),$(PYTHON),$(BIN)/python) -m pytest -ra tests/gpu
 
 lint: $(INSTALLED)
 	@echo "== ruff"

@@ -19,6 +19,34 @@ from benchmarks.gpu.sizes import Diffusion, Vision
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
+def vlm_of(configuration: dict[str, Any]) -> torch.nn.Module:
+    """Return a model of open_clip of this configuration."""
+    shape = {name: value for name, value in configuration.items() if name != "custom_text"}
+    return (open_clip.CustomTextCLIP if configuration.get("custom_text") else open_clip.CLIP)(**shape)
+
+
+def vision_of(shape: Vision) -> Any:
+    """Return a model of timm without classifier, at the size that its architecture was trained at."""
+    return timm.create_model(shape.architecture, num_classes=0, **shape.arguments)
+
+
+def components_of(shape: Diffusion, vocabulary: int, special: dict[str, int]) -> dict[str, Any]:
+    """Return the networks of a Stable Diffusion.
+
+    Args:
+        vocabulary: tokens of its tokenizer.
+        special: ids of its tokens of start and end, as transformers names them.
+    """
+    text = transformers.CLIPTextConfig(vocab_size=vocabulary, **special, **shape.text)
+    checker = shape.checker and StableDiffusionSafetyChecker(transformers.CLIPConfig(**shape.checker))
+    return {
+        "text_encoder": transformers.CLIPTextModel(text),
+        "unet": diffusers.UNet2DConditionModel(**shape.unet),
+        "vae": diffusers.AutoencoderKL(**shape.vae),
+        "safety_checker": checker or None,
+    }
+
+
 def write_vlm(folder: Path, configuration: dict[str, Any], device: torch.device) -> str:
     """Write an open_clip folder and return its URI."""
     folder.mkdir(parents=True)
@@ -26,10 +54,8 @@ def write_vlm(folder: Path, configuration: dict[str, Any], device: torch.device)
     if "hf_tokenizer_name" in text:
         text["hf_tokenizer_name"] = "in this folder"
         byte_tokenizer().save_pretrained(folder)
-    shape = {name: value for name, value in configuration.items() if name != "custom_text"}
-    kind = open_clip.CustomTextCLIP if configuration.get("custom_text") else open_clip.CLIP
     with torch.device(device):
-        model = kind(**shape)
+        model = vlm_of(configuration)
     _save(model, folder / "open_clip_model.safetensors")
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
     content = {"model_cfg": configuration | {"text_cfg": text}, "preprocess_cfg": preprocess}
@@ -38,18 +64,17 @@ def write_vlm(folder: Path, configuration: dict[str, Any], device: torch.device)
 
 
 def write_vision(folder: Path, shape: Vision, device: torch.device) -> str:
-    """Write a timm folder, at the size that its architecture was trained at, and return its URI at the size wanted."""
+    """Write a timm folder, and return its URI at the size wanted."""
     folder.mkdir(parents=True)
     with torch.device(device):
-        model = timm.create_model(shape.architecture, **shape.arguments | {"num_classes": 0})
+        model = vision_of(shape)
     _save(model, folder / "model.safetensors")
     known = ("input_size", "fixed_input_size", "mean", "std", "interpolation", "crop_pct", "first_conv", "classifier")
     pretrained = {name: model.pretrained_cfg[name] for name in known}
-    arguments = {name: value for name, value in shape.arguments.items() if name != "num_classes"}
     content = {
         "architecture": shape.architecture,
         "num_classes": 0,
-        "model_args": arguments,
+        "model_args": shape.arguments,
         "pretrained_cfg": pretrained | {"num_classes": 0},
     }
     (folder / "config.json").write_text(json.dumps(content))
@@ -64,27 +89,16 @@ def write_generator(folder: Path, shape: Diffusion, device: torch.device) -> str
         scheduler["skip_prk_steps"] = True
     else:
         scheduler["timestep_spacing"] = "trailing"
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     with torch.device(device):
-        text = transformers.CLIPTextModel(
-            transformers.CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                **shape.text,
-            )
-        )
-        unet = diffusers.UNet2DConditionModel(**shape.unet)
-        vae = diffusers.AutoencoderKL(**shape.vae)
-        checker = shape.checker and StableDiffusionSafetyChecker(transformers.CLIPConfig(**shape.checker))
+        components = components_of(shape, len(tokenizer), special)
+    checked = components["safety_checker"] is not None
     pipeline: Any = diffusers.StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text,
+        **components,
         tokenizer=tokenizer,
-        unet=unet,
         scheduler=getattr(diffusers, shape.scheduler)(**scheduler),
-        safety_checker=checker or None,
-        feature_extractor=transformers.CLIPImageProcessor() if checker else None,
-        requires_safety_checker=bool(checker),
+        feature_extractor=transformers.CLIPImageProcessor() if checked else None,
+        requires_safety_checker=checked,
     )
     pipeline.to(dtype=torch.float16, silence_dtype_warnings=True)
     pipeline.save_pretrained(folder, safe_serialization=True)

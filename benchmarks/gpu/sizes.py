@@ -56,17 +56,16 @@ def size_of(name: str) -> Size:
 
 
 def _true() -> Size:
-    dino = {"num_classes": 0}
     return Size(
         encoders={
             "SigLIP 2 ViT-B/16 and DINOv2 B/14": (
                 open_clip.get_model_config("ViT-B-16-SigLIP2"),
-                Vision("vit_base_patch14_dinov2", 224, dino),
+                Vision("vit_base_patch14_dinov2", 224, {}),
                 256,
             ),
             "CLIP ViT-L/14 and DINOv2 L/14": (
                 open_clip.get_model_config("ViT-L-14"),
-                Vision("vit_large_patch14_dinov2", 224, dino),
+                Vision("vit_large_patch14_dinov2", 224, {}),
                 128,
             ),
         },
