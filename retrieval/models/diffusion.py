@@ -48,18 +48,17 @@ def load_pipeline(uri: str, dtype: torch.dtype) -> tuple[DiffusionPipeline, Path
     transformers.utils.logging.disable_progress_bar()
     # Before anything large is downloaded.
     index = DiffusionPipeline.load_config(uri)
-    if index["_class_name"] not in PIPELINES:
+    kind = str(index.get("_class_name"))
+    if kind not in PIPELINES:
         known = "; ".join(f"{name} ({models})" for name, models in PIPELINES.items())
-        raise LookupError(f"it is a {index['_class_name']}, which is not supported; these are: {known}")
+        raise LookupError(f"it is a {kind}, which is not supported; these are: {known}")
     folder = Path(uri)
     if not folder.is_dir():
         folder = Path(DiffusionPipeline.download(uri, use_safetensors=True))
     # A component that was left out, as Stable Diffusion 3 may be without its T5, must be named: diffusers knows of some
     # that they can be missing, and takes the others for files that are.
     absent = {name: None for name, origin in index.items() if origin == [None, None]}
-    pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(
-        folder, use_safetensors=True, dtype=dtype, **absent
-    )
+    pipeline = getattr(diffusers, kind).from_pretrained(folder, use_safetensors=True, dtype=dtype, **absent)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline, folder
 

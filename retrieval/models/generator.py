@@ -75,15 +75,16 @@ class Generator:
         Args:
             uri: GENERATOR_URIS says its forms; a relative folder is relative to the current directory.
             steps: denoising steps, at least 1.
-            guidance: classifier-free guidance scale; at 1 or less there is none, as distilled models want it.
+            guidance: classifier-free guidance scale; at 1 or less there is none, as distilled models want it. LCM and
+                FLUX.1 dev are told it as an input, and FLUX.1 schnell ignores it.
             size: side of the square images in pixels; None is what the model was made for.
             device: auto (the first there is of cuda, mps, cpu) or a PyTorch device.
             dtype: auto (bfloat16 on a CUDA GPU that has it, else float32) or a key of devices.DTYPES.
 
         Raises:
-            UserError: ``steps`` or ``guidance`` is out of range (code ``out-of-range``), there is no such device or
-                dtype, or the pipeline cannot be loaded: what was tried, and why (``not-loadable``, field
-                ``generator``).
+            UserError: ``steps`` or ``guidance`` is out of range, or steps are too few for this pipeline (code
+                ``out-of-range``), there is no such device or dtype, or the pipeline cannot be loaded or is none of
+                ``diffusion.PIPELINES``: what was tried, and why (``not-loadable``, field ``generator``).
         """
         if steps < 1:
             raise _out_of_range(f"steps must be at least 1, and is {steps}", "steps")

@@ -1,4 +1,4 @@
-"""Pixels from the memory of the process to the device of a model, beside what that is computing."""
+"""Arrays from the memory of the process to the device of a model, beside what that is computing."""
 
 from __future__ import annotations
 
