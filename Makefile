@@ -1,5 +1,6 @@
 # make demo       the main job, from rendering a gallery to a table of results
 # make test       the tests; make test-all adds those that take minutes each
+# make test-gpu   the tests that need a GPU, with what Python and packages there are (docs/gpu.md)
 # All install first, once. PYTHON=python3.12 make ... picks another interpreter for the virtual environment.
 SHELL := bash
 PYTHON ?= python3
@@ -8,7 +9,7 @@ INSTALLED := .venv/installed
 PYTEST := $(BIN)/python -m pytest -ra
 WITH_RAY := ray or service or faults
 
-.PHONY: demo test test-unit test-ray test-long test-all lint install clean
+.PHONY: demo test test-unit test-ray test-long test-all test-gpu lint install clean
 .NOTPARALLEL:
 
 demo: $(INSTALLED)
@@ -30,6 +31,11 @@ test-all: test test-long
 test-long: $(INSTALLED)
 	@echo "== tests that take minutes each"
 	@$(PYTEST) -m long
+
+# Installs nothing: PYTHON=… names the environment of a machine with a GPU, which may be one without Ray.
+test-gpu:
+	@echo "== tests that need a CUDA device"
+	@$(if $(findstring command,$(origin PYTHON)),$(PYTHON),$(BIN)/python) -m pytest -ra tests/gpu
 
 lint: $(INSTALLED)
 	@echo "== ruff"

@@ -19,7 +19,7 @@ from retrieval.index.hits import Hits, checked_k, merge_topk
 from retrieval.query import QueryEncoder, pool
 
 if TYPE_CHECKING:
-    from retrieval.models.generator import Imagined
+    from retrieval.models.imagined import Imagined
 
 Mode = Literal["text", "visual", "fused"]
 _WEIGHTS: dict[Mode, float | None] = {"text": 0.0, "visual": 1.0, "fused": None}

@@ -18,7 +18,8 @@ from retrieval.fusion import unit
 from retrieval.prompts import fill
 
 if TYPE_CHECKING:  # each loads a library that takes seconds, and not every process has every model
-    from retrieval.models.generator import Generator, Imagined
+    from retrieval.models.generator import Generator
+    from retrieval.models.imagined import Imagined
     from retrieval.models.vision import VisionEncoder
     from retrieval.models.vlm import VLM
 

@@ -52,8 +52,8 @@ from cluster.ports import free_port
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("MINDSEYE_DATA") or HERE.parents[1] / "shared" / "data")
-SIZES = ("ray", "service", "faults")
-"""Folders whose tests need the machine for themselves; each gives its tests the mark of its name."""
+SIZES = ("ray", "service", "faults", "gpu")
+"""Folders whose tests need the machine or its GPU for themselves; each gives its tests the mark of its name."""
 
 
 def pytest_unconfigure() -> None:

@@ -15,6 +15,7 @@ from cluster.profile import Training
 from retrieval.aggregator import Aggregator
 from retrieval.metrics import average_precision
 from retrieval.models.devices import has_fast_bfloat16
+from retrieval.models.transfer import to_device
 from training.examples import Batch, Examples
 from training.loss import FusedContrast
 
@@ -85,7 +86,7 @@ class Learner:
         seeds = np.random.SeedSequence([self.settings.seed, self.step_number, rank])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
         self.module.train()
-        tensors = {name: torch.from_numpy(np.array(values)).to(self.device) for name, values in batch.items()}
+        tensors = {name: to_device(values, self.device) for name, values in batch.items()}
         tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
         with self._precision():
             loss = self.module(tensors).sum() * self.world / self.settings.batch

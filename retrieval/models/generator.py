@@ -7,19 +7,16 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-import transformers
-from diffusers import AutoPipelineForText2Image, DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 
 from retrieval.errors import UserError
 from retrieval.models.devices import map_batches, pick_device, pick_dtype
+from retrieval.models.diffusion import call_settings, load_pipeline, pipeline_files, step_hook
 from retrieval.models.fingerprint import of_files
+from retrieval.models.imagined import Imagined, Painting, painting_of, sort_out
 from retrieval.models.loading import loading
 from retrieval.prompts import usable
 
@@ -27,24 +24,6 @@ GENERATOR_URIS = (
     "a folder with a diffusers pipeline (model_index.json, weights as safetensors) or a hub id such as "
     "stabilityai/sd-turbo"
 )
-# An image shows nothing when each of its colour channels spans at most so many of 255 levels.
-CONSTANT_SPAN = 4
-
-
-@dataclass(frozen=True)
-class Imagined:
-    """The images of one prompt, in the order of their index i; K of them were accepted.
-
-    Attributes:
-        pixels_KHWC: the accepted images, uint8.
-        seeds: their seeds, (K,) int64; `image_seed` says how they come about.
-        rejected: a reason for each image that was not accepted: "safety" (the pipeline's own checker blacked
-            it out), "nan" (not finite) or "constant" (one plain colour).
-    """
-
-    pixels_KHWC: np.ndarray
-    seeds: np.ndarray
-    rejected: list[str]
 
 
 class Stopped(Exception):
@@ -56,13 +35,6 @@ class _Job(NamedTuple):
 
     prompt: str
     seed: int
-
-
-class _Painting(NamedTuple):
-    """One image that was made, and why it cannot be used, if so."""
-
-    pixels_HWC: np.ndarray
-    fault: str | None
 
 
 class Generator:
@@ -82,6 +54,8 @@ class Generator:
         self.size = size
         self.fingerprint = fingerprint
         self._pipeline = pipeline
+        self._settings = call_settings(pipeline, steps=steps, guidance=guidance, size=size)
+        self._step_hook = step_hook(pipeline)
         # A pipeline and its scheduler keep the state of the run they are in.
         self._painting = threading.Lock()
 
@@ -101,15 +75,16 @@ class Generator:
         Args:
             uri: GENERATOR_URIS says its forms; a relative folder is relative to the current directory.
             steps: denoising steps, at least 1.
-            guidance: classifier-free guidance scale; at 1 or less there is none, as distilled models want it.
+            guidance: classifier-free guidance scale; at 1 or less there is none, as distilled models want it. LCM and
+                FLUX.1 dev are told it as an input, and FLUX.1 schnell ignores it.
             size: side of the square images in pixels; None is what the model was made for.
             device: auto (the first there is of cuda, mps, cpu) or a PyTorch device.
             dtype: auto (bfloat16 on a CUDA GPU that has it, else float32) or a key of devices.DTYPES.
 
         Raises:
-            UserError: ``steps`` or ``guidance`` is out of range (code ``out-of-range``), there is no such device or
-                dtype, or the pipeline cannot be loaded: what was tried, and why (``not-loadable``, field
-                ``generator``).
+            UserError: ``steps`` or ``guidance`` is out of range, or steps are too few for this pipeline (code
+                ``out-of-range``), there is no such device or dtype, or the pipeline cannot be loaded or is none of
+                ``diffusion.PIPELINES``: what was tried, and why (``not-loadable``, field ``generator``).
         """
         if steps < 1:
             raise _out_of_range(f"steps must be at least 1, and is {steps}", "steps")
@@ -118,17 +93,10 @@ class Generator:
         where = pick_device(device)
         # On a CPU a small UNet gains nothing from bfloat16, and in float32 all CPUs make images alike.
         precision = pick_dtype("float32" if dtype == "auto" and where.type != "cuda" else dtype, where)
-        diffusers_logging.set_verbosity_error()
-        diffusers_logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
-        folder = Path(uri)
-        here = folder.is_dir()
-        place = f"the folder {folder.absolute()}" if here else f"the hub, as there is no folder {folder.absolute()}"
+        here = Path(uri).absolute()
+        place = f"the folder {here}" if here.is_dir() else f"the hub, as there is no folder {here}"
         with loading("generator", f"generator {uri!r} from {place}", GENERATOR_URIS):
-            if not here:
-                folder = Path(DiffusionPipeline.download(uri, use_safetensors=True))
-            pipeline = AutoPipelineForText2Image.from_pretrained(folder, use_safetensors=True, dtype=precision)
-        pipeline.set_progress_bar_config(disable=True)
+            pipeline, folder = load_pipeline(uri, precision)
         settings = {"steps": steps, "guidance": float(guidance), "size": size}
         return cls(
             uri,
@@ -136,7 +104,7 @@ class Generator:
             steps=steps,
             guidance=guidance,
             size=size,
-            fingerprint=of_files(folder, _pipeline_files(folder), settings),
+            fingerprint=of_files(folder, pipeline_files(folder), settings),
         )
 
     def imagine(
@@ -175,27 +143,24 @@ class Generator:
         paint = functools.partial(self._paint, check=functools.partial(_check, stop))
         paintings = [painting for made in map_batches(paint, jobs, batch) for painting in made]
         return [
-            _sort_out(jobs[start : start + images], paintings[start : start + images])
+            sort_out([job.seed for job in jobs[start : start + images]], paintings[start : start + images])
             for start in range(0, len(jobs), images)
         ]
 
     @torch.inference_mode()
-    def _paint(self, jobs: Sequence[_Job], check: Callable[..., dict]) -> list[_Painting]:
+    def _paint(self, jobs: Sequence[_Job], check: Callable[..., dict]) -> list[Painting]:
         with self._painting:
             check()
             output = self._pipeline(
                 prompt=[job.prompt for job in jobs],
-                num_inference_steps=self.steps,
-                guidance_scale=self.guidance,
-                height=self.size,
-                width=self.size,
                 # Noise from the CPU: a GPU's own would differ from one GPU model to the next.
                 generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
-                output_type="np",
-                callback_on_step_end=check,
+                **self._settings,
+                **{self._step_hook: check},
             )
+        # Most pipelines have no safety checker at all.
         unsafe = getattr(output, "nsfw_content_detected", None) or [False] * len(jobs)
-        return [_painting(image, flagged) for image, flagged in zip(output.images, unsafe, strict=True)]
+        return [painting_of(image, flagged) for image, flagged in zip(output.images, unsafe, strict=True)]
 
 
 def image_seed(prompt: str, seed: int, i: int) -> int:
@@ -205,7 +170,7 @@ def image_seed(prompt: str, seed: int, i: int) -> int:
 
 
 def _check(stop: Callable[[], bool] | None, *_: Any) -> dict:
-    """In the form of diffusers' `callback_on_step_end`, which returns the tensors it changed."""
+    """In the form of diffusers' hooks after a step; the newer kind returns the tensors it changed."""
     if stop and stop():
         raise Stopped
     return {}
@@ -213,37 +178,3 @@ def _check(stop: Callable[[], bool] | None, *_: Any) -> dict:
 
 def _out_of_range(message: str, field: str) -> UserError:
     return UserError(message, code="out-of-range", field=field)
-
-
-def _painting(image_HWC: np.ndarray, flagged: bool) -> _Painting:
-    """From the pipeline's float32 in [0, 1] to uint8, and the reason for which it must not be used."""
-    finite = np.isfinite(image_HWC).all()
-    pixels_HWC = (np.nan_to_num(image_HWC) * 255).round().astype(np.uint8)
-    if flagged:
-        return _Painting(pixels_HWC, "safety")
-    if not finite:
-        return _Painting(pixels_HWC, "nan")
-    if np.ptp(pixels_HWC, axis=(0, 1)).max() <= CONSTANT_SPAN:
-        return _Painting(pixels_HWC, "constant")
-    return _Painting(pixels_HWC, None)
-
-
-def _sort_out(jobs: Sequence[_Job], paintings: Sequence[_Painting]) -> Imagined:
-    fine = [i for i, painting in enumerate(paintings) if painting.fault is None]
-    pixels_KHWC = np.stack([painting.pixels_HWC for painting in paintings])[fine]
-    seeds = np.array([jobs[i].seed for i in fine], dtype=np.int64)
-    rejected = [painting.fault for painting in paintings if painting.fault is not None]
-    return Imagined(pixels_KHWC, seeds, rejected)
-
-
-def _pipeline_files(folder: Path) -> list[Path]:
-    """The files that decide what a pipeline paints: its components', without variants such as `.fp16.`."""
-    index = json.loads((folder / "model_index.json").read_text())
-    files = [folder / "model_index.json"]
-    for component in sorted(index):
-        files += [
-            file
-            for file in (folder / component).glob("*")
-            if file.suffix in {".safetensors", ".json", ".txt", ".model"} and "." not in file.stem
-        ]
-    return files

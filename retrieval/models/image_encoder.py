@@ -16,7 +16,11 @@ from torch.nn import functional
 from retrieval.errors import DamagedError, UserError
 from retrieval.models.devices import map_batches
 from retrieval.models.preprocess import Preprocess
-from retrieval.models.transforms import normalise
+from retrieval.models.transforms import Normalise
+
+# Rows that a GPU is given at once. It copies the next ones while it computes these; of one large batch it would have to
+# have all before it began. Fewer would be too little work for each kernel.
+GPU_ROWS = 64
 
 
 class ImageEncoder:
@@ -50,11 +54,13 @@ class ImageEncoder:
         self.device = device
         self.dtype = dtype
         self._image_tower = image_tower
+        self._normalise = Normalise(preprocess, device)
+        self._rows_at_once = GPU_ROWS if device.type == "cuda" else None
         model.eval().requires_grad_(False)
         model.to(device=device, dtype=dtype, memory_format=torch.channels_last)
 
     def encode_images(self, pixels_BHWC: np.ndarray) -> np.ndarray:
-        """Embed images in one batch, which is halved only when GPU memory runs out.
+        """Embed images in one batch, on a GPU in several; they are halved only when its memory runs out.
 
         Args:
             pixels_BHWC: uint8 (B, H, W, 3) from ``preprocess.pixels``; B may be 0.
@@ -71,16 +77,17 @@ class ImageEncoder:
             raise UserError(
                 f"images must be uint8 of shape (B, H, W, 3), and are {given}", code="wrong-shape", field="pixels"
             )
-        return self._unit_rows(self._embed_images, pixels_BHWC, max(1, len(pixels_BHWC)))
+        return self._unit_rows(self._embed_images, pixels_BHWC, self._rows_at_once or max(1, len(pixels_BHWC)))
 
     def _embed_images(self, pixels_BHWC: np.ndarray) -> torch.Tensor:
-        return self._image_tower(normalise(self.preprocess, pixels_BHWC, self.device).to(self.dtype))
+        return self._image_tower(self._normalise(pixels_BHWC).to(self.dtype))
 
     @torch.inference_mode()
     def _unit_rows(self, embed: Callable[[Any], torch.Tensor], items: Any, batch: int) -> np.ndarray:
         """Embed items, `batch` at a time, and divide lengths out in float32 whatever the model's dtype."""
-        parts = [rows.float().cpu() for rows in map_batches(embed, items, batch)]
-        rows_BD = torch.cat([torch.empty(0, self.dim), *parts])
+        # Brought back together at the end: each copy would wait for its batch, with nothing for the GPU to do after it.
+        parts = [rows.float() for rows in map_batches(embed, items, batch)]
+        rows_BD = torch.cat([torch.empty(0, self.dim, device=self.device), *parts]).cpu()
         finite = rows_BD.isfinite().all(dim=1)
         if not finite.all():
             row = finite.tolist().index(False)

@@ -15,6 +15,7 @@ from torchvision import transforms
 
 from retrieval.errors import UserError
 from retrieval.models.preprocess import CenterCrop, Preprocess, Resize
+from retrieval.models.transfer import to_device
 
 # Those that look at every pixel of what they shrink; after the nearest one a reduced image would look quite different.
 _SMOOTH_FILTERS = {
@@ -39,21 +40,24 @@ def preprocess_of(transform: transforms.Compose) -> Preprocess:
     raise UserError(message, code="unsupported", field="preprocessing")
 
 
-def normalise(preprocess: Preprocess, pixels_BHWC: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Scale pixels by a model's mean and std; on a CPU, to the bit what its library makes.
+class Normalise:
+    """Scales pixels by a model's mean and std; on a CPU, to the bit what its library makes.
 
     Args:
         preprocess: the model's.
-        pixels_BHWC: uint8, from ``Preprocess.pixels``; may be read-only, as Ray hands them out.
-        device: the model's.
-
-    Returns:
-        float32 (B, 3, H, W), channels last in memory.
+        device: the model's. Mean and std are copied there once: to copy them for each batch would be to wait for the
+            one before it.
     """
-    images_BHWC = torch.tensor(pixels_BHWC, device=device).to(torch.float32).div_(255)
-    mean = torch.tensor(preprocess.mean, dtype=torch.float32, device=device)
-    std = torch.tensor(preprocess.std, dtype=torch.float32, device=device)
-    return images_BHWC.sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+    def __init__(self, preprocess: Preprocess, device: torch.device) -> None:
+        self._mean = torch.tensor(preprocess.mean, dtype=torch.float32, device=device)
+        self._std = torch.tensor(preprocess.std, dtype=torch.float32, device=device)
+        self._device = device
+
+    def __call__(self, pixels_BHWC: np.ndarray) -> torch.Tensor:
+        """Return float32 (B, 3, H, W), channels last in memory, of uint8 from ``Preprocess.pixels``."""
+        images_BHWC = to_device(pixels_BHWC, self._device).to(torch.float32).div_(255)
+        return images_BHWC.sub_(self._mean).div_(self._std).permute(0, 3, 1, 2)
 
 
 def _light(steps: list[Any]) -> tuple[Callable[[Image.Image], Image.Image], ...]:

@@ -127,6 +127,31 @@ def test_a_batch_that_does_not_fit_is_halved(vision: VisionEncoder, monkeypatch:
     assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
 
 
+def test_a_gpus_batches_give_the_same_rows(vision: VisionEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels_BHWC = np.random.default_rng(4).integers(0, 256, (7, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    expected, tower, sizes = vision.encode_images(pixels_BHWC), vision._image_tower, []
+    monkeypatch.setattr(vision, "_rows_at_once", 3)
+    monkeypatch.setattr(
+        vision, "_image_tower", lambda images_BCHW: sizes.append(len(images_BCHW)) or tower(images_BCHW)
+    )
+    np.testing.assert_allclose(vision.encode_images(pixels_BHWC), expected, atol=1e-5)
+    assert sizes == [3, 3, 1]
+
+
+def test_towers_are_given_what_is_channels_last(vision: VisionEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    tower, contiguous = vision._image_tower, []
+
+    def watched(images_BCHW: torch.Tensor) -> torch.Tensor:
+        contiguous.append(images_BCHW.is_contiguous(memory_format=torch.channels_last))
+        return tower(images_BCHW)
+
+    monkeypatch.setattr(vision, "_image_tower", watched)
+    vision.encode_images(np.zeros((2, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))
+    assert contiguous == [True]
+    kernel = next(parameter for parameter in tower.parameters() if parameter.ndim == 4 and parameter.shape[1] > 1)
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_bfloat16_is_close_to_float32_in_a_transformer() -> None:
     pixels_BHWC = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
     rows = [

@@ -20,7 +20,7 @@ from PIL import Image
 from torchvision import transforms
 
 from retrieval.images import decode, decode_reduced
-from retrieval.models.transforms import normalise, preprocess_of
+from retrieval.models.transforms import Normalise, preprocess_of
 from retrieval.models.vision import VisionEncoder
 from retrieval.models.vlm import VLM
 
@@ -46,7 +46,7 @@ def test_preprocessing_equals_the_librarys_to_the_bit(transform: Any, images: li
         pixels_HWC = preprocess.pixels(image)
         assert pixels_HWC.dtype == np.uint8
         assert pixels_HWC.flags.c_contiguous
-        found = normalise(preprocess, pixels_HWC[None], torch.device("cpu"))[0]
+        found = Normalise(preprocess, torch.device("cpu"))(pixels_HWC[None])[0]
         assert torch.equal(found, transform(image)), image.size
 
 

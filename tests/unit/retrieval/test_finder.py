@@ -17,7 +17,8 @@ from retrieval.aggregator import Aggregator
 from retrieval.artifacts import Index, TrainedAggregator
 from retrieval.finder import Answer, Finder
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
-from retrieval.models.generator import Generator, Imagined
+from retrieval.models.generator import Generator
+from retrieval.models.imagined import Imagined
 from retrieval.models.vision import VisionEncoder
 from retrieval.query import QueryEncoder, pool
 

@@ -11,7 +11,7 @@ from errors import refused
 from PIL import Image
 
 from retrieval.aggregator import Aggregator, mean_pool
-from retrieval.models.generator import Imagined
+from retrieval.models.imagined import Imagined
 from retrieval.query import QueryEncoder, pool
 
 TEXTS = ["a red striped star", "something round, with green checks", "{} {name}"]
