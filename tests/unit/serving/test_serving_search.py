@@ -19,6 +19,7 @@ import serving.ingress
 from cluster.profile import ServeSettings
 from retrieval.artifacts import ModelRecord
 from retrieval.errors import UserError
+from serving.admission import Admission
 from serving.deployments.calls import Deadline, Unavailable, call
 from serving.deployments.messages import EncodedText, Imagination, Model, Ranking, Row, Served, Tokens
 from serving.ingress import Ingress
@@ -621,3 +622,48 @@ def test_a_deadline_passes_and_stays_at_zero() -> None:
     assert deadline.left == 0
     assert deadline.spent_ms >= 0
     assert 9 < Deadline(10).left <= 10
+
+
+async def cramped() -> World:
+    """A search with three places, and one to wait in; the generator does not answer yet."""
+    world = await World().warmed()
+    world.search._admission = Admission(running=3, waiting=1)
+    world.generator.may.clear()
+    return world
+
+
+def test_every_kind_of_search_has_a_place_until_its_answer_is_complete() -> None:
+    async def check() -> None:
+        world = await cramped()
+        stream = world.search.stages(SearchRequest(query="a stream"), "id")
+        assert (await anext(stream))[0] == "text"
+        answers = [asyncio.create_task(world.answer(text)) for text in ("one", "two")]
+        await until(lambda: {"one", "two"} <= set(world.generator.asked))
+        waiting = asyncio.create_task(world.answer("three", mode="text"))
+        await until(lambda: world.search._admission._waiting)
+        for asking in (
+            world.answer("four", mode="text"),
+            world.search.by_picture(b"picture", "id", k=1),
+            anext(world.search.stages(SearchRequest(query="five"), "id")),
+        ):
+            assert await trouble(asking) == ("the service", "busy")
+        assert not {"four", "five"} & set(world.vlm.encoded)  # no model was asked
+        await stream.aclose()  # its client has gone
+        assert (await waiting).stage == "text"
+        assert (await world.answer("six", mode="text")).stage == "text"
+        world.generator.may.set()
+        assert {answer.stage for answer in await asyncio.gather(*answers)} == {"fused"}
+
+    run(check())
+
+
+def test_the_time_that_a_search_waits_for_its_place_is_part_of_its_time() -> None:
+    async def check() -> None:
+        world = await cramped()
+        answers = [asyncio.create_task(world.answer(text)) for text in ("one", "two", "three")]
+        await until(lambda: {"one", "two", "three"} <= set(world.generator.asked))
+        assert await trouble(world.answer("four", mode="text", deadline_ms=20)) == ("the service", "late")
+        world.generator.may.set()
+        await asyncio.gather(*answers)
+
+    run(check())
