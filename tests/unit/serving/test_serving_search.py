@@ -141,6 +141,12 @@ class World:
         self.ranker.asked.clear()
         return self
 
+    async def circuit_closed(self) -> None:
+        """Wait until the generator is asked again."""
+        probing = self.search._imaginer._breaker._probing
+        assert probing
+        await probing
+
     async def answer(self, query: str = "a star", **options: Any) -> SearchAnswer:
         return await self.search.answer(SearchRequest(query=query, **options), "id")
 
@@ -316,7 +322,7 @@ def test_nobody_waits_for_a_generator_that_is_gone() -> None:
         assert len(world.generator.asked) == 1
         world.generator.error = None
         world.generator.runs.set()
-        await asyncio.sleep(0.01)
+        await world.circuit_closed()
         assert (await world.answer()).stage == "fused"
 
     run(check())
@@ -348,7 +354,7 @@ def test_a_generator_that_is_late_is_asked_for_no_image_until_it_answers_again()
         assert world.generator.asked == ["a star"]
         world.generator.may.set()
         world.generator.runs.set()
-        await asyncio.sleep(0.05)
+        await world.circuit_closed()
         assert (await world.answer("a moon")).stage == "fused"
 
     run(check())
@@ -381,10 +387,10 @@ def test_when_the_last_client_goes_the_generation_ends() -> None:
         world = await World().warmed()
         world.generator.may.clear()
         one, other = (asyncio.create_task(world.answer()) for _ in range(2))
+        await until(lambda: [flight._waiting for flight in world.memory._flights.values()] == [2])
         await until(lambda: world.generator.asked)
-        await asyncio.sleep(0.05)  # for the other to wait as well
         one.cancel()
-        await asyncio.sleep(0.05)
+        await asyncio.wait([one])
         assert world.generator.stopped == []
         other.cancel()
         await until(lambda: world.generator.stopped == ["a star"])
@@ -443,7 +449,7 @@ def test_images_that_failed_for_the_moment_are_imagined_again_after_a_while() ->
         answer = await world.answer()
         assert (answer.memory, answer.stage, len(answer.imagined)) == ("hit", "fused", 2)
         world.generator.error, world.generator.rejected = None, 0
-        await asyncio.sleep(0.05)
+        await world.circuit_closed()
         for memory in ("miss", "hit"):
             answer = await world.answer()
             assert (answer.memory, len(answer.imagined)) == (memory, 3)
@@ -495,7 +501,6 @@ def test_when_nothing_can_be_ranked_the_search_fails_in_words() -> None:
         world = await World().warmed()
         world.ranker.error = Unavailable("every shard", "down")
         assert await trouble(world.answer()) == ("every shard", "down")
-        await asyncio.sleep(0.05)
         world.ranker.error = BackPressureError(num_queued_requests=1, max_queued_requests=1)
         assert await trouble(world.answer(mode="text")) == ("the ranker", "busy")
         with pytest.raises(UserError):
