@@ -191,8 +191,8 @@ def test_a_slow_body_is_given_up(app: ASGIApp, seen: Seen) -> None:
 def test_who_hangs_up_amid_a_body_reaches_nobody(app: ASGIApp, seen: Seen) -> None:
     bounded, over = BodyLimit(app, max_bytes=1000, seconds=30), threading.Event()
 
-    async def watched(*request: Any) -> None:
-        await bounded(*request)
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        await bounded(scope, receive, send)
         over.set()
 
     with served(watched) as server:
