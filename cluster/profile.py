@@ -191,7 +191,8 @@ class ServeSettings(Settings):
     limits: Limits = Limits()
     """What one request may ask for."""
     ingress: Replicas = Replicas(ongoing=256, queued=256)
-    """HTTP: the API and the page."""
+    """HTTP: the API and the page. ``ongoing`` and ``queued`` are of searches on one replica; pages and pictures need no
+    place."""
     vlm: Replicas = Replicas(ongoing=64, batch=16)
     """Texts to vectors."""
     vision: Replicas = Replicas(ongoing=16, batch=4)

@@ -25,7 +25,7 @@ from serving.events import EventStream
 from serving.faults import BadRequest, answer_faults
 from serving.guards.keys import Key, Keys, LoopbackNames
 from serving.guards.limits import BodyLimit, RateLimit
-from serving.guards.middleware import LastResort, RequestId, SecurityHeaders, request_id
+from serving.guards.middleware import LastResort, RequestId, SecurityHeaders, caller, request_id
 from serving.pictures import GalleryPictures
 from serving.protocol import FaultAnswer, IndexSwitch, Info, Mode, SearchAnswer, SearchRequest
 from serving.search import Search
@@ -91,14 +91,14 @@ def make_api(
     own = [index, *(Folder(allowed).uri for allowed in settings.indexes)]
 
     @api.post("/v1/search", tags=["search"])
-    async def search_by_text(body: SearchRequest) -> SearchAnswer:
+    async def search_by_text(body: SearchRequest, request: Request) -> SearchAnswer:
         """Answer once: with the fused ranking, or with the best that there is by the deadline."""
-        return await search.answer(within(body, limits), request_id.get())
+        return await search.answer(within(body, limits), request_id.get(), caller=party(request))
 
     @api.post("/v1/search/stream", tags=["search"], response_class=EventStream, responses=EventStream.DOCUMENTED)
-    async def stream_by_text(body: SearchRequest) -> Response:
+    async def stream_by_text(body: SearchRequest, request: Request) -> Response:
         """Answer in stages, as server-sent events."""
-        return await EventStream.of(search.stages(within(body, limits), request_id.get()))
+        return await EventStream.of(search.stages(within(body, limits), request_id.get(), caller=party(request)))
 
     @api.get(
         "/v1/search/stream",
@@ -107,9 +107,11 @@ def make_api(
         responses=EventStream.DOCUMENTED,
         openapi_extra={"parameters": _parameters(SearchRequest)},
     )
-    async def stream_by_parameters(body: Annotated[SearchRequest, Depends(from_parameters)]) -> Response:
+    async def stream_by_parameters(
+        body: Annotated[SearchRequest, Depends(from_parameters)], request: Request
+    ) -> Response:
         """The same for `EventSource`, which can only GET. `drop` may be given several times."""
-        return await stream_by_text(body)
+        return await stream_by_text(body, request)
 
     @api.post(
         "/v1/search/image",
@@ -126,7 +128,9 @@ def make_api(
         if not request.headers.get("content-type", "").startswith("image/"):
             raise HTTPException(415, "the body must be a picture, with its content type, such as image/jpeg")
         _check("k", k, limits.k)
-        return await search.by_picture(await request.body(), request_id.get(), k=k, mode=mode, weight=weight)
+        return await search.by_picture(
+            await request.body(), request_id.get(), k=k, mode=mode, weight=weight, caller=party(request)
+        )
 
     @api.get("/v1/images/{id:path}", tags=["pictures"], response_class=Response)
     async def gallery_picture(id: str, size: Literal["full", "thumbnail"] = "full") -> Response:
@@ -193,6 +197,15 @@ def make_api(
 
     api.mount("/page", StaticFiles(directory=PAGE))
     return api
+
+
+def party(request: Request) -> str:
+    """Who competes for places with whom: callers, and the page of a caller apart from programs of the same caller.
+
+    Browsers say so by themselves, over HTTPS and on the loopback (W3C Fetch Metadata); a script cannot.
+    """
+    asks = caller(request.scope)
+    return f"{asks} page" if request.headers.get("sec-fetch-site") == "same-origin" else asks
 
 
 def within(request: SearchRequest, limits: Limits) -> SearchRequest:

@@ -172,6 +172,7 @@ refused = Counter(
         "too-many-requests",
         "body-too-large",
         "body-too-slow",
+        "busy",
         "internal",
     ),
 )
@@ -186,4 +187,8 @@ shard_seconds = Histogram(
     "mindseye_shard_seconds", "Time until a shard answered, as the ranker sees it.", SECONDS, shard=None
 )
 batch_size = Histogram("mindseye_batch_size", "Requests (pictures: images) done in one batch.", SIZES, part=PARTS)
-waiting = Level("mindseye_waiting_requests", "Requests that wait for a part or are in it, at this caller.", part=PARTS)
+waiting = Level(
+    "mindseye_waiting_requests",
+    "Requests that wait for a part or are in it, at this caller; of the ingress, searches that wait for a place.",
+    part=("ingress", *PARTS),
+)

@@ -15,6 +15,7 @@ from cluster.profile import ServeSettings
 from retrieval.errors import UserError
 from retrieval.images import ImageRejected
 from serving import metrics
+from serving.admission import Admission
 from serving.answers import Asked, Shortfall, answer, imagined_images
 from serving.deployments.calls import Deadline, Unavailable, call, call_every_replica
 from serving.deployments.messages import PROBE, START_SECONDS, EncodedText, Ranking, Served
@@ -70,6 +71,7 @@ class Search:
         self._parts = parts
         self._seconds = settings.deadline_ms / 1000
         self._weight: float | None = None
+        self._admission = Admission(settings.ingress.ongoing, settings.ingress.queued)
         self.places = Places(parts.ranker, seconds=self._seconds)
         self._imaginer = Imaginer(
             memory, parts.generator, fingerprint=defaults.generator_fingerprint, seconds=self._seconds
@@ -114,34 +116,44 @@ class Search:
         self.places.switched()
         return await self.served()
 
-    async def answer(self, request: SearchRequest, request_id: str) -> SearchAnswer:
+    async def answer(self, request: SearchRequest, request_id: str, *, caller: str = "") -> SearchAnswer:
         """Return the best answer that there is by the request's deadline.
 
+        Args:
+            caller: who asks, for ``admission.Admission``.
+
         Raises:
-            Unavailable: not even the text could be ranked.
+            Unavailable: not even the text could be ranked, or there was no place for the search.
             UserError: the text is blank, or an image to be dropped does not exist.
         """
-        async with aclosing(self._stages(request, request_id, each=False)) as stages:
+        async with aclosing(self._admitted(request, request_id, caller, each=False)) as stages:
             answers = [data async for _, data in stages]
         assert isinstance(answers[-1], SearchAnswer)
         return answers[-1]
 
-    def stages(self, request: SearchRequest, request_id: str) -> AsyncGenerator[Event]:
+    def stages(self, request: SearchRequest, request_id: str, *, caller: str = "") -> AsyncGenerator[Event]:
         """Yield the stages of an answer as they come: ``text``; then ``imagined``, if anything was; then ``fused``, the
-        last answer, whatever it was ranked by. A search by text alone is over after ``text``.
+        last answer, whatever it was ranked by. A search by text alone is over after ``text``. The search has its
+        place until the generator is closed.
 
-        Raises:
-            as ``answer``.
+        Args and errors are those of ``answer``.
         """
-        return self._stages(request, request_id, each=True)
+        return self._admitted(request, request_id, caller, each=True)
 
     async def by_picture(
-        self, data: bytes, request_id: str, *, k: int, mode: Mode = "fused", weight: float | None = None
+        self,
+        data: bytes,
+        request_id: str,
+        *,
+        k: int,
+        mode: Mode = "fused",
+        weight: float | None = None,
+        caller: str = "",
     ) -> SearchAnswer:
         """Rank by a picture: by the VLM's vector of it in the place of the text's, and by the vision encoder's.
 
         Raises:
-            Unavailable: it could not be ranked.
+            Unavailable: it could not be ranked, or there was no place for the search.
             ImageRejected: there is no picture in ``data`` that can be read.
         """
         asked = self._asked(
@@ -152,15 +164,24 @@ class Search:
             method = sized_for(encoder, "encode_file", len(data))
             return await call(part, method, data, seconds=asked.deadline.left, refusals=(ImageRejected,))
 
-        with asked.timed("text"), metrics.waiting.one(part="pictures"):
-            vlm_D1, vision_D2 = await asyncio.gather(
-                encode("the image encoder", self._parts.vlm), encode("the vision encoder", self._parts.vision)
-            )
-        found = answer(asked, await self._rank(asked, "rank", vlm_D1, vision_D2))
+        async with self._admission.place(caller, asked.deadline):
+            with asked.timed("text"), metrics.waiting.one(part="pictures"):
+                vlm_D1, vision_D2 = await asyncio.gather(
+                    encode("the image encoder", self._parts.vlm), encode("the vision encoder", self._parts.vision)
+                )
+            found = answer(asked, await self._rank(asked, "rank", vlm_D1, vision_D2))
         return found.model_copy(update={"query": "", "kind": None})
 
-    async def _stages(self, request: SearchRequest, request_id: str, *, each: bool) -> AsyncGenerator[Event]:
+    async def _admitted(
+        self, request: SearchRequest, request_id: str, caller: str, *, each: bool
+    ) -> AsyncGenerator[Event]:
         asked = self._asked(request, request_id)
+        async with self._admission.place(caller, asked.deadline), aclosing(self._stages(asked, each=each)) as stages:
+            async for stage in stages:
+                yield stage
+
+    async def _stages(self, asked: Asked, *, each: bool) -> AsyncGenerator[Event]:
+        request = asked.request
         if asked.weight == 0:
             yield "text", answer(asked, await self._rank(asked, "rank", await self._encode(asked)))
             return

@@ -16,7 +16,7 @@ from limits.storage import storage_from_string
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.guards.middleware import CALLER, HttpMiddleware, listed, refuse
+from serving.guards.middleware import HttpMiddleware, caller, listed, refuse
 
 log = logging.getLogger("ray.serve")
 
@@ -105,7 +105,7 @@ class RateLimit(HttpMiddleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         counts = listed(scope, self.paths) and not listed(scope, self.free_paths)
-        wait = await self._seconds_to_wait(_caller(scope)) if counts else None
+        wait = await self._seconds_to_wait(caller(scope)) if counts else None
         if wait is None:
             await self.app(scope, receive, send)
             return
@@ -124,11 +124,6 @@ class RateLimit(HttpMiddleware):
             self._failed_until = time.monotonic() + self.BACK_OFF_SECONDS
             log.warning("requests are not counted for %.0f s: %s", self.BACK_OFF_SECONDS, error.storage_error)
             return None
-
-
-def _caller(scope: Scope) -> str:
-    client = scope.get("client")
-    return scope.get(CALLER) or (client[0] if client else "unknown")
 
 
 def _storage(store: str) -> Any:

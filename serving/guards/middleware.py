@@ -62,6 +62,12 @@ async def refuse(
     await JSONResponse(answer.model_dump(), status, headers)(scope, receive, send)
 
 
+def caller(scope: Scope) -> str:
+    """Who asks: the name of an API key, or an address where keys are off."""
+    client = scope.get("client")
+    return scope.get(CALLER) or (client[0] if client else "unknown")
+
+
 def listed(scope: Scope, paths: Sequence[str]) -> bool:
     """Whether a request is for one of ``paths``; one that ends in ``/*`` stands for all that begin so."""
     path = scope["path"].removeprefix(scope.get("root_path", ""))

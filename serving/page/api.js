@@ -1,8 +1,10 @@
 /** The service's HTTP API: requests, server-sent events, faults, and the API key if the service asks for one. */
 
 const KEY = "mindseye-key";
+const PATIENCE = 15_000; // milliseconds
 let askForKey = async () => null;
 let asking = null;
+let tellOfWaiting = () => {};
 
 /** Why a request was not answered. `status` is 0 if there was no answer at all. */
 export class Fault extends Error {
@@ -17,10 +19,19 @@ export function onKeyWanted(ask) {
   askForKey = ask;
 }
 
+/** Say what to do when a search has to wait because the service is busy. */
+export function onBusy(tell) {
+  tellOfWaiting = tell;
+}
+
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
-/** Fetch a path of the service. Raises Fault for an answer that is an error, and AbortError if aborted. */
+/**
+ * Fetch a path of the service. A service that is busy is asked again when it says so, within bounds. Raises Fault for
+ * an answer that is an error, and AbortError if aborted.
+ */
 export async function call(path, init = {}) {
+  const begun = performance.now();
   for (;;) {
     const key = sessionStorage.getItem(KEY);
     const headers = { ...init.headers, ...(key && { Authorization: `Bearer ${key}` }) };
@@ -32,8 +43,20 @@ export async function call(path, init = {}) {
       throw new Fault(0);
     }
     if (response.ok) return response;
-    if (response.status !== 401 || !(await keyGiven(key))) throw await faultOf(response);
+    if (response.status === 401 && (await keyGiven(key))) continue;
+    const fault = await faultOf(response);
+    const wait = 1000 * (fault.retryAfter ?? Infinity);
+    if (response.status !== 503 || performance.now() - begun + wait > PATIENCE) throw fault;
+    if (init.method === "POST") tellOfWaiting();
+    await pause(wait, init.signal);
   }
+}
+
+function pause(milliseconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, milliseconds);
+    signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)));
+  });
 }
 
 /** Whether there is a key now that is another than the refused one. Several requests at once ask only once. */

@@ -411,6 +411,7 @@ window.addEventListener("popstate", restore);
 // The beginning
 
 api.onKeyWanted(askForKey);
+api.onBusy(() => say("The service is busy: this search waits for its turn…"));
 
 async function introduce() {
   info = await api.info();

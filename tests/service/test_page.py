@@ -7,7 +7,6 @@ import base64
 import json
 import queue
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,32 +16,25 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import uvicorn
+from chromium import launched, path_of_chromium, playwright
 from serving_graph import local_service
 from tiny_artifacts import write_collection
 
 from retrieval.query import QueryEncoder
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="the page is tested in a browser, driven by Playwright: make install"
-)
 expect, Page, Route = playwright.expect, playwright.Page, playwright.Route
 
 SOON = 20_000  # milliseconds for what takes a model
 
 expect.set_options(timeout=SOON)
 
-CHROMIUM = "apt-get install chromium (or put chromium, chromium-browser or google-chrome on the PATH)"
 QUERY = "yellow dotted fish"
 ATTACK = "<img src=x onerror='window.attacked = true'>.jpg"
 
 
 @pytest.fixture(scope="module")
 def chromium() -> str:
-    """The path of a Chromium; skips where there is none."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if path := shutil.which(name):
-            return path
-    pytest.skip(f"no Chromium is installed: {CHROMIUM}")
+    return path_of_chromium()
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +81,8 @@ def address(
 @pytest.fixture(scope="module")
 def browser(chromium: str, address: str) -> Iterator[Any]:
     """A running browser; after the service, whose start must not find Playwright's event loop in its thread."""
-    with playwright.sync_playwright() as driver:
-        # Root may not use Chromium's sandbox, and containers give little shared memory.
-        arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
-        started = driver.chromium.launch(executable_path=chromium, args=arguments, timeout=2 * SOON)
+    with launched(chromium) as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
@@ -525,17 +513,45 @@ def test_an_incomplete_answer_says_so(visit: Callable[..., Page], answer: str) -
 
 def test_a_refusal_is_told_in_plain_words(visit: Callable[..., Page]) -> None:
     page = visit(expected="status of 503")
-    full = {"status": 503, "headers": {"Retry-After": "3"}, "json": FAULT}
+    full = {"status": 503, "headers": {"Retry-After": "30"}, "json": FAULT}
     page.route("**/v1/search/stream", lambda route: route.fulfill(**full))
     page.get_by_role("searchbox").fill(QUERY)
     page.keyboard.press("Enter")
     alert = page.get_by_role("alert")
-    expect(alert).to_contain_text("The service is busy All places are taken. Try again in 3 seconds.")
+    expect(alert).to_contain_text("The service is busy All places are taken. Try again in 30 seconds.")
     expect(alert).to_contain_text("r-17")
     page.unroute("**/v1/search/stream")
     alert.get_by_role("button", name="Try again").click()
     settled(page)
     shows(page, asked(page))
+
+
+def test_a_service_that_is_busy_for_a_moment_is_asked_again(visit: Callable[..., Page]) -> None:
+    page = visit(expected="status of 503")
+    asked_for: list[str] = []
+
+    def busy(route: Route) -> None:
+        asked_for.append(route.request.post_data_json["query"])
+        if len(asked_for) > 2:
+            return route.continue_()
+        return route.fulfill(status=503, headers={"Retry-After": "1"}, json=FAULT)
+
+    page.route("**/v1/search/stream", busy)
+    page.get_by_role("searchbox").fill(QUERY)
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("The service is busy")
+    settled(page)
+    shows(page, asked(page))
+    assert asked_for == [QUERY] * 3
+    expect(page.get_by_role("alert")).to_have_count(0)
+    # Who searches for something else meanwhile does not wait for the first.
+    asked_for.clear()
+    page.get_by_role("searchbox").fill("nothing of this")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("The service is busy")
+    search(page)
+    assert asked_for[0] == "nothing of this"
+    assert set(asked_for[asked_for.index(QUERY) :]) == {QUERY}
 
 
 def test_an_answer_that_breaks_off_keeps_what_there_is(visit: Callable[..., Page]) -> None:

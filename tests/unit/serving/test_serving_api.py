@@ -21,6 +21,7 @@ from cluster.profile import Limits
 from demo.world import split
 from retrieval.finder import Finder
 from retrieval.query import QueryEncoder
+from serving.deployments.calls import Unavailable
 from serving.ingress import Service
 from serving.protocol import FaultAnswer, ImaginedEvent, Info, SearchAnswer
 
@@ -322,7 +323,7 @@ def test_the_page_is_there(client: TestClient) -> None:
 def test_an_error_of_our_own_is_a_plain_500(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     search = service.search()
 
-    async def broken(*_: Any) -> None:
+    async def broken(*_: Any, **__: Any) -> None:
         raise KeyError("/secret/path")
 
     monkeypatch.setattr(search, "answer", broken)
@@ -372,12 +373,45 @@ def test_pictures_have_a_limit_of_their_own(service: Service) -> None:
         assert client.get("/healthz").status_code == 200
 
 
+def test_a_page_competes_for_places_apart_from_the_programs_of_its_caller(
+    service: Service, monkeypatch: pytest.MonkeyPatch, collection: Collection
+) -> None:
+    search = service.search()
+    callers: list[str] = []
+
+    async def answer(*_: Any, caller: str, **__: Any) -> None:
+        callers.append(caller)
+        raise Unavailable("the service", "busy")
+
+    def stages(*_: Any, caller: str, **__: Any) -> Any:
+        async def none() -> Any:
+            await answer(caller=caller)
+            yield
+
+        return none()
+
+    for name, fake in (("answer", answer), ("by_picture", answer), ("stages", stages)):
+        monkeypatch.setattr(search, name, fake)
+    with TestClient(service.api(search, behind_serve=False), "http://127.0.0.1", client=("127.0.0.1", 5000)) as client:
+        for headers in ({}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-origin"}):
+            image = {**headers, "Content-Type": "image/png"}
+            for response in (
+                client.post("/v1/search", json={"query": "x"}, headers=headers),
+                client.post("/v1/search/stream", json={"query": "x"}, headers=headers),
+                client.get("/v1/search/stream?query=x", headers=headers),
+                client.post("/v1/search/image", content=b"x", headers=image),
+            ):
+                assert "as many requests waiting as it may" in fault(response, 503, "busy")
+                assert response.headers["retry-after"] == "1"
+    assert callers == ["127.0.0.1"] * 8 + ["127.0.0.1 page"] * 4
+
+
 def test_a_client_that_goes_ends_its_search(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that is hung up on is closed, not left to the garbage collector."""
     search = service.search()
     closed = []
 
-    async def stages(*_: Any) -> Any:
+    async def stages(*_: Any, **__: Any) -> Any:
         try:
             yield "imagined", ImaginedEvent(imagined=[], memory="miss")
             await anyio.sleep(60)

@@ -192,10 +192,10 @@ def test_the_ingress_itself(
 ) -> None:
     search = service.search()
 
-    async def answer(*_: Any) -> Any:
+    async def answer(*_: Any, **__: Any) -> Any:
         raise error
 
-    async def broken_off(*_: Any) -> Any:
+    async def broken_off(*_: Any, **__: Any) -> Any:
         yield "imagined", ImaginedEvent(imagined=[], memory="miss")
         raise error
 

@@ -163,7 +163,7 @@ def test_a_deadline_leaves_the_making_running_for_who_asks_next(caplog: pytest.L
             await memory.obtain("a", maker, seconds=0.05)
         # Nor does one who leaves afterwards end it.
         asking = asyncio.create_task(memory.obtain("a", maker))
-        await asyncio.sleep(0.05)
+        await until(lambda: memory._flights["a"]._waiting)
         asking.cancel()
         await asyncio.wait([asking])
         await until(lambda: maker.begun)
@@ -177,8 +177,8 @@ def test_a_deadline_leaves_the_making_running_for_who_asks_next(caplog: pytest.L
         with pytest.raises(TimeoutError):
             await memory.obtain("b", broken, seconds=0.01)
         broken.may.set()
-        await until(lambda: broken.ended)
-        await asyncio.sleep(0.05)
+        await until(lambda: not memory._flights)
+        assert broken.ended
 
     asyncio.run(case(), debug=True)
     assert "never retrieved" not in caplog.text
@@ -406,15 +406,16 @@ def test_without_its_store_a_replica_remembers_on_its_own(
 
 def test_the_event_loop_goes_on_while_the_store_is_slow() -> None:
     class Slow(MemoryStore):
-        goes_on = threading.Event()
+        asked, goes_on = threading.Event(), threading.Event()
 
         def get(self, key: str) -> bytes | None:
+            self.asked.set()
             assert self.goes_on.wait(30), "the event loop waits for the store"
             return super().get(key)
 
     async def case() -> None:
         asking = asyncio.create_task(Memory(Slow()).recall("a"))
-        await asyncio.sleep(0.05)
+        await until(Slow.asked.is_set)
         assert not asking.done()
         Slow.goes_on.set()
         assert await asking is None

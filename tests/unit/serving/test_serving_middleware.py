@@ -188,12 +188,18 @@ def test_a_slow_body_is_given_up(app: ASGIApp, seen: Seen) -> None:
     assert not seen
 
 
-def test_who_hangs_up_amid_a_body_reaches_nobody(bounded: Server, seen: Seen) -> None:
-    with socket.create_connection(("127.0.0.1", bounded.port)) as connection:
-        connection.sendall(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 900\r\n\r\nxxx")
-    time.sleep(0.3)
-    assert bounded.ask().status == 200
-    assert [one["bytes"] for one in seen] == [0]
+def test_who_hangs_up_amid_a_body_reaches_nobody(app: ASGIApp, seen: Seen) -> None:
+    bounded, over = BodyLimit(app, max_bytes=1000, seconds=30), threading.Event()
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        await bounded(scope, receive, send)
+        over.set()
+
+    with served(watched) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 900\r\n\r\nxxx")
+        assert over.wait(20)  # and not by the limit of time
+        assert not seen
 
 
 def test_the_application_still_hears_that_a_client_left(app: ASGIApp) -> None:

@@ -19,6 +19,7 @@ import serving.ingress
 from cluster.profile import ServeSettings
 from retrieval.artifacts import ModelRecord
 from retrieval.errors import UserError
+from serving.admission import Admission
 from serving.deployments.calls import Deadline, Unavailable, call
 from serving.deployments.messages import EncodedText, Imagination, Model, Ranking, Row, Served, Tokens
 from serving.ingress import Ingress
@@ -139,6 +140,12 @@ class World:
         self.generator.asked.clear()
         self.ranker.asked.clear()
         return self
+
+    async def circuit_closed(self) -> None:
+        """Wait until the generator is asked again."""
+        probing = self.search._imaginer._breaker._probing
+        assert probing
+        await probing
 
     async def answer(self, query: str = "a star", **options: Any) -> SearchAnswer:
         return await self.search.answer(SearchRequest(query=query, **options), "id")
@@ -315,7 +322,7 @@ def test_nobody_waits_for_a_generator_that_is_gone() -> None:
         assert len(world.generator.asked) == 1
         world.generator.error = None
         world.generator.runs.set()
-        await asyncio.sleep(0.01)
+        await world.circuit_closed()
         assert (await world.answer()).stage == "fused"
 
     run(check())
@@ -347,7 +354,7 @@ def test_a_generator_that_is_late_is_asked_for_no_image_until_it_answers_again()
         assert world.generator.asked == ["a star"]
         world.generator.may.set()
         world.generator.runs.set()
-        await asyncio.sleep(0.05)
+        await world.circuit_closed()
         assert (await world.answer("a moon")).stage == "fused"
 
     run(check())
@@ -380,10 +387,10 @@ def test_when_the_last_client_goes_the_generation_ends() -> None:
         world = await World().warmed()
         world.generator.may.clear()
         one, other = (asyncio.create_task(world.answer()) for _ in range(2))
+        await until(lambda: [flight._waiting for flight in world.memory._flights.values()] == [2])
         await until(lambda: world.generator.asked)
-        await asyncio.sleep(0.05)  # for the other to wait as well
         one.cancel()
-        await asyncio.sleep(0.05)
+        await asyncio.wait([one])
         assert world.generator.stopped == []
         other.cancel()
         await until(lambda: world.generator.stopped == ["a star"])
@@ -442,7 +449,7 @@ def test_images_that_failed_for_the_moment_are_imagined_again_after_a_while() ->
         answer = await world.answer()
         assert (answer.memory, answer.stage, len(answer.imagined)) == ("hit", "fused", 2)
         world.generator.error, world.generator.rejected = None, 0
-        await asyncio.sleep(0.05)
+        await world.circuit_closed()
         for memory in ("miss", "hit"):
             answer = await world.answer()
             assert (answer.memory, len(answer.imagined)) == (memory, 3)
@@ -494,7 +501,6 @@ def test_when_nothing_can_be_ranked_the_search_fails_in_words() -> None:
         world = await World().warmed()
         world.ranker.error = Unavailable("every shard", "down")
         assert await trouble(world.answer()) == ("every shard", "down")
-        await asyncio.sleep(0.05)
         world.ranker.error = BackPressureError(num_queued_requests=1, max_queued_requests=1)
         assert await trouble(world.answer(mode="text")) == ("the ranker", "busy")
         with pytest.raises(UserError):
@@ -621,3 +627,48 @@ def test_a_deadline_passes_and_stays_at_zero() -> None:
     assert deadline.left == 0
     assert deadline.spent_ms >= 0
     assert 9 < Deadline(10).left <= 10
+
+
+async def cramped() -> World:
+    """A search with three places, and one to wait in; the generator does not answer yet."""
+    world = await World().warmed()
+    world.search._admission = Admission(running=3, waiting=1)
+    world.generator.may.clear()
+    return world
+
+
+def test_every_kind_of_search_has_a_place_until_its_answer_is_complete() -> None:
+    async def check() -> None:
+        world = await cramped()
+        stream = world.search.stages(SearchRequest(query="a stream"), "id")
+        assert (await anext(stream))[0] == "text"
+        answers = [asyncio.create_task(world.answer(text)) for text in ("one", "two")]
+        await until(lambda: {"one", "two"} <= set(world.generator.asked))
+        waiting = asyncio.create_task(world.answer("three", mode="text"))
+        await until(lambda: world.search._admission._waiting)
+        for asking in (
+            world.answer("four", mode="text"),
+            world.search.by_picture(b"picture", "id", k=1),
+            anext(world.search.stages(SearchRequest(query="five"), "id")),
+        ):
+            assert await trouble(asking) == ("the service", "busy")
+        assert not {"four", "five"} & set(world.vlm.encoded)  # no model was asked
+        await stream.aclose()  # its client has gone
+        assert (await waiting).stage == "text"
+        assert (await world.answer("six", mode="text")).stage == "text"
+        world.generator.may.set()
+        assert {answer.stage for answer in await asyncio.gather(*answers)} == {"fused"}
+
+    run(check())
+
+
+def test_the_time_that_a_search_waits_for_its_place_is_part_of_its_time() -> None:
+    async def check() -> None:
+        world = await cramped()
+        answers = [asyncio.create_task(world.answer(text)) for text in ("one", "two", "three")]
+        await until(lambda: {"one", "two", "three"} <= set(world.generator.asked))
+        assert await trouble(world.answer("four", mode="text", deadline_ms=20)) == ("the service", "late")
+        world.generator.may.set()
+        await asyncio.gather(*answers)
+
+    run(check())

@@ -1,0 +1,97 @@
+"""Which searches run now and which wait. Pages and pictures need no place: nobody is shown half a page."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from serving import metrics
+from serving.deployments.calls import Deadline, Unavailable
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    caller: str
+    turn: asyncio.Future[None]
+
+
+class Admission:
+    """Places for the searches of one replica. For one event loop.
+
+    A place that becomes free goes to the caller with the fewest searches under way, of several to who came first. When
+    nobody else may wait, the caller with the most searches here loses the one that came last, if another caller comes
+    with fewer: who asks for much does not keep out who asks for little.
+
+    Args:
+        running: searches under way at most.
+        waiting: searches that may wait for a place.
+    """
+
+    def __init__(self, running: int, waiting: int) -> None:
+        self._free = running
+        self._room = waiting
+        self._running: Counter[str] = Counter()
+        self._waiting: list[_Waiting] = []
+
+    @asynccontextmanager
+    async def place(self, caller: str, deadline: Deadline) -> AsyncIterator[None]:
+        """Have a place while a block lasts.
+
+        Raises:
+            Unavailable: no place was left to wait in (busy), or none became free by the deadline (late).
+        """
+        if self._free:
+            self._free -= 1
+            self._running[caller] += 1
+        else:
+            await self._wait(caller, deadline)
+        try:
+            yield
+        finally:
+            self._leave(caller)
+
+    async def _wait(self, caller: str, deadline: Deadline) -> None:
+        if len(self._waiting) >= self._room:
+            self._make_room(caller)
+        mine = _Waiting(caller, asyncio.get_running_loop().create_future())
+        self._waiting.append(mine)
+        try:
+            with metrics.waiting.one(part="ingress"):
+                async with asyncio.timeout(deadline.left):
+                    await mine.turn
+        except BaseException as error:
+            if mine in self._waiting:
+                self._waiting.remove(mine)
+            elif not mine.turn.exception():  # it was given a place in the moment in which it gave up
+                self._leave(caller)
+            if isinstance(error, TimeoutError):
+                raise Unavailable("the service", "late") from error
+            raise
+
+    def _leave(self, caller: str) -> None:
+        self._running[caller] -= 1
+        if not self._running[caller]:
+            del self._running[caller]
+        # One that is cancelled is in the list until its task runs next.
+        waiting = [one for one in self._waiting if not one.turn.done()]
+        if not waiting:
+            self._free += 1
+            return
+        following = min(waiting, key=lambda one: self._running[one.caller])
+        self._waiting.remove(following)
+        self._running[following.caller] += 1
+        following.turn.set_result(None)
+
+    def _make_room(self, caller: str) -> None:
+        """Refuse one search: the last of the caller with the most, or the one that comes now."""
+        metrics.refused.count(code="busy")
+        refusal = Unavailable("the service", "busy")
+        here = self._running + Counter(one.caller for one in self._waiting)
+        last = max(reversed(self._waiting), key=lambda one: here[one.caller], default=None)
+        if last is None or here[last.caller] <= here[caller] + 1:
+            raise refusal
+        self._waiting.remove(last)
+        last.turn.set_exception(refusal)
