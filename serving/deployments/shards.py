@@ -94,7 +94,8 @@ class Versions:
         self._number = number
         self._groups = groups
         self._open: LRUCache[str, Opened] = LRUCache(KEPT_VERSIONS)  # searches under way hold what it evicts
-        self._opening = asyncio.Lock()
+        self._opening: dict[str, asyncio.Task[Opened]] = {}
+        self._one_at_a_time = asyncio.Lock()
         self.last: Opened | None = None
         """Of the version that was asked for last."""
 
@@ -105,12 +106,24 @@ class Versions:
         Raises:
             UserError: there is none at that URI, or a file of it is damaged.
         """
-        if version not in self._open:
-            async with self._opening:
-                if version not in self._open:
-                    self._open[version] = await asyncio.to_thread(lambda: self._load(Index.open(version), verified))
-        self.last = self._open[version]
+        if version in self._open:
+            self.last = self._open[version]
+            return self.last
+        if version not in self._opening:
+            self._opening[version] = asyncio.create_task(self._opened(version, verified))
+        # A search whose time is over goes, and what it has waited for is there for the next.
+        self.last = await asyncio.shield(self._opening[version])
         return self.last
+
+    async def _opened(self, version: str, verified: bool) -> Opened:
+        try:
+            async with self._one_at_a_time:
+                self._open[version] = opened = await asyncio.to_thread(
+                    lambda: self._load(Index.open(version), verified)
+                )
+                return opened
+        finally:
+            del self._opening[version]
 
     def _load(self, index: Index, verified: bool) -> Opened:
         records = index.manifest.shards

@@ -124,6 +124,31 @@ def test_neither_searching_nor_opening_blocks_the_event_loop(
     run(check())
 
 
+def test_a_version_is_opened_once_however_many_searches_give_up_waiting_for_it(
+    collection: Collection, query: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, opened, plain = threading.Event(), [], Index.shard
+
+    def opening(index: Index, number: int, **options: Any) -> Any:
+        opened.append(number)
+        assert end.wait(SECONDS)
+        return plain(index, number, **options)
+
+    monkeypatch.setattr(Index, "shard", opening)
+
+    async def check() -> None:
+        shards = LocalShards()
+        for _ in range(3):
+            with pytest.raises(Unavailable) as error:
+                await shards.search(collection.index.uri, query, 5, seconds=0.05)
+            assert error.value.trouble == "late"
+        end.set()
+        assert (await shards.search(collection.index.uri, query, 5, seconds=SECONDS)).answered == 2
+
+    run(check())
+    assert opened == [0, 1]
+
+
 def test_a_version_that_cannot_be_opened_is_a_fault_of_the_service(collection: Collection, query: np.ndarray) -> None:
     async def check() -> None:
         shards = LocalShards()
