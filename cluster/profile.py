@@ -188,6 +188,9 @@ class ServeSettings(Settings):
     """Milliseconds after which an answer is due, and the most that a request may ask for."""
     shard_timeout_ms: int = Field(default=2_000, ge=1)
     """Milliseconds that a shard may take before the answer goes without it."""
+    local_index_bytes: int = Field(default=512 * 2**20, ge=0)
+    """Bytes of an index up to which each replica of the ranker holds its shards itself, which saves every answer a hop.
+    Shards of a larger index, or with a ``node_label`` or ``gpus``, are deployments of their own."""
     limits: Limits = Limits()
     """What one request may ask for."""
     ingress: Replicas = Replicas(ongoing=256, queued=256)
@@ -202,7 +205,7 @@ class ServeSettings(Settings):
     ranker: Replicas = Replicas(ongoing=64, queued=256)
     """Fused queries to rankings: asks the shards and merges."""
     shards: Replicas = Replicas(ongoing=32, queued=256)
-    """Each of the shards of the index."""
+    """Each of the shards of the index, where they are deployments."""
 
     @model_validator(mode="after")
     def _leaves_room(self) -> Self:

@@ -90,7 +90,7 @@ def plan(args: ServeArgs) -> Service:
     """Bind every deployment but the ingress, and return what the ingress needs; errors are those of ``build``."""
     profile = load_profile(args.profile)
     index, store = index_folder(args.target).uri, store_uri(args.store, profile)
-    count = len(Index.open(index).manifest.shards)
+    count = shard_deployments(Index.open(index), profile.serve)
     fingerprint = None
     aggregator = load_aggregator(profile, args.aggregator)
     learned = aggregator.uri if aggregator else None
@@ -106,14 +106,23 @@ def plan(args: ServeArgs) -> Service:
     if settings.generator.max_replicas:
         generator = _scaled(ImaginingGenerator, settings.generator, settings).bind(profile, vision, learned)
     pointer = _scaled(Pointer, POINTER, settings).bind(index)
-    shards = [
-        _scaled(IndexShard, settings.shards, settings, shard=i, name=f"Shard{i}").bind(i, count, pointer)
-        for i in range(count)
-    ]
+    shards = None
+    if count:
+        shards = [
+            _scaled(IndexShard, settings.shards, settings, shard=i, name=f"Shard{i}").bind(i, count, pointer)
+            for i in range(count)
+        ]
     encoders = {"vlm": vlm, "vision": vision}
     ranker = _scaled(Ranker, settings.ranker, settings).bind(profile, pointer, learned, encoders, shards)
     defaults = Defaults(profile.queries.images, fingerprint)
     return Service(profile, Parts(vlm, vision, generator, ranker), store, defaults, learned, count, index)
+
+
+def shard_deployments(index: Index, settings: ServeSettings) -> int:
+    """Return how many deployments the shards of an index are: one each, or none where the ranker holds them."""
+    records, placed = index.manifest.shards, settings.shards.node_label or settings.shards.gpus
+    local = not placed and sum(record.bytes for record in records) <= settings.local_index_bytes
+    return 0 if local else len(records)
 
 
 def store_uri(given: str | None, profile: Profile) -> str:

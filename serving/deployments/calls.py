@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable
 from typing import Any, Literal
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -92,8 +93,15 @@ async def call_every_replica(
     part: str, handle: Any, method: str, *args: Any, seconds: float, refusals: tuple[type[Exception], ...] = ()
 ) -> None:
     """Call a method of every replica of a deployment; arguments and errors are those of ``call``."""
+    await bounded(part, handle.broadcast(method, *args).results_async(), seconds=seconds, refusals=refusals)
+
+
+async def bounded(
+    part: str, work: Awaitable[Any], *, seconds: float, refusals: tuple[type[Exception], ...] = ()
+) -> Any:
+    """Return what comes of ``work`` within so many seconds; other arguments and errors are those of ``call``."""
     try:
-        await asyncio.wait_for(handle.broadcast(method, *args).results_async(), seconds)
+        return await asyncio.wait_for(work, seconds)
     except Exception as error:
         raise _fault(part, error, refusals) from error
 

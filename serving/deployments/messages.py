@@ -55,10 +55,13 @@ class Imagination:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What one shard of the index found for a query: ``hits``, (1, k), and ``columns`` of its k rows in their order."""
+    """What one shard of the index found for a query: ``hits``, (1, n), and ``columns`` of its n rows in their order.
+    There are ``more`` of the k best where it sent fewer, because they were unlikely to be among the best of all shards.
+    """
 
     hits: Hits
     columns: dict[str, list[Any]]
+    more: bool
 
 
 @dataclass(frozen=True)

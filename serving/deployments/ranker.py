@@ -1,4 +1,4 @@
-"""The ranker: pools imagined images, fuses them with the text, asks every shard, merges; and switches versions.
+"""The ranker: pools imagined images, fuses them with the text, asks every shard; and switches versions.
 
 An index version never changes. A call names the version it wants, or takes the current one and is told which it was, so
 that one answer is ranked wholly by one version, even while the current one changes.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,12 @@ from retrieval.artifacts import Index, Role, TrainedAggregator
 from retrieval.artifacts.compatibility import check_made_by, check_same_models
 from retrieval.errors import DamagedError, UserError
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
-from retrieval.index.hits import merge_topk
-from serving import metrics
-from serving.deployments.calls import Unavailable, call, call_every_replica
-from serving.deployments.messages import START_SECONDS, Model, Part, Ranking, Row, Served
+from serving.deployments.calls import Unavailable, call
+from serving.deployments.local_shards import LocalShards
+from serving.deployments.merging import ranked
+from serving.deployments.messages import START_SECONDS, Model, Ranking, Served
 from serving.deployments.pointer import Pointed
+from serving.deployments.remote_shards import RemoteShards
 from serving.deployments.shards import KEPT_VERSIONS
 
 SHARE_OF_SHARDS = 0.8
@@ -48,15 +49,16 @@ class Ranker:
         pointer: DeploymentHandle,
         aggregator: str | None,
         encoders: dict[Role, DeploymentHandle],
-        shards: Sequence[DeploymentHandle],
+        shards: Sequence[DeploymentHandle] | None,
     ) -> None:
+        """Without deployments of ``shards``, each replica opens them itself."""
         from retrieval.query import pool  # by replicas alone: see encoders.py
 
         self._pool = pool
         self._weight = DEFAULT_WEIGHT
         self._settings = profile.serve
         self._pointer = pointer
-        self._shards = shards
+        self._shards = LocalShards() if shards is None else RemoteShards(shards)
         self._network = None
         self._versions: LRUCache[str, Index] = LRUCache(KEPT_VERSIONS)
         self._pointed: Pointed = await call("the pointer to the index", pointer.read, seconds=START_SECONDS)
@@ -68,7 +70,7 @@ class Ranker:
         for role, encoder in encoders.items():
             model: Model = await call(f"the {role} model", encoder.model, seconds=START_SECONDS)
             check_made_by(self._current, role, model.record.uri, model.record.fingerprint)
-        await self._ask_shards("open", self._current.uri, seconds=START_SECONDS, refusals=(UserError,))
+        await self._shards.start(self._current.uri)
         self._switching = asyncio.Lock()
         self._watch = asyncio.create_task(self._follow_for_ever())
 
@@ -97,18 +99,16 @@ class Ranker:
         visual_D2, attention = self._pooled(vision, index)
         [query_D] = fused_query(vlm_D1, visual_D2, weight)
         bound = min(self._settings.shard_timeout_ms / 1000, SHARE_OF_SHARDS * seconds)
-        replies = await self._ask_shards("search", index.uri, query_D, k, seconds=bound)
-        parts = [part for reply in replies if not isinstance(reply, Unavailable) for part in reply]
-        if not parts:
-            troubles = [reply.trouble for reply in replies if isinstance(reply, Unavailable)]
-            raise Unavailable("every shard of the index", troubles[0] if troubles else "down")
+        found = await self._shards.search(index.uri, query_D, k, seconds=bound)
+        if not found.parts:
+            raise Unavailable("every shard of the index", found.troubles[0].trouble if found.troubles else "down")
         manifest = index.manifest
         return Ranking(
-            _merged(parts, k, manifest.sources),
+            ranked(found.parts, k, manifest.sources),
             weight,
             index.uri,
             index.version,
-            answered=len(parts),
+            answered=found.answered,
             total=len(manifest.shards),
             attention=attention,
         )
@@ -123,16 +123,11 @@ class Ranker:
             Unavailable: a shard that may have the row did not answer.
         """
         index = await self._version(version)
-        seconds = self._settings.shard_timeout_ms / 1000
-        found = await self._ask_shards("path", index.uri, id, seconds=seconds)
-        for place in found:
-            if place and not isinstance(place, Unavailable):
-                path, batch = place
-                return path, index.manifest.sources[batch]
-        for missing in found:
-            if isinstance(missing, Unavailable):
-                raise missing
-        return None
+        found = await self._shards.path(index.uri, id, seconds=self._settings.shard_timeout_ms / 1000)
+        if found is None:
+            return None
+        path, batch = found
+        return path, index.manifest.sources[batch]
 
     async def served(self) -> Served:
         manifest = self._current.manifest
@@ -171,7 +166,7 @@ class Ranker:
             self._pointed = pointed
 
     async def check_health(self) -> None:
-        """Pool and fuse as requests do. Shards have checks of their own: one that is gone is no fault of this one."""
+        """Pool and fuse as requests do, and search the shards that are in this process."""
         dims = [self._current.manifest.models[role].dim or 1 for role in ("vlm", "vision")]
         vlm_D1, vision_D2 = (np.full(dim, dim**-0.5, np.float32) for dim in dims)
         visual_D2, _ = self._pooled(vision_D2[None], self._current)
@@ -179,6 +174,7 @@ class Ranker:
             raise RuntimeError("the aggregator makes vectors that are not finite")
         if self._watch.done():
             raise RuntimeError("the task that follows the pointer to the index has ended")
+        await self._shards.check_health()
 
     async def _follow_for_ever(self) -> None:
         shortest = pause = self._settings.watch_seconds
@@ -214,16 +210,10 @@ class Ranker:
             ) from error
 
     async def _open_everywhere(self, index: Index) -> None:
-        """Have every replica of every shard open a version that fits what is served."""
+        """Have the shards, and every replica of them, open a version that fits what is served."""
         self._check_models(index)
-        opening = (
-            call_every_replica(
-                f"shard {number}", shard, "open", index.uri, seconds=START_SECONDS, refusals=(UserError,)
-            )
-            for number, shard in enumerate(self._shards)
-        )
         try:
-            await asyncio.gather(*opening)
+            await self._shards.open(index.uri)
         except UserError as error:  # it may name a local copy of the file
             log.warning("%s", error)
             raise DamagedError(
@@ -254,25 +244,6 @@ class Ranker:
             [attention_K] = self._network.attention(torch.from_numpy(features_1KD2))
         return visual_D2, [share if math.isfinite(share) else None for share in attention_K.tolist()]
 
-    async def _ask_shards(
-        self, method: str, *arguments: Any, seconds: float, refusals: tuple[type[Exception], ...] = ()
-    ) -> list[Any]:
-        """What each shard deployment answers, or why it does not; ``refusals`` are raised (``calls.call``)."""
-
-        async def ask(number: int, shard: DeploymentHandle) -> Any:
-            with metrics.shard_seconds.timed(shard=str(number)), metrics.waiting.one(part="shard"):
-                return await call(
-                    f"shard {number}", getattr(shard, method), *arguments, seconds=seconds, refusals=refusals
-                )
-
-        replies = await asyncio.gather(*(ask(*each) for each in enumerate(self._shards)), return_exceptions=True)
-        for reply in replies:
-            if isinstance(reply, Unavailable):
-                log.warning("%s: %s", method, reply)
-            elif isinstance(reply, BaseException):
-                raise reply
-        return replies
-
 
 def _open(index: str) -> Index:
     """Open the index that a client named."""
@@ -287,16 +258,3 @@ def _open(index: str) -> Index:
             code="bad-uri",
             field="index",
         ) from error
-
-
-def _merged(parts: Sequence[Part], k: int, sources: Mapping[str, str]) -> list[Row]:
-    hits = merge_topk([part.hits for part in parts], k)
-    places = [{row: place for place, row in enumerate(part.hits.rows[0].tolist())} for part in parts]
-    rows = []
-    for i, (number, row) in enumerate(zip(hits.shards[0].tolist(), hits.rows[0].tolist(), strict=True)):
-        place = places[number][row]
-        columns = {name: values[place] for name, values in parts[number].columns.items()}
-        scores = (float(part[0, i]) for part in (hits.scores, hits.text_part, hits.visual_part))
-        path, source, label = columns.pop("path"), sources[columns.pop("batch")], columns.pop("label")
-        rows.append(Row(hits.ids[0, i], path, source, label, columns, *scores))
-    return rows

@@ -1,10 +1,11 @@
-"""The shards of the index: one deployment for each, which maps its files into memory and searches them exactly."""
+"""The shards of the index: opened by version, searched exactly; and the deployment that holds some of them."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -22,25 +23,125 @@ KEPT_VERSIONS = 2
 """The one that is served and the one before, which answers under way still need."""
 
 
-@serve.deployment
-class IndexShard:
-    """Deployment ``number`` of so many ``deployments``: it holds the shards j of an index with j mod ``deployments`` =
-    ``number``, so that a version with more or fewer shards is served as well.
+ROOM = 2**20
+"""Bytes of rows that all shards together may send for a query, however unlikely most are to be among the best of all. A
+thousand rows of each of five hundred shards would be a hundred times as much."""
+NUMBERS = 32
+"""Bytes of the scores and the row number of a row that is sent."""
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """Some shards of an index version that has so many ``rows``, removed ones too, in ``total`` shards."""
+
+    shards: list[Shard]
+    rows: int
+    total: int
+
+    def each(self) -> list[Opened]:
+        """Return each shard on its own."""
+        return [replace(self, shards=[shard]) for shard in self.shards]
+
+    def search(self, query_D: np.ndarray, k: int, whole: bool = True) -> list[Part]:
+        """Return the k best rows of each shard for one fused query, float32 (D1 + D2,).
+
+        Args:
+            query_D: [(1 - λ)t ; λv].
+            k: from 1.
+            whole: all k, not only those that are likely to be among the k best of all shards.
+        """
+        return [self._part(shard, query_D, k, whole) for shard in self.shards]
+
+    def _part(self, shard: Shard, query_D: np.ndarray, k: int, whole: bool) -> Part:
+        hits = shard.search(query_D, k)
+        found = hits.rows.shape[1]
+        sent = found if whole else min(found, self._likely(shard, k))
+        rows = shard.rows.drop_columns("id").take(pa.array(hits.rows[0, :sent]))
+        return Part(hits.first(sent), rows.to_pydict(), more=sent < found)
+
+    def _likely(self, shard: Shard, k: int) -> int:
+        """How many of the k best of all shards this one may have; seldom more, if rows are spread as shuffling does."""
+        mean = k * shard.rows.num_rows / max(1, self.rows)
+        room = ROOM / self.total / (NUMBERS + shard.rows.nbytes / max(1, shard.rows.num_rows))
+        return math.ceil(max(mean + 5 * math.sqrt(mean) + 5, room))
+
+    def path(self, id: str) -> tuple[str, str] | None:
+        """Return path and batch of the row of that id, or None if it is not in these shards."""
+        for shard in self.shards:
+            row = _row(shard.rows["id"], id)
+            if row is not None and shard.alive[row]:
+                return shard.rows["path"][row].as_py(), shard.rows["batch"][row].as_py()
+        return None
+
+    def check_health(self) -> None:
+        """Search for a row that is there, as queries do.
+
+        Raises:
+            RuntimeError: it has no score.
+        """
+        for number, shard in enumerate(self.shards):
+            if len(shard) and not np.isfinite(shard.search(np.asarray(shard.vectors[0], np.float32), 1).scores).all():
+                raise RuntimeError(f"shard {number} of these finds nothing")
+
+
+class Versions:
+    """The shards j of an index with j mod ``groups`` = ``number``, so that a version with more or fewer is served too.
 
     Versions of an index never change, so each call names the one it means; what is not open yet is opened then.
     """
 
+    def __init__(self, number: int, groups: int) -> None:
+        self._number = number
+        self._groups = groups
+        self._open: LRUCache[str, Opened] = LRUCache(KEPT_VERSIONS)  # searches under way hold what it evicts
+        self._opening: dict[str, asyncio.Task[Opened]] = {}
+        self._one_at_a_time = asyncio.Lock()
+        self.last: Opened | None = None
+        """Of the version that was asked for last."""
+
+    async def of(self, version: str, *, verified: bool = False) -> Opened:
+        """Return the shards of a version. If it is not open and to be ``verified``, its files are first compared with
+        the checksums of its manifest.
+
+        Raises:
+            UserError: there is none at that URI, or a file of it is damaged.
+        """
+        if version in self._open:
+            self.last = self._open[version]
+            return self.last
+        if version not in self._opening:
+            self._opening[version] = asyncio.create_task(self._opened(version, verified))
+        # A search whose time is over goes, and what it has waited for is there for the next.
+        self.last = await asyncio.shield(self._opening[version])
+        return self.last
+
+    async def _opened(self, version: str, verified: bool) -> Opened:
+        try:
+            async with self._one_at_a_time:
+                self._open[version] = opened = await asyncio.to_thread(
+                    lambda: self._load(Index.open(version), verified)
+                )
+                return opened
+        finally:
+            del self._opening[version]
+
+    def _load(self, index: Index, verified: bool) -> Opened:
+        records = index.manifest.shards
+        shards = [index.shard(j, verified=verified) for j in range(self._number, len(records), self._groups)]
+        return Opened(shards, sum(record.rows for record in records), len(records))
+
+
+@serve.deployment
+class IndexShard:
+    """Deployment ``number`` of so many ``deployments``."""
+
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, number: int, deployments: int, pointer: DeploymentHandle
     ) -> None:
-        self._number = number
-        self._deployments = deployments
-        self._open: LRUCache[str, list[Shard]] = LRUCache(KEPT_VERSIONS)  # searches under way hold what it evicts
-        self._opening = asyncio.Lock()
+        self._versions = Versions(number, deployments)
         pointed: Pointed = await call("the pointer to the index", pointer.read, seconds=START_SECONDS)
         current = await asyncio.to_thread(Index.open, pointed.index)
-        self._open[current.uri] = await asyncio.to_thread(self._load, current)
-        self._last_asked = current.uri
+        await self._versions.of(current.uri)
 
     async def open(self, version: str) -> None:
         """Open a version, so that no search has to wait for it. Unless it is open, its files are first compared with
@@ -49,54 +150,22 @@ class IndexShard:
         Raises:
             UserError: there is none at that URI, or a file of it is damaged.
         """
-        await self._shards(version, verified=True)
+        await self._versions.of(version, verified=True)
 
-    async def search(self, version: str, query_D: np.ndarray, k: int) -> list[Part]:
-        """Return the k best rows of each of its shards for one fused query, float32 (D1 + D2,)."""
-        shards = await self._shards(version)
-        return await asyncio.to_thread(_search, shards, query_D, k)
+    async def search(self, version: str, query_D: np.ndarray, k: int, whole: bool = False) -> list[Part]:
+        """Return what each of its shards finds (``Opened.search``)."""
+        opened = await self._versions.of(version)
+        return await asyncio.to_thread(opened.search, query_D, k, whole)
 
     async def path(self, version: str, id: str) -> tuple[str, str] | None:
         """Return path and batch of the row of that id, or None if it is not in these shards."""
-        return await asyncio.to_thread(_path, await self._shards(version), id)
+        opened = await self._versions.of(version)
+        return await asyncio.to_thread(opened.path, id)
 
     async def check_health(self) -> None:
         """Search for a row that is there, as queries do."""
-        version = self._last_asked
-        for shard in self._open[version]:
-            if len(shard):
-                [part] = await asyncio.to_thread(_search, [shard], np.asarray(shard.vectors[0], np.float32), 1)
-                if not np.isfinite(part.hits.scores).all():
-                    raise RuntimeError(f"shard deployment {self._number} finds nothing in {version}")
-
-    async def _shards(self, version: str, *, verified: bool = False) -> list[Shard]:
-        if version not in self._open:
-            async with self._opening:
-                if version not in self._open:
-                    self._open[version] = await asyncio.to_thread(lambda: self._load(Index.open(version), verified))
-        self._last_asked = version
-        return self._open[version]
-
-    def _load(self, index: Index, verified: bool = False) -> list[Shard]:
-        numbers = range(self._number, len(index.manifest.shards), self._deployments)
-        return [index.shard(j, verified=verified) for j in numbers]
-
-
-def _search(shards: Sequence[Shard], query_D: np.ndarray, k: int) -> list[Part]:
-    found = []
-    for shard in shards:
-        hits = shard.search(query_D, k)
-        rows = shard.rows.drop_columns("id").take(pa.array(hits.rows[0]))
-        found.append(Part(hits, rows.to_pydict()))
-    return found
-
-
-def _path(shards: Sequence[Shard], id: str) -> tuple[str, str] | None:
-    for shard in shards:
-        row = _row(shard.rows["id"], id)
-        if row is not None and shard.alive[row]:
-            return shard.rows["path"][row].as_py(), shard.rows["batch"][row].as_py()
-    return None
+        if self._versions.last:
+            await asyncio.to_thread(self._versions.last.check_health)
 
 
 def _row(ids: pa.ChunkedArray, id: str) -> int | None:

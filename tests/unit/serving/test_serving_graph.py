@@ -48,6 +48,16 @@ QUERIES = [f"{colour} {word}{thing}" for colour, word, thing in itertools.produc
 SECONDS = 30.0
 
 
+@pytest.fixture(scope="module", params=["shards in the ranker", "shards as deployments"])
+def service(request: pytest.FixtureRequest, collection: Collection, profile: Profile) -> Service:
+    """As that of all tests, with the two shards in either place."""
+    settings = profile.serve.model_copy(update={"local_index_bytes": 2**20 if "ranker" in request.param else 0})
+    both = profile.model_copy(update={"serve": settings})
+    service = local_service(target=str(collection.folder), profile=both, store="memory:")
+    assert service.shards == (0 if "ranker" in request.param else 2)
+    return service
+
+
 @pytest.fixture(scope="module")
 def finder(query_encoder: QueryEncoder, collection: Collection) -> Finder:
     return Finder(query_encoder, collection.index)
@@ -116,15 +126,21 @@ def test_fused_answers_equal_the_plain_pipeline_made_and_remembered(
     run(check())
 
 
+@pytest.mark.parametrize("deployments", [0, 1, 2, 5])
 @pytest.mark.parametrize("shards", [1, 2, 5])
 def test_any_number_of_shards_gives_the_same_ranking(
-    shards: int, with_shards: Callable[[int], Index], profile: Profile, query_encoder: QueryEncoder, finder: Finder
+    shards: int,
+    deployments: int,
+    with_shards: Callable[[int], Index],
+    profile: Profile,
+    query_encoder: QueryEncoder,
+    finder: Finder,
 ) -> None:
     """200 queries with λ all over [0, 1] and random images, in a graph of so many shards, all ties included."""
     index = with_shards(shards)
     pointer = Pointer.bind(index.uri)
-    bound = [IndexShard.options(name=f"Shard{i}").bind(i, shards, pointer) for i in range(shards)]
-    ranker = local(Ranker.bind(profile, pointer, None, {}, bound))
+    bound = [IndexShard.options(name=f"Shard{i}").bind(i, deployments, pointer) for i in range(deployments)]
+    ranker = local(Ranker.bind(profile, pointer, None, {}, bound or None))
     vlm_QD1 = query_encoder.text_vectors(QUERIES)
     vision_QD2 = unit(np.random.default_rng(0).standard_normal((len(QUERIES), query_encoder.vision.dim)))
 

@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from serving.deployments.shards import _path
+from serving.deployments.shards import Opened
 
 NAMES = ["", "Z", "a", "a/b", "ab", "b", "é", "ｆ", "😀", "😀a"]
 """Ascending by code point, and so by UTF-8 bytes; by UTF-16 units the emoji would come before the wide letter."""
 
 
 class Rows(NamedTuple):
-    """What ``_path`` needs of a shard."""
+    """What looking up an id needs of a shard."""
 
     rows: pa.Table
     alive: np.ndarray
@@ -43,6 +43,10 @@ def rows(names: list[str], chunks: int = 1) -> pa.Table:
     return pa.table({"id": ids, "path": [f"{name}.png" for name in names], "batch": ["one"] * len(names)})
 
 
+def path(shards: list[Any], id: str) -> tuple[str, str] | None:
+    return Opened(shards, rows=0, total=1).path(id)
+
+
 @pytest.mark.parametrize("chunks", [1, 3, 10])
 def test_every_id_is_found_and_no_other(chunks: int) -> None:
     assert sorted(NAMES) == NAMES
@@ -53,16 +57,16 @@ def test_every_id_is_found_and_no_other(chunks: int) -> None:
         Rows(rows(NAMES[1::2], min(chunks, 5)), alive[1::2]),
     ]
     for name, lives in zip(NAMES, alive, strict=True):
-        assert _path(shards, name) == ((f"{name}.png", "one") if lives else None)
+        assert path(shards, name) == ((f"{name}.png", "one") if lives else None)
     for name in ("A", "a/", "aa", "zz", "😀b", "\ud83d", "\x00"):
-        assert _path(shards, name) is None
-    assert _path([], "a") is None
+        assert path(shards, name) is None
+    assert path([], "a") is None
 
 
 def test_an_id_is_looked_up_without_going_through_all_the_rows() -> None:
     names = [f"{i:06d}" for i in range(100_000)]
     ids = Counted(pa.chunked_array([names]))
     shard: Any = Rows({"id": ids, "path": pa.array(names), "batch": pa.array(names)}, np.ones(len(names), bool))  # type: ignore[arg-type]
-    assert _path([shard], "077777") == ("077777", "077777")
-    assert _path([shard], "nothing") is None
+    assert path([shard], "077777") == ("077777", "077777")
+    assert path([shard], "nothing") is None
     assert ids.read < 40

@@ -1,0 +1,95 @@
+"""The shards of a small index, in the ranker's own process: an answer has one hop less."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from cluster.cores import usable_cores
+from serving.deployments.calls import Deadline, Unavailable, bounded
+from serving.deployments.merging import Found, only_place, replies
+from serving.deployments.shards import Opened, Versions
+
+HEALTH_SECONDS = 20
+"""Serve itself waits 30 s for a check, three times, before it replaces a replica."""
+
+
+class LocalShards:
+    """Searches shards in threads, and misses one that fails or takes too long as if it were a deployment.
+
+    Each shard has threads of its own: nothing can end a thread, and one that hangs keeps no other shard from answering.
+    """
+
+    def __init__(self) -> None:
+        self._versions = Versions(0, 1)
+        self._threads: dict[int, ThreadPoolExecutor] = {}
+
+    async def start(self, version: str) -> None:
+        """Open a version.
+
+        Raises:
+            UserError: a shard of it cannot be opened.
+        """
+        await self._versions.of(version)
+
+    async def open(self, version: str) -> None:
+        """Open a version, after comparing its files with their checksums.
+
+        Raises:
+            UserError: a file of it is damaged.
+        """
+        await self._versions.of(version, verified=True)
+
+    async def search(self, version: str, query_D: np.ndarray, k: int, *, seconds: float) -> Found:
+        """Return what the shards find within so many seconds.
+
+        Raises:
+            Unavailable: the version cannot be opened in that time.
+        """
+        answers = await self._ask(version, "search", query_D, k, seconds=seconds)
+        parts = [answer for answer in answers if not isinstance(answer, Unavailable)]
+        troubles = [answer for answer in answers if isinstance(answer, Unavailable)]
+        return Found([part for of_one in parts for part in of_one], len(parts), troubles)
+
+    async def path(self, version: str, id: str, *, seconds: float) -> tuple[str, str] | None:
+        """Return path and batch of the row of that id, or None if there is none.
+
+        Raises:
+            Unavailable: a shard that may have the row did not answer.
+        """
+        return only_place(await self._ask(version, "path", id, seconds=seconds))
+
+    async def check_health(self) -> None:
+        """Search every shard in the threads that searches use: where one hangs, the process has to be replaced.
+
+        Raises:
+            Unavailable: a shard hangs or fails.
+        """
+        if self._versions.last:
+            for answer in await self._each(self._versions.last, "check_health", seconds=HEALTH_SECONDS):
+                if isinstance(answer, Unavailable):
+                    raise answer
+
+    async def _ask(self, version: str, method: str, *arguments: Any, seconds: float) -> list[Any]:
+        deadline = Deadline(seconds)
+        opened = await bounded("every shard of the index", self._versions.of(version), seconds=seconds)
+        return await self._each(opened, method, *arguments, seconds=deadline.left)
+
+    async def _each(self, opened: Opened, method: str, *arguments: Any, seconds: float) -> list[Any]:
+        """What the method of each shard (of ``Opened``) returns, or why it does not."""
+        asked = {
+            number: bounded(
+                f"shard {number}", self._in_thread(number, getattr(shard, method), *arguments), seconds=seconds
+            )
+            for number, shard in enumerate(opened.each())
+        }
+        return await replies(method, asked)
+
+    def _in_thread(self, number: int, work: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
+        if number not in self._threads:
+            self._threads[number] = ThreadPoolExecutor(usable_cores(), f"shard-{number}")
+        return asyncio.get_running_loop().run_in_executor(self._threads[number], work, *arguments)

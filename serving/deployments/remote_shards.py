@@ -1,0 +1,101 @@
+"""The shards of the index as the ranker asks them where each is a deployment of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from ray.serve.handle import DeploymentHandle
+
+from retrieval.errors import UserError
+from serving.deployments.calls import Deadline, Unavailable, call, call_every_replica
+from serving.deployments.merging import Found, only_place, replies, to_be_asked_again
+from serving.deployments.messages import START_SECONDS, Part
+
+
+class RemoteShards:
+    """Asks the shard deployments, all at once."""
+
+    def __init__(self, deployments: Sequence[DeploymentHandle]) -> None:
+        self._deployments = deployments
+
+    async def start(self, version: str) -> None:
+        """Have one replica of each open a version. One that cannot be reached is missed by searches, and no more.
+
+        Raises:
+            UserError: a shard of it cannot be opened.
+        """
+        await self._ask(self._all(), "open", version, seconds=START_SECONDS, refusals=(UserError,))
+
+    async def open(self, version: str) -> None:
+        """Have every replica of each open a version, after comparing its files with their checksums.
+
+        Raises:
+            UserError: a file of it is damaged.
+            Unavailable: a shard does not answer.
+        """
+        opening = (
+            call_every_replica(f"shard {number}", shard, "open", version, seconds=START_SECONDS, refusals=(UserError,))
+            for number, shard in enumerate(self._deployments)
+        )
+        await asyncio.gather(*opening)
+
+    async def search(self, version: str, query_D: np.ndarray, k: int, *, seconds: float) -> Found:
+        """Return what the shards find within so many seconds.
+
+        Each sends what is likely to be among the k best of all, which saves a second call nearly always. If all that
+        one sent is, it is asked for the rest; if it does not answer again, it counts as missing.
+        """
+        deadline = Deadline(seconds)
+        first = await self._ask(self._all(), "search", version, query_D, k, seconds=seconds)
+        parts = {n: reply for n, reply in enumerate(first) if not isinstance(reply, Unavailable)}
+        troubles = [reply for reply in first if isinstance(reply, Unavailable)]
+        short = to_be_asked_again(parts, k)
+        again = await self._ask(short, "search", version, query_D, k, True, seconds=deadline.left)
+        missing = 0
+        for n, reply in zip(short, again, strict=True):
+            if isinstance(reply, Unavailable):  # what it sent before is right as far as it goes
+                missing += sum(part.more for part in parts[n])
+                troubles.append(reply)
+            else:
+                parts[n] = reply
+        found: list[Part] = [part for of_one in parts.values() for part in of_one]
+        return Found(found, len(found) - missing, troubles)
+
+    async def path(self, version: str, id: str, *, seconds: float) -> tuple[str, str] | None:
+        """Return path and batch of the row of that id, or None if there is none.
+
+        Raises:
+            Unavailable: a shard that may have the row did not answer.
+        """
+        return only_place(await self._ask(self._all(), "path", version, id, seconds=seconds))
+
+    async def check_health(self) -> None:
+        """They have checks of their own: one that is gone is no fault of the ranker."""
+
+    def _all(self) -> Iterable[int]:
+        return range(len(self._deployments))
+
+    async def _ask(
+        self,
+        numbers: Iterable[int],
+        method: str,
+        *arguments: Any,
+        seconds: float,
+        refusals: tuple[type[Exception], ...] = (),
+    ) -> list[Any]:
+        """What each of these deployments answers, or why it does not; ``refusals`` are raised (``calls.call``)."""
+
+        asked = {
+            number: call(
+                f"shard {number}",
+                getattr(self._deployments[number], method),
+                *arguments,
+                seconds=seconds,
+                refusals=refusals,
+            )
+            for number in numbers
+        }
+        return await replies(method, asked)
