@@ -57,6 +57,8 @@ class Imagination:
 class Part:
     """What one shard of the index found for a query: ``hits``, (1, k), and ``columns`` of its k rows in their order."""
 
+    shard: int
+    """Its place in the manifest."""
     hits: Hits
     columns: dict[str, list[Any]]
 
@@ -66,6 +68,8 @@ class Row:
     """One ranked row of the gallery."""
 
     id: str
+    shard: int
+    """That it lies in, as its place in the manifest."""
     path: str
     source: str
     """What the path is relative to."""

@@ -113,22 +113,27 @@ class Ranker:
             attention=attention,
         )
 
-    async def path(self, id: str, version: str | None = None) -> tuple[str, str] | None:
+    async def path(self, id: str, version: str | None = None, shard: int | None = None) -> tuple[str, str] | None:
         """Return the path of the row of that id, and what it is relative to; None if there is none.
 
         Args:
             version: URI of the index version; by default the current one.
+            shard: where the row lies, if that is known; the others are asked if it is not there.
 
         Raises:
             Unavailable: a shard that may have the row did not answer.
         """
         index = await self._version(version)
         seconds = self._settings.shard_timeout_ms / 1000
-        found = await self._ask_shards("path", index.uri, id, seconds=seconds)
-        for place in found:
-            if place and not isinstance(place, Unavailable):
-                path, batch = place
-                return path, index.manifest.sources[batch]
+        asked: list[Sequence[int] | None] = [None]  # all
+        if shard is not None:
+            asked.insert(0, [shard % len(self._shards)])
+        for deployments in asked:
+            found = await self._ask_shards("path", index.uri, id, seconds=seconds, deployments=deployments)
+            for place in found:
+                if place and not isinstance(place, Unavailable):
+                    path, batch = place
+                    return path, index.manifest.sources[batch]
         for missing in found:
             if isinstance(missing, Unavailable):
                 raise missing
@@ -255,17 +260,26 @@ class Ranker:
         return visual_D2, [share if math.isfinite(share) else None for share in attention_K.tolist()]
 
     async def _ask_shards(
-        self, method: str, *arguments: Any, seconds: float, refusals: tuple[type[Exception], ...] = ()
+        self,
+        method: str,
+        *arguments: Any,
+        seconds: float,
+        refusals: tuple[type[Exception], ...] = (),
+        deployments: Sequence[int] | None = None,
     ) -> list[Any]:
-        """What each shard deployment answers, or why it does not; ``refusals`` are raised (``calls.call``)."""
+        """What each shard deployment (or those of these numbers) answers, or why it does not; ``refusals`` are raised
+        (``calls.call``).
+        """
 
-        async def ask(number: int, shard: DeploymentHandle) -> Any:
+        async def ask(number: int) -> Any:
+            shard = self._shards[number]
             with metrics.shard_seconds.timed(shard=str(number)), metrics.waiting.one(part="shard"):
                 return await call(
                     f"shard {number}", getattr(shard, method), *arguments, seconds=seconds, refusals=refusals
                 )
 
-        replies = await asyncio.gather(*(ask(*each) for each in enumerate(self._shards)), return_exceptions=True)
+        numbers = range(len(self._shards)) if deployments is None else deployments
+        replies = await asyncio.gather(*map(ask, numbers), return_exceptions=True)
         for reply in replies:
             if isinstance(reply, Unavailable):
                 log.warning("%s: %s", method, reply)
@@ -298,5 +312,5 @@ def _merged(parts: Sequence[Part], k: int, sources: Mapping[str, str]) -> list[R
         columns = {name: values[place] for name, values in parts[number].columns.items()}
         scores = (float(part[0, i]) for part in (hits.scores, hits.text_part, hits.visual_part))
         path, source, label = columns.pop("path"), sources[columns.pop("batch")], columns.pop("label")
-        rows.append(Row(hits.ids[0, i], path, source, label, columns, *scores))
+        rows.append(Row(hits.ids[0, i], parts[number].shard, path, source, label, columns, *scores))
     return rows

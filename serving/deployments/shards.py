@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from retrieval.artifacts import Index
+from retrieval.index.hits import Hits
 from retrieval.index.shard import Shard
 from serving.deployments.calls import call
 from serving.deployments.messages import START_SECONDS, Part
@@ -54,7 +56,8 @@ class IndexShard:
     async def search(self, version: str, query_D: np.ndarray, k: int) -> list[Part]:
         """Return the k best rows of each of its shards for one fused query, float32 (D1 + D2,)."""
         shards = await self._shards(version)
-        return await asyncio.to_thread(_search, shards, query_D, k)
+        found = await asyncio.to_thread(_search, shards, query_D, k)
+        return [Part(self._number + i * self._deployments, *part) for i, part in enumerate(found)]
 
     async def path(self, version: str, id: str) -> tuple[str, str] | None:
         """Return path and batch of the row of that id, or None if it is not in these shards."""
@@ -65,8 +68,8 @@ class IndexShard:
         version = self._last_asked
         for shard in self._open[version]:
             if len(shard):
-                [part] = await asyncio.to_thread(_search, [shard], np.asarray(shard.vectors[0], np.float32), 1)
-                if not np.isfinite(part.hits.scores).all():
+                [(hits, _)] = await asyncio.to_thread(_search, [shard], np.asarray(shard.vectors[0], np.float32), 1)
+                if not np.isfinite(hits.scores).all():
                     raise RuntimeError(f"shard deployment {self._number} finds nothing in {version}")
 
     async def _shards(self, version: str, *, verified: bool = False) -> list[Shard]:
@@ -82,12 +85,12 @@ class IndexShard:
         return [index.shard(j, verified=verified) for j in numbers]
 
 
-def _search(shards: Sequence[Shard], query_D: np.ndarray, k: int) -> list[Part]:
+def _search(shards: Sequence[Shard], query_D: np.ndarray, k: int) -> list[tuple[Hits, dict[str, list[Any]]]]:
     found = []
     for shard in shards:
         hits = shard.search(query_D, k)
         rows = shard.rows.drop_columns("id").take(pa.array(hits.rows[0]))
-        found.append(Part(hits, rows.to_pydict()))
+        found.append((hits, rows.to_pydict()))
     return found
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from serving_graph import local, local_service
 from tiny_artifacts import Collection, write_index
 
+import serving.deployments.shards
 from cluster.loading import record_of
 from cluster.profile import Profile
 from demo.world import split
@@ -140,6 +141,42 @@ def test_any_number_of_shards_gives_the_same_ranking(
             assert [row.score for row in ranking.rows] == plain.scores[0].tolist()
             assert [row.text_part for row in ranking.rows] == plain.text_part[0].tolist()
             assert (ranking.answered, ranking.total) == (shards, shards)
+
+    run(check())
+
+
+def test_the_shard_that_an_answer_names_is_asked_alone_for_a_picture_and_the_others_if_it_is_wrong(
+    with_shards: Callable[[int], Index], profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, deployments = 5, 3
+    index = with_shards(shards)
+    pointer = Pointer.bind(index.uri)
+    bound = [IndexShard.options(name=f"Shard{i}").bind(i, deployments, pointer) for i in range(deployments)]
+    ranker = local(Ranker.bind(profile, pointer, None, {}, bound))
+    asked: list[str] = []
+    sound = serving.deployments.shards._path
+
+    def noting(shards: Any, id: str) -> Any:
+        asked.append(id)
+        return sound(shards, id)
+
+    monkeypatch.setattr(serving.deployments.shards, "_path", noting)
+    [vlm_D1] = np.eye(1, index.manifest.models["vlm"].dim, dtype=np.float32)
+
+    async def path(id: str, shard: int | None) -> tuple[Any, int]:
+        del asked[:]
+        return await call("", ranker.path, id, None, shard, seconds=SECONDS), len(asked)
+
+    async def check() -> None:
+        ranking = await call("", ranker.rank, vlm_D1, None, 0.0, 24, None, SECONDS, seconds=SECONDS)
+        assert {row.shard for row in ranking.rows} == set(range(shards))
+        for row in ranking.rows:
+            assert row.id in index.live_rows(row.shard, ["id"])["id"].to_pylist()
+            place = row.path, row.source
+            assert await path(row.id, row.shard) == (place, 1)
+            assert await path(row.id, None) == (place, deployments)
+            assert await path(row.id, row.shard + 1) == (place, 1 + deployments)
+        assert await path("nothing", 10**12) == (None, 1 + deployments)
 
     run(check())
 
