@@ -32,7 +32,8 @@ def serve(
     aggregator
         A trained aggregator; by default the profile's. Without one, the images are averaged.
     warm
-        A query set (mindseye queries) to remember: its queries are answered without imagining them again.
+        A query set (mindseye queries) to remember: its queries are answered without imagining them again. Not with
+        the store memory:, of which each replica has its own.
     host
         Address to listen at; by default the profile's, which is this machine alone. Any other needs API keys.
     port

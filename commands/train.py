@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commands.console import Cluster, Profile, out, quoted, say_made, say_next
+from commands.console import Cluster, Profile, TakeOver, out, quoted, say_made, say_next
 
 if TYPE_CHECKING:
     from training.trainer import Trained
@@ -18,6 +18,7 @@ def train(
     *,
     evaluation: str | None = None,
     profile: Profile = "tiny",
+    take_over: TakeOver = False,
     address: Cluster = None,
 ) -> None:
     """Train the aggregator and λ on a labelled gallery and a query set of the same labels.
@@ -38,7 +39,14 @@ def train(
     import training.trainer
 
     made = training.trainer.train(
-        gallery, query_set, target, profile, evaluation=evaluation, address=address, log=out.print
+        gallery,
+        query_set,
+        target,
+        profile,
+        evaluation=evaluation,
+        take_over=take_over,
+        address=address,
+        log=out.print,
     )
     _print_trained(made)
     say_next(f"mindseye evaluate GALLERY QUERIES_OF_OTHER_LABELS REPORT --aggregator {quoted(target)}")
@@ -60,7 +68,7 @@ def _print_trained(made: Trained) -> None:
     say_made(uri, f"{uri}/metrics.jsonl", f"{uri}/curves.png")
 
 
-def import_aggregator(file: Path, target: str, like: str) -> None:
+def import_aggregator(file: Path, target: str, like: str, *, take_over: TakeOver = False) -> None:
     """Import a checkpoint that CLETIR's authors released.
 
     Parameters
@@ -75,7 +83,7 @@ def import_aggregator(file: Path, target: str, like: str) -> None:
     from retrieval.artifacts import Gallery
     from training.reference import import_reference
 
-    made = import_reference(file, target, Gallery.open(like))
+    made = import_reference(file, target, Gallery.open(like), take_over=take_over)
     manifest = made.manifest
     out.print(f"{manifest.layers} layers of {manifest.dim} dimensions, λ = {manifest.weight:.3f}")
     say_made(made.uri)

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from cluster.hold import hold
+from cluster.hold import check_held, hold
 from cluster.loading import prompt_templates
 from cluster.profile import Profile, load_profile
 from cluster.progress import Log, ProgressCounter, progress, silent
@@ -98,8 +98,9 @@ def build_queries(
     Raises:
         UserError: the vocabulary is empty (``empty``), a text is blank or too long, ``images`` is below 1
             (``out-of-range``), ``target`` already holds a query set (``target-exists``), an unfinished one of other
-            entries, models or settings (``unfinished-queries``) or another job's lock (``locked``), a node does not see
-            it (``not-shared``), or a model cannot be loaded.
+            entries, models or settings (``unfinished-queries``) or another job's lock (``locked``), this job has lost
+            its own, and publishes nothing (``lock-lost``), a node does not see it (``not-shared``), or a model cannot
+            be loaded.
     """
     images = profile.queries.images if images is None else images
     seed = profile.queries.seed if seed is None else seed
@@ -139,6 +140,7 @@ def _published(target: Folder, unfinished: OpenQueries, job: Job) -> QuerySet:
         raise RuntimeError(f"{arrived} queries of {unfinished.entries} arrived in {target.uri}")
     written = QuerySet(target, manifest).table(["id", "rejected"])
     manifest.rejected = dict(Counter(reason for row in written["rejected"].to_pylist() for reason in row))
+    check_held(target)
     published = QuerySet.publish(target, manifest)
     unfinished.folder.delete()
     return published

@@ -123,14 +123,14 @@ def _count(stage: Stage, shortfalls: Sequence[Shortfall], memory: MemoryUse, tim
 
 
 def _result(row: Row) -> Result:
-    url = f"/v1/images/{quote(row.id, safe='')}"
+    url = f"/v1/images/{quote(row.id, safe='')}?shard={row.shard}"
     return Result(
         id=row.id,
         path=row.path,
         label=row.label,
         metadata=row.metadata,
         url=url,
-        thumbnail=f"{url}?size=thumbnail",
+        thumbnail=f"{url}&size=thumbnail",
         score=row.score,
         text_part=row.text_part,
         visual_part=row.visual_part,

@@ -133,9 +133,13 @@ def make_api(
         )
 
     @api.get("/v1/images/{id:path}", tags=["pictures"], response_class=Response)
-    async def gallery_picture(id: str, size: Literal["full", "thumbnail"] = "full") -> Response:
-        """A picture of the gallery, by the id of a result."""
-        picture = await pictures.picture(id, small=size == "thumbnail")
+    async def gallery_picture(
+        id: str, size: Literal["full", "thumbnail"] = "full", shard: Annotated[int | None, Query(ge=0)] = None
+    ) -> Response:
+        """A picture of the gallery, by the id of a result. With the shard that the result's address names, no other is
+        asked for it.
+        """
+        picture = await pictures.picture(id, shard=shard, small=size == "thumbnail")
         if picture is None:
             raise HTTPException(404, "the gallery has no picture of this id")
         return Response(picture.data, media_type=picture.media_type, headers=_STILL)

@@ -95,6 +95,7 @@ def plan(args: ServeArgs) -> Service:
     aggregator = load_aggregator(profile, args.aggregator)
     learned = aggregator.uri if aggregator else None
     if args.warm:
+        _check_outlives(store)
         queries = QuerySet.open(args.warm)
         _warn_of_other_defaults(queries, profile)
         warm(open_store(store), queries)
@@ -153,6 +154,17 @@ def check_store(store: str, settings: ServeSettings, nodes: int) -> None:
         raise UserError(
             f"the store {store} is not shared by the {nodes} nodes of this cluster: give --store redis://HOST:PORT/DB,"
             " or serve.store in the profile",
+            code="store-not-shared",
+            field="store",
+        )
+
+
+def _check_outlives(store: str) -> None:
+    """Refuse to warm a store that is this process's own: replicas would know nothing of it."""
+    if store == "memory:":
+        raise UserError(
+            "the store memory: is one process's own, so that replicas would not have what --warm puts into it: leave"
+            " out --warm, or give --store sqlite:FILE or redis://HOST:PORT/DB",
             code="store-not-shared",
             field="store",
         )

@@ -70,8 +70,11 @@ class Places:
         """Ask the ranker before the next answer which version it serves."""
         self._version = None
 
-    async def of(self, id: str) -> Place | None:
+    async def of(self, id: str, shard: int | None = None) -> Place | None:
         """Return the place of the row of that id in the version that is served; None if it has no such row.
+
+        Args:
+            shard: where the row lies, as an answer said; it may be wrong.
 
         Raises:
             Unavailable: the version or the row could not be looked up.
@@ -82,7 +85,7 @@ class Places:
             return None
         place = self._known.get(row)
         if place is None:
-            found = await call("the ranker", self._ranker.path, id, version, seconds=self._seconds)
+            found = await call("the ranker", self._ranker.path, id, version, shard, seconds=self._seconds)
             if not found:
                 self._absent[row] = None
                 return None
@@ -114,13 +117,16 @@ class GalleryPictures:
         self._small: LRUCache[Place, Picture] = LRUCache(THUMBNAILS)
         self._reading = asyncio.Semaphore(AT_ONCE)
 
-    async def picture(self, id: str, *, small: bool = False) -> Picture | None:
+    async def picture(self, id: str, *, shard: int | None = None, small: bool = False) -> Picture | None:
         """Return the picture of a row; None if there is no such row, or the source no longer has its picture.
+
+        Args:
+            shard: as ``Places.of``.
 
         Raises:
             Unavailable: the row could not be looked up, or its source could not be read.
         """
-        place = await self._places.of(id)
+        place = await self._places.of(id, shard)
         if place is None:
             return None
         known = self._small.get(place) if small else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -12,8 +13,10 @@ import tempfile
 import threading
 import time
 
-# Before anything imports ray: no token file in the home directory, no usage report, no cluster that happens to run.
-os.environ["RAY_AUTH_MODE"] = "disabled"
+# Before anything imports ray: authentication as a local Ray has it, by a token of this run's own (else Ray would write
+# one to the home directory), no usage report, no cluster that happens to run.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex()
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
@@ -28,8 +31,6 @@ os.environ.pop("AWS_PROFILE", None)
 os.environ["MINDSEYE_SHARD_CACHE"] = tempfile.mkdtemp(prefix="mindseye-tests-")
 # Models come from folders here; a test that would ask a hub fails at once instead of waiting for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# cluster.ray_env sets another default, which does not work with Serve's local testing mode.
-os.environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "0"
 # A busy machine is no fault: what Ray would give up after some seconds gets a minute and more, and its workers, which
 # it starts with a niceness of 15, get as much of the processors as the tests.
 os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"

@@ -5,13 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from ray import serve
-from ray.serve import batching
+from ray.serve import api, batching
+from ray.serve.handle import DeploymentHandle
 
 from serving.app import ServeArgs, plan
 from serving.ingress import Service
 
 # Ray 2.60: a batch queue looks for its replica, only to compare two settings, and in local testing mode there is none.
 batching._BatchQueue._warn_if_max_batch_size_exceeds_max_ongoing_requests = lambda self: None
+_make_handle = api.make_local_deployment_handle
+
+
+def _handle_of_the_mode(*deployment: Any) -> DeploymentHandle:
+    """Ray 2.60: with the throughput settings a handle takes its router to run in the caller's event loop, and that of
+    local testing mode never does.
+    """
+    handle = _make_handle(*deployment)
+    handle._init(_run_router_in_separate_loop=True)
+    return handle
+
+
+api.make_local_deployment_handle = _handle_of_the_mode
 
 
 @serve.deployment

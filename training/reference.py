@@ -9,26 +9,27 @@ from typing import Any
 import torch
 
 from retrieval.aggregator import Aggregator
-from retrieval.artifacts import MANIFEST, Artifact, TrainedAggregator
+from retrieval.artifacts import Artifact, TrainedAggregator
 from retrieval.errors import UserError
 from retrieval.folder import Folder
+from training.target import check_new, locked
 
 
-def import_reference(file: str | Path, target: str, like: Artifact[Any]) -> TrainedAggregator:
+def import_reference(
+    file: str | Path, target: str, like: Artifact[Any], *, take_over: bool = False
+) -> TrainedAggregator:
     """Publish a released checkpoint (``.pth``: a state dict, or one under ``state_dict`` or ``model``) at ``target``.
 
     Args:
         like: a gallery or query set of the models that the checkpoint was trained with, which it does not name itself.
+        take_over: break the lock of another job. Be sure that it is dead.
 
     Raises:
-        UserError: the file is missing, holds anything but tensors, or does not fit the vision encoder of ``like``.
+        UserError: ``target`` holds an aggregator (``target-exists``) or another job's lock (``locked``); the file is
+            missing, holds anything but tensors, or does not fit the vision encoder of ``like``.
     """
-    if Folder(target).exists(MANIFEST):
-        raise UserError(
-            f"{target} already holds an aggregator; give another target, or delete it first",
-            code="target-exists",
-            field="target",
-        )
+    folder = Folder(target)
+    check_new(folder)
     if not Path(file).is_file():
         raise UserError(f"there is no file {file}; give the checkpoint's path", code="no-such-file", field="file")
     try:
@@ -60,4 +61,5 @@ def import_reference(file: str | Path, target: str, like: Artifact[Any]) -> Trai
             field="like",
         )
     imported = {"imported": {"file": Path(file).name, "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest()}}
-    return TrainedAggregator.save(target, network, like.manifest.models, imported)
+    with locked(folder, "mindseye import-aggregator", take_over=take_over):
+        return TrainedAggregator.save(folder.uri, network, like.manifest.models, imported)

@@ -14,11 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cluster.hold import check_held
 from cluster.profile import Profile, Training, load_profile
 from cluster.progress import progress
 from cluster.session import check_room, session
 from retrieval.aggregator import Aggregator
-from retrieval.artifacts import MANIFEST, Gallery, QuerySet, TrainedAggregator
+from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
 from retrieval.artifacts.compatibility import check_disjoint
 from retrieval.errors import UserError
 from retrieval.folder import Folder
@@ -27,6 +28,7 @@ from training.curves import draw_curves
 from training.dataset import LeftOut, load_examples
 from training.examples import Examples, split_labels
 from training.loop import Line, Run
+from training.target import check_new, locked
 from training.tracking import Tracker
 from training.workers import run_loop
 
@@ -58,6 +60,7 @@ def train(
     profile: str | Path | Profile = "tiny",
     *,
     evaluation: str | Path | QuerySet | None = None,
+    take_over: bool = False,
     address: str | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Trained:
@@ -71,26 +74,23 @@ def train(
         target: folder or URI of the aggregator.
         profile: name or file; its part ``train`` says how.
         evaluation: queries that the aggregator will be measured on; a label they share with ``query_set`` is an error.
+        take_over: break the lock of another job. Be sure that it is dead.
         address: Ray cluster to use; by default RAY_ADDRESS, else a local Ray; "none" trains in this process.
         log: is given a line about what the run begins with.
 
     Raises:
-        UserError: ``target`` holds an aggregator; the artifacts are of different models or dimensions; labels are
-            shared with ``evaluation``; too few labels are left to learn from; or the loss was not a number.
+        UserError: ``target`` holds an aggregator (``target-exists``) or another job's lock (``locked``); this job has
+            lost its own, and publishes nothing (``lock-lost``); the artifacts are of different models or dimensions;
+            labels are shared with ``evaluation``; too few labels are left to learn from; or the loss was not a number.
     """
     folder = Folder(target)
-    if folder.exists(MANIFEST):
-        raise UserError(
-            f"{folder.uri} already holds an aggregator; give another target, or delete it first",
-            code="target-exists",
-            field="target",
-        )
+    check_new(folder)
     gallery = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery)
     query_set = query_set if isinstance(query_set, QuerySet) else QuerySet.open(query_set)
     if evaluation is not None and not isinstance(evaluation, QuerySet):
         evaluation = QuerySet.open(evaluation)
     settings = load_profile(profile).train
-    with session(address):
+    with locked(folder, "mindseye train", take_over=take_over), session(address):
         return _train(gallery, query_set, folder, settings, evaluation, log)
 
 
@@ -132,7 +132,9 @@ def _train(
     best = outcome.best
     network = Aggregator(run.dim, settings.heads, settings.layers, settings.dropout)
     network.load_state_dict(best.network)
-    folder.write_bytes(CURVES, draw_curves(outcome.history))
+    curves = draw_curves(outcome.history)
+    check_held(folder)
+    folder.write_bytes(CURVES, curves)
     record |= {"best_step": best.step, "validation_map": best.map, "history": outcome.history}
     made = TrainedAggregator.save(folder.uri, network, query_set.manifest.models, record)
     folder.delete(RUNS)

@@ -55,8 +55,9 @@ class LocalShards:
         troubles = [answer for answer in answers if isinstance(answer, Unavailable)]
         return Found([part for of_one in parts for part in of_one], len(parts), troubles)
 
-    async def path(self, version: str, id: str, *, seconds: float) -> tuple[str, str] | None:
-        """Return path and batch of the row of that id, or None if there is none.
+    async def path(self, version: str, id: str, *, seconds: float, shard: int | None = None) -> tuple[str, str] | None:
+        """Return path and batch of the row of that id, or None if there is none. All shards are asked, wherever it is
+        said to lie: here that is a binary search each.
 
         Raises:
             Unavailable: a shard that may have the row did not answer.

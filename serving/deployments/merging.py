@@ -78,7 +78,7 @@ def ranked(parts: Sequence[Part], k: int, sources: Mapping[str, str]) -> list[Ro
         place = next(places[number])
         columns = {name: values[place] for name, values in parts[number].columns.items()}
         path, source, label = columns.pop("path"), sources[columns.pop("batch")], columns.pop("label")
-        rows.append(Row(id, path, source, label, columns, *of_row))
+        rows.append(Row(id, parts[number].shard, path, source, label, columns, *of_row))
     return rows
 
 

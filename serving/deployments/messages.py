@@ -59,6 +59,8 @@ class Part:
     There are ``more`` of the k best where it sent fewer, because they were unlikely to be among the best of all shards.
     """
 
+    shard: int
+    """Its place in the manifest."""
     hits: Hits
     columns: dict[str, list[Any]]
     more: bool
@@ -69,6 +71,8 @@ class Row:
     """One ranked row of the gallery."""
 
     id: str
+    shard: int
+    """That it lies in, as its place in the manifest."""
     path: str
     source: str
     """What the path is relative to."""

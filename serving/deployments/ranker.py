@@ -113,17 +113,19 @@ class Ranker:
             attention=attention,
         )
 
-    async def path(self, id: str, version: str | None = None) -> tuple[str, str] | None:
+    async def path(self, id: str, version: str | None = None, shard: int | None = None) -> tuple[str, str] | None:
         """Return the path of the row of that id, and what it is relative to; None if there is none.
 
         Args:
             version: URI of the index version; by default the current one.
+            shard: where the row lies, if that is known; the others are asked if it is not there.
 
         Raises:
             Unavailable: a shard that may have the row did not answer.
         """
         index = await self._version(version)
-        found = await self._shards.path(index.uri, id, seconds=self._settings.shard_timeout_ms / 1000)
+        seconds = self._settings.shard_timeout_ms / 1000
+        found = await self._shards.path(index.uri, id, seconds=seconds, shard=shard)
         if found is None:
             return None
         path, batch = found

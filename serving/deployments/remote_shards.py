@@ -64,12 +64,22 @@ class RemoteShards:
         found: list[Part] = [part for of_one in parts.values() for part in of_one]
         return Found(found, len(found) - missing, troubles)
 
-    async def path(self, version: str, id: str, *, seconds: float) -> tuple[str, str] | None:
+    async def path(self, version: str, id: str, *, seconds: float, shard: int | None = None) -> tuple[str, str] | None:
         """Return path and batch of the row of that id, or None if there is none.
+
+        Args:
+            version: URI of the index version.
+            id: of the row.
+            seconds: that each shard is given.
+            shard: where the row lies, if that is known; the others are asked if it is not there.
 
         Raises:
             Unavailable: a shard that may have the row did not answer.
         """
+        if shard is not None:
+            for place in await self._ask([shard % len(self._deployments)], "path", version, id, seconds=seconds):
+                if place and not isinstance(place, Unavailable):
+                    return place
         return only_place(await self._ask(self._all(), "path", version, id, seconds=seconds))
 
     async def check_health(self) -> None:

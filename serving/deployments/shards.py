@@ -32,15 +32,17 @@ NUMBERS = 32
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """Some shards of an index version that has so many ``rows``, removed ones too, in ``total`` shards."""
+    """Some shards of an index version, by their place in its manifest. The version has so many ``rows``, removed ones
+    too, in ``total`` shards.
+    """
 
-    shards: list[Shard]
+    shards: dict[int, Shard]
     rows: int
     total: int
 
     def each(self) -> list[Opened]:
         """Return each shard on its own."""
-        return [replace(self, shards=[shard]) for shard in self.shards]
+        return [replace(self, shards={place: shard}) for place, shard in self.shards.items()]
 
     def search(self, query_D: np.ndarray, k: int, whole: bool = True) -> list[Part]:
         """Return the k best rows of each shard for one fused query, float32 (D1 + D2,).
@@ -50,14 +52,14 @@ class Opened:
             k: from 1.
             whole: all k, not only those that are likely to be among the k best of all shards.
         """
-        return [self._part(shard, query_D, k, whole) for shard in self.shards]
+        return [self._part(place, shard, query_D, k, whole) for place, shard in self.shards.items()]
 
-    def _part(self, shard: Shard, query_D: np.ndarray, k: int, whole: bool) -> Part:
+    def _part(self, place: int, shard: Shard, query_D: np.ndarray, k: int, whole: bool) -> Part:
         hits = shard.search(query_D, k)
         found = hits.rows.shape[1]
         sent = found if whole else min(found, self._likely(shard, k))
         rows = shard.rows.drop_columns("id").take(pa.array(hits.rows[0, :sent]))
-        return Part(hits.first(sent), rows.to_pydict(), more=sent < found)
+        return Part(place, hits.first(sent), rows.to_pydict(), more=sent < found)
 
     def _likely(self, shard: Shard, k: int) -> int:
         """How many of the k best of all shards this one may have; seldom more, if rows are spread as shuffling does."""
@@ -67,7 +69,7 @@ class Opened:
 
     def path(self, id: str) -> tuple[str, str] | None:
         """Return path and batch of the row of that id, or None if it is not in these shards."""
-        for shard in self.shards:
+        for shard in self.shards.values():
             row = _row(shard.rows["id"], id)
             if row is not None and shard.alive[row]:
                 return shard.rows["path"][row].as_py(), shard.rows["batch"][row].as_py()
@@ -79,9 +81,9 @@ class Opened:
         Raises:
             RuntimeError: it has no score.
         """
-        for number, shard in enumerate(self.shards):
+        for place, shard in self.shards.items():
             if len(shard) and not np.isfinite(shard.search(np.asarray(shard.vectors[0], np.float32), 1).scores).all():
-                raise RuntimeError(f"shard {number} of these finds nothing")
+                raise RuntimeError(f"shard {place} finds nothing")
 
 
 class Versions:
@@ -127,7 +129,7 @@ class Versions:
 
     def _load(self, index: Index, verified: bool) -> Opened:
         records = index.manifest.shards
-        shards = [index.shard(j, verified=verified) for j in range(self._number, len(records), self._groups)]
+        shards = {j: index.shard(j, verified=verified) for j in range(self._number, len(records), self._groups)}
         return Opened(shards, sum(record.rows for record in records), len(records))
 
 

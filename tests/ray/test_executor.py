@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
+import ray
 from pictures import BROKEN, good_pictures, write_pictures
 from ray.exceptions import RayTaskError
 from synthetic import D1, D2, directions, write_gallery
+from waiting import wait_until
 
 from cluster.profile import Profile
 from cluster.session import session
@@ -191,6 +195,29 @@ def test_what_a_person_can_put_right_is_raised_as_itself_and_a_bug_with_its_trac
     with pytest.raises(RayTaskError) as ours, session():
         list(executor.as_completed(bug, [()]))
     assert "in bug" in str(ours.value)
+
+
+@pytest.mark.timeout(120)
+def test_the_worker_of_a_call_with_gpus_ends_with_it_and_others_are_kept(
+    executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def process() -> int:
+        return os.getpid()
+
+    def gone(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    kept = [executor.run(process).get() for _ in range(3)]
+    assert len(set(kept)) < 3
+    assert not any(gone(pid) for pid in kept)
+    remote = ray.remote  # there is no GPU here: the call is as one with GPUs in all but that
+    monkeypatch.setattr(ray, "remote", lambda **options: remote(**options | {"num_gpus": 0}))
+    own = [executor.run(process, gpus=1).get() for _ in range(3)]
+    assert len(set(own)) == 3
+    wait_until(lambda: all(gone(pid) for pid in own))
 
 
 def test_calls_are_given_shared_values_and_answer_in_order(executor: RayExecutor) -> None:

@@ -18,16 +18,18 @@ from cluster.ports import free_port
 from serving.client import ServiceFault, search, switch_index
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+# Authentication as Ray has it for a person who has set nothing.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def command(*arguments: str, cache: Path) -> subprocess.Popen[str]:
+def command(*arguments: str, home: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "mindseye.py"), "serve", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT | {"XDG_CACHE_HOME": str(cache)},
+        env=ENVIRONMENT | {"HOME": str(home), "XDG_CACHE_HOME": str(home)},
     )
 
 
@@ -36,7 +38,7 @@ def test_it_starts_answers_and_leaves_nothing_behind(
 ) -> None:
     port = free_port()
     arguments = (str(collection.folder), "--profile", str(profile_file), "--port", str(port))
-    process = command(*arguments, cache=tmp_path)
+    process = command(*arguments, home=tmp_path)
     assert process.stdout
     begun = time.monotonic()
     own: list[psutil.Process] = []
@@ -51,7 +53,7 @@ def test_it_starts_answers_and_leaves_nothing_behind(
         with pytest.raises(ServiceFault) as fault:
             switch_index(url, str(tmp_path))
         assert fault.value.status == 422
-        other = command("--index", str(collection.index.uri), "--port", str(port), cache=tmp_path)
+        other = command("--index", str(collection.index.uri), "--port", str(port), home=tmp_path)
         assert "serves version 000001" in other.communicate(timeout=300)[0]
         own = psutil.Process(process.pid).children(recursive=True)
     finally:
@@ -66,3 +68,6 @@ def test_it_starts_answers_and_leaves_nothing_behind(
     _, alive = psutil.wait_procs(own, timeout=60)
     assert alive == []
     assert list((tmp_path / "mindseye").glob("queries.sqlite"))
+    token = (tmp_path / ".ray/auth_token").read_text()  # of Ray's own making
+    assert len(token) == 64
+    assert token not in errors

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ray.serve._private import constants
 
 from cluster.imports import PACKAGES
 from cluster.ray_env import DEFAULTS
@@ -30,3 +32,12 @@ def test_a_default_is_set_before_ray_is_imported_and_yields_to_what_is_set(given
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [given or DEFAULTS[name], "False"]
+
+
+def test_the_tests_run_in_the_mode_that_is_shipped() -> None:
+    longer = {name for name in DEFAULTS if name.startswith("RAY_SERVE_PROXY_")}  # a busy machine is no fault
+    assert {name: os.environ[name] for name in DEFAULTS.keys() - longer} == {
+        name: value for name, value in DEFAULTS.items() if name not in longer
+    }
+    assert constants.RAY_SERVE_THROUGHPUT_OPTIMIZED
+    assert os.environ["RAY_AUTH_MODE"] == "token"

@@ -136,6 +136,25 @@ def test_one_job_at_a_time(small: Profile, imagined: list[str], tmp_path: Path) 
     assert not Folder(tmp_path).files(".holds")
 
 
+def test_a_job_that_lost_its_lock_publishes_nothing_and_what_is_imagined_stays(
+    small: Profile, imagined: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = QueriesSink.write
+
+    def taken_over(self: QueriesSink, rows: pa.Table, name: str) -> None:
+        sound(self, rows, name)
+        with hold(Folder(tmp_path), "another", take_over=True):
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QueriesSink, "write", taken_over)
+        with refused("lock-lost", "target"):
+            build_queries(VOCABULARY, tmp_path, small, images=1)
+    assert not (tmp_path / "manifest.json").exists()
+    build_queries(VOCABULARY, tmp_path, small, images=1)
+    assert len(imagined) == len(VOCABULARY)
+
+
 def test_a_target_that_a_node_does_not_see_is_refused_before_anything_is_imagined(
     small: Profile, imagined: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

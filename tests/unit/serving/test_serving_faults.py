@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 from tiny_artifacts import Collection
 
 import serving.deployments.ranker
+import serving.deployments.shards
 from retrieval.errors import DamagedError, UserError
 from retrieval.index.shard import Shard
 from retrieval.models.generator import Generator
@@ -171,7 +172,7 @@ def test_every_shard(client: TestClient, breaks: Callable[..., None]) -> None:
 def test_the_shard_that_may_have_a_picture(
     client: TestClient, breaks: Callable[..., None], serve_log: pytest.LogCaptureFixture
 ) -> None:
-    breaks(serving.deployments.shards, "_path", lambda shards, _: "id-001" in shards[0].rows["id"].to_pylist())
+    breaks(serving.deployments.shards.Opened, "path", lambda opened, _: 1 in opened.shards)  # that of id-001
     assert client.get("/v1/images/id-000").status_code == 200
     failed(client.get("/v1/images/id-001"), "shard 1 failed")  # and not: there is none
     logged(serve_log, "shard 1")

@@ -35,7 +35,7 @@ from serving.deployments.calls import Unavailable, call
 from serving.deployments.generator import ImaginingGenerator
 from serving.deployments.pointer import Pointer
 from serving.deployments.ranker import Ranker
-from serving.deployments.shards import IndexShard
+from serving.deployments.shards import IndexShard, Opened
 from serving.ingress import Service
 from serving.pictures import GalleryPictures
 from serving.protocol import SearchAnswer, SearchRequest
@@ -156,6 +156,42 @@ def test_any_number_of_shards_gives_the_same_ranking(
             assert [row.score for row in ranking.rows] == plain.scores[0].tolist()
             assert [row.text_part for row in ranking.rows] == plain.text_part[0].tolist()
             assert (ranking.answered, ranking.total) == (shards, shards)
+
+    run(check())
+
+
+def test_the_shard_that_an_answer_names_is_asked_alone_for_a_picture_and_the_others_if_it_is_wrong(
+    with_shards: Callable[[int], Index], profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, deployments = 5, 3
+    index = with_shards(shards)
+    pointer = Pointer.bind(index.uri)
+    bound = [IndexShard.options(name=f"Shard{i}").bind(i, deployments, pointer) for i in range(deployments)]
+    ranker = local(Ranker.bind(profile, pointer, None, {}, bound))
+    asked: list[str] = []
+    sound = Opened.path
+
+    def noting(opened: Opened, id: str) -> Any:
+        asked.append(id)
+        return sound(opened, id)
+
+    monkeypatch.setattr(Opened, "path", noting)
+    [vlm_D1] = np.eye(1, index.manifest.models["vlm"].dim, dtype=np.float32)
+
+    async def path(id: str, shard: int | None) -> tuple[Any, int]:
+        del asked[:]
+        return await call("", ranker.path, id, None, shard, seconds=SECONDS), len(asked)
+
+    async def check() -> None:
+        ranking = await call("", ranker.rank, vlm_D1, None, 0.0, 24, None, SECONDS, seconds=SECONDS)
+        assert {row.shard for row in ranking.rows} == set(range(shards))
+        for row in ranking.rows:
+            assert row.id in index.live_rows(row.shard, ["id"])["id"].to_pylist()
+            place = row.path, row.source
+            assert await path(row.id, row.shard) == (place, 1)
+            assert await path(row.id, None) == (place, deployments)
+            assert await path(row.id, row.shard + 1) == (place, 1 + deployments)
+        assert await path("nothing", 10**12) == (None, 1 + deployments)
 
     run(check())
 

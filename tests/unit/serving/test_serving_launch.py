@@ -108,15 +108,17 @@ def test_an_application_is_built_without_ray(
         build({"target": "x", "targets": "y"})
 
 
-def test_a_query_set_of_other_images_than_are_asked_for_is_told(
+def test_a_query_set_is_told_of_that_requests_do_not_find_and_refused_where_no_replica_would(
     collection: Collection, profile_file: Path, tmp_path: Path, serve_log: pytest.LogCaptureFixture
 ) -> None:
     vlm, vision = np.eye(1, 4, dtype=np.float32), [np.eye(4, 6, dtype=np.float32)]
     manifest = collection.index.manifest
     made_by = manifest.models | {"generator": manifest.models["vision"]}
     queries = write_queries(tmp_path / "queries", vlm, vision, labels=[None], records=made_by)
-    given = {"target": str(collection.folder), "profile": str(profile_file), "store": "memory:"}
-    build(given | {"warm": queries.uri})
+    given = {"target": str(collection.folder), "profile": str(profile_file), "warm": queries.uri}
+    with refused("store-not-shared", "store"):
+        build(given | {"store": "memory:"})  # replicas would not have what is put into it here
+    build(given | {"store": f"sqlite:{tmp_path / 'queries.sqlite'}"})
     [said] = serve_log.messages
     assert "made with images 4, templates ['{}']" in said
     assert "ask for images 2, templates ['{}', 'a photo of a {}']" in said

@@ -162,7 +162,7 @@ def test_a_version_that_cannot_be_opened_is_a_fault_of_the_service(collection: C
 
 
 def test_each_shard_is_searched_on_its_own(collection: Collection, query: np.ndarray) -> None:
-    opened = Opened(collection.index.shards(), 24, 2)
+    opened = Opened(dict(enumerate(collection.index.shards())), 24, 2)
     together, apart = opened.search(query, 5), [one.search(query, 5) for one in opened.each()]
     assert [part.hits.ids.tolist() for part in together] == [part.hits.ids.tolist() for [part] in apart]
 

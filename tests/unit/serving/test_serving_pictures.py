@@ -30,7 +30,7 @@ class Ranker:
             raise self.error
         return Served(self.current, self.current, "gallery", rows=1, shards=1, models={}, weight=0.5)
 
-    async def answer_path(self, id: str, version: str) -> tuple[str, str] | None:
+    async def answer_path(self, id: str, version: str, shard: int | None) -> tuple[str, str] | None:
         self.asked.append((version, id))
         return (f"{id}.png", "images") if id in self.versions[version] else None
 
@@ -47,14 +47,14 @@ def test_a_row_that_was_removed_is_gone_as_soon_as_its_removal_is_served(monkeyp
     async def check() -> None:
         ranker = Ranker(v1={"a", "b"}, v2={"b"})
         places = Places(ranker, seconds=10)  # type: ignore[arg-type]
-        places.keep([Row("a", "a.png", "images", None, {}, 0.0, 0.0, 0.0)], "v1")
+        places.keep([Row("a", 0, "a.png", "images", None, {}, 0.0, 0.0, 0.0)], "v1")
         assert (await places.of("a"), ranker.asked) == (Place("a.png", "images"), [])
         ranker.current = "v2"
         places.switched()
         assert await places.of("a") is None
         assert await places.of("b") == Place("b.png", "images")
         # An answer of the version before, which was under way, brings nothing back.
-        places.keep([Row("a", "a.png", "images", None, {}, 0.0, 0.0, 0.0)], "v1")
+        places.keep([Row("a", 0, "a.png", "images", None, {}, 0.0, 0.0, 0.0)], "v1")
         assert await places.of("a") is None
         # A switch that nobody tells of is seen by asking.
         monkeypatch.setattr(Places, "VERSION_SECONDS", 0.0)

@@ -50,7 +50,7 @@ def deployments(ids: list[str], vectors: np.ndarray, home: np.ndarray) -> list[D
     opened = []
     for number in range(SHARDS):
         of = np.flatnonzero(home == number)
-        opened.append(Opened([shard([ids[n] for n in of], vectors[of])], rows=len(ids), total=SHARDS))
+        opened.append(Opened({number: shard([ids[n] for n in of], vectors[of])}, rows=len(ids), total=SHARDS))
     return [Deployment({"v1": one}) for one in opened]
 
 
@@ -135,7 +135,7 @@ def test_while_there_is_room_everything_is_sent(
 def test_a_thousand_rows_of_each_of_five_hundred_shards_are_a_few_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     ids = [f"{n:024x}" for n in range(2000)]
-    one = Opened([shard(ids, with_twins(2000))], rows=500 * 2000, total=500)
+    one = Opened({0: shard(ids, with_twins(2000))}, rows=500 * 2000, total=500)
     sent = len(pickle.dumps(one.search(queries()[0], 1000, False)))
     assert 500 * sent < 3 * 2**20 < 500 * len(pickle.dumps(one.search(queries()[0], 1000))) / 10
 

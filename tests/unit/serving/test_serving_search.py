@@ -115,7 +115,7 @@ class Ranker:
             raise self.error
         count = 0 if vision is None else len(vision)
         self.asked.append((weight, count, version))
-        row = Row("a b/c", "a/0.png", "images", "a", {"width": 64}, float(count), 0.0, 0.0)
+        row = Row("a b/c", 3, "a/0.png", "images", "a", {"width": 64}, float(count), 0.0, 0.0)
         used = version or self.current
         return Ranking([row], weight, used, used, self.answered, 5, [1 / count] * count if count else [])
 
@@ -213,7 +213,8 @@ def test_a_new_query_is_answered_in_stages_and_a_remembered_one_without_model() 
         assert [image.seed for image in imagined.imagined] == [10, 11, 12]
         assert (fused.stage, fused.weight, fused.results[0].score) == ("fused", 0.5, 3.0)
         assert [image.attention for image in fused.imagined] == [1 / 3] * 3
-        assert fused.results[0].url == "/v1/images/a%20b%2Fc"
+        assert fused.results[0].url == "/v1/images/a%20b%2Fc?shard=3"
+        assert fused.results[0].thumbnail == "/v1/images/a%20b%2Fc?shard=3&size=thumbnail"
         assert set(fused.timings_ms) == {"text", "text_rank", "imagine", "rank", "total"}
         assert await world.memory.remembered_image(imagined.imagined[1].url.split("/")[3], 1) == b"jpeg"
         texts = list(world.vlm.encoded)

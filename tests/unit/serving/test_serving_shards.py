@@ -44,7 +44,7 @@ def rows(names: list[str], chunks: int = 1) -> pa.Table:
 
 
 def path(shards: list[Any], id: str) -> tuple[str, str] | None:
-    return Opened(shards, rows=0, total=1).path(id)
+    return Opened(dict(enumerate(shards)), rows=0, total=1).path(id)
 
 
 @pytest.mark.parametrize("chunks", [1, 3, 10])

@@ -11,8 +11,10 @@ import torch
 from errors import refused
 from synthetic import D1, D2, directions, write_gallery
 
+from cluster.hold import hold
 from retrieval.aggregator import Aggregator
 from retrieval.artifacts import Gallery, TrainedAggregator
+from retrieval.folder import Folder
 from training.reference import import_reference
 
 
@@ -91,3 +93,14 @@ def test_a_missing_file_and_a_taken_target_are_named(tmp_path: Path, gallery: Ga
     torch.save(released(network), tmp_path / "released.pth")
     with refused("target-exists", "target"):
         import_reference(tmp_path / "released.pth", str(tmp_path / "taken"), gallery)
+
+
+def test_a_target_that_another_job_writes_to_is_refused(tmp_path: Path, gallery: Gallery, network: Aggregator) -> None:
+    torch.save(released(network), tmp_path / "released.pth")
+    target = tmp_path / "aggregator"
+    with hold(Folder(target), "mindseye train"), refused("locked", "target"):
+        import_reference(tmp_path / "released.pth", str(target), gallery)
+    assert not (target / "weights.safetensors").exists()
+    with hold(Folder(target), "mindseye train"):
+        import_reference(tmp_path / "released.pth", str(target), gallery, take_over=True)
+    assert TrainedAggregator.open(target)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ from training_world import (
 )
 
 import training.trainer
+from cluster.hold import HOLDS, hold
 from retrieval.artifacts import TrainedAggregator
+from retrieval.folder import Folder
 from training.trainer import Trained
 
 
@@ -49,7 +52,7 @@ def calm(world: World, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def test_an_aggregator_is_published_with_its_record(calm: Trained, world: World) -> None:
     target = calm.aggregator.folder.local_path
     assert target is not None
-    assert sorted(path.name for path in target.iterdir()) == PUBLISHED
+    assert sorted({path.name for path in target.iterdir()} - {HOLDS}) == PUBLISHED
     manifest = TrainedAggregator.open(target).manifest
     assert manifest.models == world.queries.manifest.models == models()
     assert (manifest.dim, manifest.heads, manifest.layers, manifest.dropout) == (D2, 2, 2, 0.1)
@@ -134,7 +137,7 @@ def test_the_same_call_resumes_where_it_stopped(calm: Trained, world: World, sto
     assert "step 10 " in logged[0]
     assert resumed.history == lines_of(target) == calm.history
     assert_same_weights(resumed, calm, atol=0)
-    assert sorted(path.name for path in target.iterdir()) == PUBLISHED
+    assert sorted({path.name for path in target.iterdir()} - {HOLDS}) == PUBLISHED
 
 
 def test_a_half_written_checkpoint_is_skipped(
@@ -156,6 +159,62 @@ def test_other_settings_start_over(world: World, stopped: Path, tmp_path: Path) 
     anew = train(world, target, logged.append, seed=1, steps=5)
     assert not any("resuming" in line for line in logged)
     assert [line["step"] for line in anew.history] == [0, 5]
+
+
+# Two runs on one target.
+
+
+def at_the_second_validation(patch: pytest.MonkeyPatch, happening: Callable[[], Any]) -> None:
+    """Have something happen in the middle of the next run."""
+
+    class Disturbed(training.trainer.Tracker):
+        def write(self, history: list[dict[str, Any]]) -> None:
+            super().write(history)
+            if len(history) == 2:
+                patch.undo()
+                happening()
+
+    patch.setattr(training.trainer, "Tracker", Disturbed)
+
+
+def test_the_second_of_two_is_refused_and_told_who_has_the_target(
+    calm: Trained, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def second() -> None:
+        with refused("locked", "target") as error:
+            train(world, tmp_path, seed=1)
+        told.append(str(error.value))
+
+    at_the_second_validation(monkeypatch, second)
+    assert train(world, tmp_path).history == calm.history
+    [message] = told
+    assert f"locked by mindseye train of process {os.getpid()} " in message
+    assert not Folder(tmp_path).files(HOLDS)
+
+
+def test_a_run_that_lost_its_target_publishes_nothing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken_over() -> None:
+        with hold(Folder(tmp_path), "another", take_over=True):
+            pass
+
+    at_the_second_validation(monkeypatch, taken_over)
+    with refused("lock-lost", "target"):
+        train(world, tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left & set(PUBLISHED) == {training.trainer.HISTORY}  # which is written while a run goes on
+
+
+def test_a_target_can_be_taken_over(world: World, tmp_path: Path) -> None:
+    another = {"job": "another", "host": "elsewhere", "pid": 1, "since": "today"}
+    Folder(tmp_path).write_json(f"{HOLDS}/another.json", another)
+    with refused("locked"):
+        train(world, tmp_path)
+    made = training.trainer.train(*world, tmp_path, profile_of(steps=5), take_over=True, address="none")
+    assert TrainedAggregator.open(tmp_path).manifest == made.aggregator.manifest
 
 
 # What is refused.
@@ -183,7 +242,7 @@ def test_labels_of_the_evaluation_set_are_refused_by_name(world: World, tmp_path
     evaluation = write_queries(tmp_path / "q", directions(4, D1, rng), [directions(2, D2, rng)] * 4, labels=labels)
     with pytest.raises(ValueError, match=r"class b, class k"):
         training.trainer.train(*world, tmp_path / "target", profile_of(), evaluation=evaluation.uri, address="none")
-    assert not (tmp_path / "target").exists()
+    assert [path.name for path in (tmp_path / "target").iterdir()] == [HOLDS]
 
 
 def test_fewer_than_three_labels_are_refused(world: World, tmp_path: Path) -> None:
@@ -192,4 +251,4 @@ def test_fewer_than_three_labels_are_refused(world: World, tmp_path: Path) -> No
     queries = write_queries(tmp_path / "q", directions(3, D1, rng), images, labels=labels)
     with refused("too-few-labels", "label"):
         train(World(world.gallery, queries), tmp_path / "target")
-    assert not (tmp_path / "target").exists()
+    assert [path.name for path in (tmp_path / "target").iterdir()] == [HOLDS]
