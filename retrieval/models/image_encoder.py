@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from retrieval.errors import DamagedError, UserError
+from retrieval.models.attention import keep_order
 from retrieval.models.devices import map_batches
 from retrieval.models.preprocess import Preprocess
 from retrieval.models.transforms import normalise
@@ -51,6 +52,7 @@ class ImageEncoder:
         self.dtype = dtype
         self._image_tower = image_tower
         model.eval().requires_grad_(False)
+        keep_order(model)
         model.to(device=device, dtype=dtype, memory_format=torch.channels_last)
 
     def encode_images(self, pixels_BHWC: np.ndarray) -> np.ndarray:
