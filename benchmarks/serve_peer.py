@@ -4,8 +4,8 @@
 
 Both have the same pictures in their index and are asked the same texts, one text a query without a prompt template, by
 the same client on the same cores, one after the other. The pictures are moved away from the peer, which else would send
-them with each answer. Before both the text tower runs alone, in batches of what the service's profile takes at once: as
-the service has it, and as the library has it, which computes each text's padding too.
+them with each answer. Before both the text tower runs alone on all cores, one text at once and as many as the service's
+profile: as the service has it, and as the library has it, which computes each text's padding too.
 
 The peer needs an environment of its own: python -m venv PEER; PEER/bin/pip install "setuptools<80" "numpy<2"
 clip-retrieval. It listens on every interface, and has no setting for that.
@@ -124,10 +124,9 @@ def _batches(texts: Sequence[str], batch: int) -> Iterator[list[str]]:
         yield list(itertools.islice(rotation, batch))
 
 
-def towers(vlm: str, texts: Sequence[str], seconds: float) -> dict[str, float]:
-    """Return texts per second of the text tower, as the service and as the library computes it."""
+def towers(vlm: str, texts: Sequence[str], seconds: float) -> dict[str, dict[int, float]]:
+    """Return texts per second of the text tower, as the service and as the library computes it, by texts at once."""
     settings = Profile.model_validate({"name": "benchmark", **settings_with(vlm)})
-    ours, batch = load_vlm(settings), settings.serve.vlm.batch
     architecture = vlm.removeprefix("random:")
     model = open_clip.create_model(architecture, pretrained_text=False).eval()
     tokenizer = open_clip.get_tokenizer(architecture)
@@ -136,8 +135,16 @@ def towers(vlm: str, texts: Sequence[str], seconds: float) -> dict[str, float]:
     def library(texts: Sequence[str]) -> torch.Tensor:
         return model.encode_text(tokenizer(list(texts)), normalize=True)
 
-    found = {f"as served, {name(ours)}": texts_per_second(ours.encode_text, texts, batch, seconds)}
-    found["open_clip, float32"] = texts_per_second(library, texts, batch, seconds)
+    found: dict[str, dict[int, float]] = {}
+    for dtype in ("auto", "float32"):
+        ours = load_vlm(settings.model_copy(update={"models": settings.models.model_copy(update={"dtype": dtype})}))
+        if f"mindseye, {name(ours)}" in found:
+            continue
+        model.to(ours.dtype)
+        for who, encode in (("mindseye", ours.encode_text), ("open_clip", library)):
+            found[f"{who}, {name(ours)}"] = {
+                batch: texts_per_second(encode, texts, batch, seconds) for batch in (1, settings.serve.vlm.batch)
+            }
     return found
 
 
@@ -154,7 +161,7 @@ def compare(
     prepare(vlm, peer, folder)
     texts = [entry.text for entry in vocabulary(split("unseen"), KINDS)]
     rotation = itertools.cycle(texts)
-    found: dict[str, Any] = {"rows": CATEGORIES * PICTURES, "tower": towers(vlm, texts, seconds)}
+    found: dict[str, Any] = {"rows": CATEGORIES * PICTURES, "tower": towers(vlm, texts, seconds / 2)}
 
     async def ask_peer(client: aiohttp.ClientSession) -> str | None:
         body = {"text": next(rotation), "modality": "image", "num_images": K, "indice_name": "pictures"}
@@ -178,8 +185,8 @@ def compare(
 
 
 def report(found: dict[str, Any]) -> None:
-    for which, rate in found["tower"].items():
-        print(f"text tower alone, {which}: {rate:.1f} texts/s")
+    for which, rates in found["tower"].items():
+        print(f"text tower alone, {which}:", ", ".join(f"{rate:.1f} texts/s × {at}" for at, rate in rates.items()))
     for clients, peer in found["clip-retrieval"].items():
         ours = found["mindseye"][clients]
         for who, cell in (("clip-retrieval", peer), ("mindseye", ours)):
@@ -189,5 +196,5 @@ def report(found: dict[str, Any]) -> None:
                 f" p99 {cell['p99']:7.1f} ms{unlike}"
             )
         ratios = {"clip-retrieval": ours["req/s"] / peer["req/s"]}
-        ratios |= {which: ours["req/s"] / rate for which, rate in found["tower"].items()}
+        ratios |= {which: ours["req/s"] / max(rates.values()) for which, rates in found["tower"].items()}
         print("    mindseye /", ", / ".join(f"{which}: {ratio:.2f}" for which, ratio in ratios.items()))
