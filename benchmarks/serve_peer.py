@@ -145,6 +145,8 @@ def towers(vlm: str, texts: Sequence[str], seconds: float) -> dict[str, dict[int
             found[f"{who}, {name(ours)}"] = {
                 batch: texts_per_second(encode, texts, batch, seconds) for batch in (1, settings.serve.vlm.batch)
             }
+            rates = found[f"{who}, {name(ours)}"].items()
+            print(f"tower of {who}, {name(ours)}:", ", ".join(f"{rate:.1f}/s × {at}" for at, rate in rates), flush=True)
     return found
 
 
@@ -172,29 +174,31 @@ def compare(
         async with client.post(f"{ours}/v1/search", json={"query": next(rotation), "mode": "text", "k": K}) as answer:
             return None if answer.status == 200 and len((await answer.json())["results"]) == K else str(answer.status)
 
-    def measured(ask: Callable[[aiohttp.ClientSession], Any]) -> dict[int, dict[str, float]]:
+    def measured(who: str, ask: Callable[[aiohttp.ClientSession], Any]) -> dict[int, dict[str, float]]:
         asyncio.run(keep_asking(ask, 4, 2))
-        return {clients: asyncio.run(keep_asking(ask, clients, seconds)) for clients in concurrencies}
+        cells = {}
+        for clients in concurrencies:
+            cell = cells[clients] = asyncio.run(keep_asking(ask, clients, seconds))
+            unlike = f", {cell['not as asked']} not as asked" if "not as asked" in cell else ""
+            print(
+                f"{who:14} × {clients:2} {cell['req/s']:7.1f} req/s, p50 {cell['p50']:7.1f} ms,"
+                f" p99 {cell['p99']:7.1f} ms{unlike}",
+                flush=True,
+            )
+        return cells
 
     with back(peer, vlm, folder) as theirs:
-        found["clip-retrieval"] = measured(ask_peer)
+        found["clip-retrieval"] = measured("clip-retrieval", ask_peer)
     with service(folder, settings_with(vlm), folder, environment) as (ours, ready, _):
-        found |= {"ready": ready, "mindseye": measured(ask_us)}
+        found |= {"ready": ready, "mindseye": measured("mindseye", ask_us)}
     report(found)
     return found
 
 
 def report(found: dict[str, Any]) -> None:
-    for which, rates in found["tower"].items():
-        print(f"text tower alone, {which}:", ", ".join(f"{rate:.1f} texts/s × {at}" for at, rate in rates.items()))
+    """Print how many times as many requests were answered as by the peer, and as the text tower alone would."""
     for clients, peer in found["clip-retrieval"].items():
-        ours = found["mindseye"][clients]
-        for who, cell in (("clip-retrieval", peer), ("mindseye", ours)):
-            unlike = f", {cell['not as asked']} not as asked" if "not as asked" in cell else ""
-            print(
-                f"{clients:3} clients: {who:14} {cell['req/s']:7.1f} req/s, p50 {cell['p50']:7.1f} ms,"
-                f" p99 {cell['p99']:7.1f} ms{unlike}"
-            )
-        ratios = {"clip-retrieval": ours["req/s"] / peer["req/s"]}
-        ratios |= {which: ours["req/s"] / max(rates.values()) for which, rates in found["tower"].items()}
-        print("    mindseye /", ", / ".join(f"{which}: {ratio:.2f}" for which, ratio in ratios.items()))
+        rate = found["mindseye"][clients]["req/s"]
+        ratios = {"clip-retrieval": rate / peer["req/s"]}
+        ratios |= {f"tower of {which}": rate / max(rates.values()) for which, rates in found["tower"].items()}
+        print(f"mindseye × {clients} /", ", / ".join(f"{which}: {ratio:.2f}" for which, ratio in ratios.items()))
