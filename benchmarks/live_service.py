@@ -37,7 +37,7 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
 async def keep_asking(
     ask: Callable[[aiohttp.ClientSession], Awaitable[str | None]], concurrency: int, seconds: float
 ) -> dict[str, float]:
-    """Keep so many requests under way for so long.
+    """Keep so many requests under way for so long. Times and rate are of what was answered as asked.
 
     Args:
         ask: one request; it returns what was wrong with the answer, if anything was.
@@ -52,9 +52,10 @@ async def keep_asking(
             while time.perf_counter() < until:
                 started = time.perf_counter()
                 fault = await ask(session)
-                times.append(time.perf_counter() - started)
                 if fault:
                     faults.append(fault)
+                else:
+                    times.append(time.perf_counter() - started)
 
         started = time.perf_counter()
         await asyncio.gather(*(one() for _ in range(concurrency)))
