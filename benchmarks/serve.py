@@ -2,6 +2,7 @@
 
     make demo                                        # leaves the index and the queries that this takes
     .venv/bin/python -m benchmarks.serve [--seconds 4] [--modes throughput default haproxy]
+    .venv/bin/python -m benchmarks.serve --vlm random:ViT-B-32 --peer PEER/bin/clip-retrieval    # benchmarks.serve_peer
 
 For each mode of Ray Serve the real command ``mindseye serve`` is started on a free port with the demo's queries in its
 memory, and asked by an asyncio client on the same cores, at concurrency 1, 8 and 32: by text, fused with the images
@@ -16,28 +17,23 @@ import argparse
 import asyncio
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import aiohttp
 import numpy as np
 import psutil
 import torch
-import yaml
 
+from benchmarks.live_service import client, demo_settings, keep_asking, quantiles, service
+from benchmarks.serve_peer import compare
 from cluster.loading import load_query_encoder
-from cluster.ports import free_port
-from cluster.profile import PROFILES, load_profile
+from cluster.profile import load_profile
 from retrieval.artifacts import Index, QuerySet
 from retrieval.artifacts.queryset import vision_vectors
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
@@ -53,11 +49,6 @@ MODES = {
 CONCURRENCY = (1, 8, 32)
 K = 10
 Body = dict[str, Any]
-
-
-def quantiles(seconds: list[float]) -> dict[str, float]:
-    """Return p50 and p99 in milliseconds."""
-    return {"p50": float(np.percentile(seconds, 50) * 1e3), "p99": float(np.percentile(seconds, 99) * 1e3)}
 
 
 def in_process(folder: Path, queries: QuerySet, count: int = 150) -> dict[str, dict[str, float]]:
@@ -92,47 +83,6 @@ def in_process(folder: Path, queries: QuerySet, count: int = 150) -> dict[str, d
     return found
 
 
-@contextmanager
-def service(folder: Path, work: Path, environment: dict[str, str]) -> Iterator[tuple[str, float, int]]:
-    """Start ``mindseye serve``; yield its URL, the seconds that it took to be ready, and its process id."""
-    settings = yaml.safe_load((PROFILES / "tiny.yaml").read_text())
-    # One client may send as much as it likes here.
-    settings["serve"]["limits"] = {"requests_per_minute": 10_000_000, "pictures_per_minute": 10_000_000}
-    models = load_profile("tiny").models
-    settings["models"] |= {"vlm": models.vlm, "vision": models.vision, "aggregator": models.aggregator}
-    settings["models"]["generator"]["uri"] = models.generator.uri
-    profile = work / "bench.yaml"
-    profile.write_text(yaml.safe_dump(settings))
-    port = free_port()
-    store = tempfile.mkdtemp(dir=work)
-    command = [sys.executable, "-m", "mindseye", "serve", str(folder), "--profile", str(profile), "--port", str(port)]
-    command += ["--warm", str(folder / "queries"), "--store", f"sqlite:{store}/queries.sqlite"]
-    started = time.monotonic()
-    log = (work / "serve.log").open("w")
-    process = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        while True:
-            if process.poll() is not None:
-                raise SystemExit(f"mindseye serve ended:\n{(work / 'serve.log').read_text()}")
-            try:
-                with urlopen(f"{url}/readyz", timeout=2) as answer:
-                    if answer.status == 200:
-                        break
-            except OSError:
-                time.sleep(0.1)
-        yield url, time.monotonic() - started, process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(120)
-
-
-@asynccontextmanager
-async def client() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        yield session
-
-
 async def ask(session: aiohttp.ClientSession, url: str, body: Body) -> dict[str, Any]:
     async with session.post(f"{url}/v1/search", json=body) as answer:
         return {"status": answer.status} | await answer.json()
@@ -140,25 +90,12 @@ async def ask(session: aiohttp.ClientSession, url: str, body: Body) -> dict[str,
 
 async def load(url: str, bodies: Callable[[], Body], concurrency: int, seconds: float, stage: str) -> dict[str, float]:
     """Keep so many requests under way for so long; every answer must have the stage."""
-    times: list[float] = []
-    faults: list[str] = []
-    until = time.perf_counter() + seconds
 
-    async with client() as session:
+    async def one(session: aiohttp.ClientSession) -> str | None:
+        answer = await ask(session, url, bodies())
+        return None if answer.get("stage") == stage else str(answer.get("degraded") or answer.get("error"))
 
-        async def one() -> None:
-            while time.perf_counter() < until:
-                started = time.perf_counter()
-                answer = await ask(session, url, bodies())
-                times.append(time.perf_counter() - started)
-                if answer.get("stage") != stage:
-                    faults.append(str(answer.get("degraded") or answer.get("error")))
-
-        started = time.perf_counter()
-        await asyncio.gather(*(one() for _ in range(concurrency)))
-        spent = time.perf_counter() - started
-    result = quantiles(times) | {"req/s": len(times) / spent, "n": len(times)}
-    return result | ({"not as asked": len(faults)} if faults else {})
+    return await keep_asking(one, concurrency, seconds)
 
 
 async def stages(url: str, bodies: Callable[[], Body], count: int) -> dict[str, float]:
@@ -297,7 +234,23 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     parser.add_argument("--concurrency", type=int, nargs="+", default=CONCURRENCY, help="1 must be among them")
     parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--vlm", default="random:ViT-B-32", help="beside the peer: random:ARCHITECTURE")
+    parser.add_argument("--peer", help="the clip-retrieval command of the peer's environment: measure beside it alone")
+    parser.add_argument("--work", type=Path, help="keep both indexes for the peer here, and use them again")
     arguments = parser.parse_args()
+    if arguments.peer:
+        with tempfile.TemporaryDirectory() as scratch:
+            found = compare(
+                arguments.vlm,
+                arguments.peer,
+                (arguments.work or Path(scratch)).absolute(),
+                seconds=arguments.seconds,
+                concurrencies=arguments.concurrency,
+                environment=MODES[arguments.modes[0]],
+            )
+        if arguments.json:
+            arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+        return
     queries = QuerySet.open(arguments.demo / "queries")
     texts = [row["text"] for row in queries.table(["id", "text", "kind"]).to_pylist() if row["kind"] == "name"]
     alone = in_process(arguments.demo, queries)
@@ -306,7 +259,9 @@ def main() -> None:
     everything: dict[str, Any] = {"in process": alone}
     with tempfile.TemporaryDirectory() as work:
         for mode in arguments.modes:
-            with service(arguments.demo.absolute(), Path(work), MODES[mode]) as (url, ready, pid):
+            demo = arguments.demo.absolute()
+            started = service(demo, demo_settings(), Path(work), MODES[mode], warm=demo / "queries")
+            with started as (url, ready, pid):
                 found = asyncio.run(measure(url, pid, texts, arguments.seconds, arguments.concurrency))
             everything[mode] = {"ready": ready} | found | {"aims": report(mode, ready, found, alone)}
     if arguments.json:

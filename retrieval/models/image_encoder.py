@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from retrieval.errors import DamagedError, UserError
+from retrieval.models.attention import keep_order
 from retrieval.models.devices import map_batches
 from retrieval.models.preprocess import Preprocess
 from retrieval.models.transforms import Normalise
@@ -57,6 +58,7 @@ class ImageEncoder:
         self._normalise = Normalise(preprocess, device)
         self._rows_at_once = GPU_ROWS if device.type == "cuda" else None
         model.eval().requires_grad_(False)
+        keep_order(model)
         model.to(device=device, dtype=dtype, memory_format=torch.channels_last)
 
     def encode_images(self, pixels_BHWC: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from retrieval.models.devices import pick_device, pick_dtype
 from retrieval.models.fingerprint import of_tensors
 from retrieval.models.image_encoder import ImageEncoder
 from retrieval.models.loading import fixed_seed, loading, require_files
+from retrieval.models.text_tower import text_tower_of
 from retrieval.models.transforms import preprocess_of
 from retrieval.prompts import usable
 
@@ -42,7 +43,7 @@ class VLM(ImageEncoder):
     def __init__(self, uri: str, model: Any, tokenizer: Any, **common: Any) -> None:
         super().__init__(uri, model, model.encode_image, **common)
         self.context_length: int = tokenizer.context_length
-        self._text_tower = model.encode_text
+        self._text_tower = text_tower_of(model)
         self._tokenizer = tokenizer
         # The Rust tokenizers keep truncation as state, and refuse to be called from two threads at once.
         self._tokenizing = threading.Lock()

@@ -1,4 +1,5 @@
-"""The two encoders as deployments. Requests that arrive while a batch is under way make up the next one.
+"""The two encoders as deployments. Requests that arrive while a batch is under way make up the next one; where that is
+of many texts, the cores that idle take parts of it.
 
 Each row of a batch is encoded by itself, but kernels for other batch sizes round differently: under load a vector may
 differ in its last bits from the one that the same request gets alone.
@@ -10,11 +11,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ray import serve
 
+from cluster.cores import usable_cores
 from cluster.profile import Profile, Replicas
 from retrieval.images import decode
 from retrieval.prompts import fill
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
 
 UPLOAD_PIXELS = 50_000_000
 """Of a picture that someone sends: decoded it takes three bytes for each."""
+LEAST_PART = 4
+"""Texts that a core is given of a batch, at least: fewer cost more each, as the weights are read for them alone."""
 
 
 def batched(part: str, function: Callable[[Sequence[Any]], Sequence[Any]], settings: Replicas) -> Callable[[Any], Any]:
@@ -42,6 +49,25 @@ def batched(part: str, function: Callable[[Sequence[Any]], Sequence[Any]], setti
         return list(await asyncio.to_thread(function, items))
 
     return run
+
+
+def idle_cores(device: str) -> int:
+    """Return how many threads of their own may compute at once on a device.
+
+    Ray gives PyTorch as many threads as a replica reserves CPUs, one for a share of a CPU. PyTorch could be given all,
+    but its threads wait for one another in every layer, and beside the other processes of a service that costs more
+    than it gains: on two cores, both in use, 8 texts took 62 ms in two threads and 36 in one.
+    """
+    import torch  # by replicas alone
+
+    return max(1, usable_cores() // torch.get_num_threads()) if device == "cpu" else 1
+
+
+def parts_of(texts: Sequence[str], cores: int) -> list[Sequence[str]]:
+    """Cut a batch into as many parts of like length as there are cores, none of them shorter than LEAST_PART."""
+    count = max(1, min(cores, len(texts) // LEAST_PART))
+    bounds = [len(texts) * part // count for part in range(count + 1)]
+    return [texts[start:end] for start, end in pairwise(bounds)]
 
 
 class PictureEncoder:
@@ -108,6 +134,8 @@ class VLMTowers(PictureEncoder):
         self._vlm = load_vlm(profile)
         self._templates = prompt_templates(profile)
         super().__init__(self._vlm, profile.serve.vlm, self._templates, self._vlm.context_length)
+        self._cores = idle_cores(self._vlm.device.type)
+        self._pool = ThreadPoolExecutor(self._cores, "texts")
         self._encode_texts = batched("text", self._many_texts, profile.serve.vlm)
         self._many_texts([PROBE])
 
@@ -130,7 +158,8 @@ class VLMTowers(PictureEncoder):
     def _many_texts(self, texts: Sequence[str]) -> list[EncodedText]:
         from retrieval.query import text_vectors
 
-        vectors = text_vectors(self._vlm, self._templates, texts)
+        encode = partial(text_vectors, self._vlm, self._templates)
+        vectors = np.concatenate(list(self._pool.map(encode, parts_of(texts, self._cores))))
         return [EncodedText(vector, self._tokens(text)) for vector, text in zip(vectors, texts, strict=True)]
 
     def _tokens(self, text: str) -> Tokens:
