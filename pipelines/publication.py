@@ -11,15 +11,23 @@ from pipelines.recall import measure_recall
 from retrieval.artifacts import Index
 from retrieval.artifacts.index import REFUSED
 from retrieval.errors import UserError
+from retrieval.timing import timed
 
 
-def publish(index: Index, settings: IndexSettings, started: float) -> Index:
+def publish(index: Index, settings: IndexSettings, started: float, spent: dict[str, float]) -> Index:
     """Measure the recall of a version that is complete but for its manifest, and publish it if that is enough.
+
+    Args:
+        started: when the job began, by ``time.monotonic``.
+        spent: seconds of its steps, for the summary.
 
     Raises:
         UserError: recall is below the profile's ``recall_floor`` (``low-recall``).
     """
-    with progress("measuring recall against exact search", len(index.manifest.shards)) as counter:
+    with (
+        progress("measuring recall against exact search", len(index.manifest.shards)) as counter,
+        timed(spent, "recall"),
+    ):
         manifest = index.manifest
         manifest.recall, manifest.text_recall = measure_recall(index, settings, counter)
     check_held(index.folder)  # measuring takes its time
@@ -42,7 +50,8 @@ def publish(index: Index, settings: IndexSettings, started: float) -> Index:
             code="low-recall",
             field="index.recall_floor",
         )
-    index.folder.write_json("summary.json", {"seconds": round(time.monotonic() - started, 1)})
+    seconds = {what: round(took, 2) for what, took in sorted(spent.items())}
+    index.folder.write_json("summary.json", {"seconds": round(time.monotonic() - started, 1), "spent": seconds})
     return Index.publish(index.folder, index.manifest)
 
 
