@@ -198,15 +198,14 @@ def _of_workers(stage: Each | Workers) -> dict[str, Any]:
 
 
 def actor_pool(stage: Stage) -> ActorPoolStrategy:
-    """Return the pool of a stage: as many actors as the cluster has room for, and up to ``max_actors`` if it grows.
+    """Return the pool of a stage: as many actors at once as the cluster has room for, and up to ``max_actors`` if it
+    grows.
 
-    One CPU is left for tasks that read and write, without which a pool that holds every CPU would wait for ever. Ray
-    Data reserves CPUs for the stages before, which hardly use them, and ends actors that hold more than it left for
-    theirs, models loaded or not: so the pool has no less than it starts with.
+    One CPU is left for tasks that read and write, without which a pool that holds every CPU would wait for ever.
     """
     resources = ray.cluster_resources()
     room = [(resources.get("CPU", 1) - 1) // stage.cpus if stage.cpus else stage.max_actors]
     if stage.gpus:
         room.append(resources.get("GPU", 0) // stage.gpus)
     start = max(stage.min_actors, min(stage.max_actors, int(min(room))))
-    return ActorPoolStrategy(min_size=start, max_size=stage.max_actors)
+    return ActorPoolStrategy(min_size=stage.min_actors, max_size=stage.max_actors, initial_size=start)

@@ -25,7 +25,7 @@ from pipelines.executor import Each, Workers
 from pipelines.gallery import build_gallery, gallery_of
 from pipelines.growth import remove
 from pipelines.index import build_index
-from pipelines.ray_executor import RayExecutor, actor_pool
+from pipelines.ray_executor import RayExecutor
 from pipelines.running import current_executor
 from pipelines.selection import Selection
 from retrieval.artifacts import Gallery, Index
@@ -221,10 +221,3 @@ def test_what_comes_before_workers_on_gpus_does_not_take_their_time(
     monkeypatch.setattr(Dataset, "map_batches", recorded)
     executor.keep([pa.table({"a": [1]})], Each(len), Workers(list, (), Stage(cpus=1, gpus=1, max_actors=1, batch=4)))
     assert [(options.get("num_cpus"), options.get("num_gpus")) for options in asked] == [(None, None), (1, 1)]
-
-
-def test_a_pool_keeps_the_actors_that_it_starts_with(executor: RayExecutor) -> None:
-    """With fewer at least, Ray Data ends them while earlier stages have tasks to run, and loads their models again."""
-    pool = actor_pool(Stage(cpus=0.25, max_actors=8, batch=1))
-    assert (pool.min_size, pool.max_size) == (4, 8)  # of two CPUs, one is left
-    assert actor_pool(Stage(cpus=4, max_actors=8, batch=1)).min_size == 1
