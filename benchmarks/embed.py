@@ -7,11 +7,13 @@ against the same models fed from memory, and against the limit that decoding and
 The source has a column ``image`` with JPEG bytes. Large images are its photos enlarged to 2,000 pixels and encoded
 again. The VLM is open_clip's ViT-B/32 and the vision encoder timm's DINOv2 ViT-S/14 at 224 pixels, both with random
 weights: their speed is that of trained ones. "VLM alone" has a small vision encoder beside it, since the job always
-holds two: a twentieth of the VLM's time in bfloat16, and part of the limit. Rates leave start-up out: the job's is the sum of its actors' own rates while all of them have
-batches, so the last ones, when one has none and others have, are left out as well (``with_tail`` has them); the peer's
-is its own figure, which begins with the first batch after its warm-up. Models in memory embed ready pixels, in one
-process with all threads or in one process a core, whichever is faster; decoding is measured in one process a core, from
-bytes in memory. The limit of a job is what both allow if they share the cores and nothing else takes time:
+holds two: a twentieth of the VLM's time in bfloat16, and part of the limit.
+
+Rates leave start-up out: the job's is the sum of its actors' own rates while all of them have batches, so the last
+ones, when one has none and others have, are left out as well (``with_tail`` has them); the peer's is its own figure,
+which begins with the first batch after its warm-up. Models in memory embed ready pixels, in one process with all
+threads or in one process a core, whichever is faster; decoding is measured in one process a core, from bytes in memory.
+The limit of a job is what both allow if they share the cores and nothing else takes time:
 1 / (1 / decoding + 1 / embedding).
 
 The peer needs an environment of its own: python -m venv PEER; PEER/bin/pip install "setuptools<80" "numpy<2"
