@@ -1,16 +1,20 @@
-"""From JPEG to vectors: rates of decoders, what reduced decoding changes, and the embedding job against clip-retrieval
-and against the same models fed from memory, in one run.
+"""From JPEG to vectors: rates of decoders, what reduced decoding changes, and the embedding job against clip-retrieval,
+against the same models fed from memory, and against the limit that decoding and models set together, in one run.
 
     .venv/bin/python -m benchmarks.embed --source PHOTOS.parquet [--images 512] [--peer PEER/bin/clip-retrieval]
         [--write]
 
 The source has a column ``image`` with JPEG bytes. Large images are its photos enlarged to 2,000 pixels and encoded
 again. The VLM is open_clip's ViT-B/32 and the vision encoder timm's DINOv2 ViT-S/14 at 224 pixels, both with random
-weights: their speed is that of trained ones. "VLM alone" has a vision encoder of next to no work beside it, since the
-job always holds two. Rates leave start-up out: the job's is that of the last N of its images, which begins when every
-actor has had its first batches; the peer's is its own figure, which begins with the first batch after its warm-up.
-Models in memory embed ready pixels,
-in one process with all threads or in one process a core, whichever is faster.
+weights: their speed is that of trained ones. "VLM alone" has a small vision encoder beside it, since the job always
+holds two: a twentieth of the VLM's time in bfloat16, and part of the limit.
+
+Rates leave start-up out: the job's is the sum of its actors' own rates while all of them have batches, so the last
+ones, when one has none and others have, are left out as well (``with_tail`` has them); the peer's is its own figure,
+which begins with the first batch after its warm-up. Models in memory embed ready pixels, in one process with all
+threads or in one process a core, whichever is faster; decoding is measured in one process a core, from bytes in memory.
+The limit of a job is what both allow if they share the cores and nothing else takes time:
+1 / (1 / decoding + 1 / embedding).
 
 The peer needs an environment of its own: python -m venv PEER; PEER/bin/pip install "setuptools<80" "numpy<2"
 clip-retrieval.
@@ -33,7 +37,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -52,13 +56,14 @@ from torchvision.io import ImageReadMode, decode_jpeg
 import pipelines.gallery
 from cluster.loading import load_vision, load_vlm
 from cluster.profile import Generator, IndexSettings, Models, Profile, Queries, Stage
-from cluster.progress import RayCounter
 from cluster.session import session
 from pipelines.batch_contents import summary_of
+from pipelines.decoder import decoded_side
 from pipelines.gallery import build_gallery
 from retrieval.artifacts import Gallery
 from retrieval.images import SIDES_TO_SPARE, decode, decode_reduced
 from retrieval.models.devices import pick_device, pick_dtype
+from retrieval.models.image_encoder import ImageEncoder
 from retrieval.models.loading import RANDOM_SEED
 from retrieval.models.vision import VisionEncoder
 from retrieval.models.vlm import VLM
@@ -88,7 +93,7 @@ def profile(vision: str) -> Profile:
 
 
 def tiny_vision(folder: Path) -> str:
-    """Write a vision encoder of under 1% of ViT-B/32's work that takes its very pixels; return its URI."""
+    """Write a vision encoder of little work that takes ViT-B/32's very pixels; return its URI."""
     folder.mkdir()
     size = {"img_size": SIDE}
     pretrained = {"input_size": [3, SIDE, SIDE], "crop_pct": 1.0, "interpolation": "bicubic", "num_classes": 0}
@@ -196,25 +201,40 @@ def in_memory(settings: Profile, roles: tuple[str, ...]) -> float:
 
 
 def _in_memory(settings: Profile, roles: tuple[str, ...], processes: int, threads: int) -> float:
+    batches = 4 * CORES // processes
+    return processes * batches * BATCH / _at_once(_embed_pixels, processes, settings, roles, batches, threads)
+
+
+def decoding(settings: Profile, roles: tuple[str, ...], images: list[bytes]) -> float:
+    """Return the images per second that all cores turn into the pixels of these encoders."""
+    return CORES * len(images) / _at_once(_decode_images, CORES, settings, roles, images)
+
+
+def _at_once(function: Callable[..., None], processes: int, *arguments: Any) -> float:
+    """Run a function in so many processes, which begin together once they are ready; return the longest seconds."""
     context = multiprocessing.get_context("spawn")
     ready, seconds = context.Barrier(processes), context.SimpleQueue()
-    batches = 4 * CORES // processes
-    arguments = (settings, roles, batches, threads, ready, seconds)
-    workers = [context.Process(target=_embed_pixels, args=arguments, daemon=True) for _ in range(processes)]
+    workers = [
+        context.Process(target=function, args=(*arguments, ready, seconds), daemon=True) for _ in range(processes)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     if any(worker.exitcode for worker in workers):
-        raise SystemExit("a process that embeds from memory has failed; see above")
-    return processes * batches * BATCH / max(seconds.get() for _ in workers)
+        raise SystemExit("a process that works from memory has failed; see above")
+    return max(seconds.get() for _ in workers)
+
+
+def _loaded(settings: Profile, roles: tuple[str, ...]) -> list[ImageEncoder]:
+    return [load_vlm(settings) if role == "vlm" else load_vision(settings) for role in roles]
 
 
 def _embed_pixels(
     settings: Profile, roles: tuple[str, ...], batches: int, threads: int, ready: Any, seconds: Any
 ) -> None:
     torch.set_num_threads(threads)
-    encoders = [{"vlm": load_vlm, "vision": load_vision}[role](settings) for role in roles]
+    encoders = _loaded(settings, roles)
     pixels = np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3), dtype=np.uint8)
     for encoder in encoders:
         encoder.encode_images(pixels)
@@ -226,6 +246,18 @@ def _embed_pixels(
     seconds.put(time.perf_counter() - start)
 
 
+def _decode_images(settings: Profile, roles: tuple[str, ...], images: list[bytes], ready: Any, seconds: Any) -> None:
+    preprocesses = {encoder.preprocess.geometry: encoder.preprocess for encoder in _loaded(settings, roles)}
+    side = decoded_side(preprocesses.values())
+    ready.wait()
+    start = time.perf_counter()
+    for data in images:
+        image = decode_reduced(data, side)
+        for preprocess in preprocesses.values():
+            preprocess.pixels(image)
+    seconds.put(time.perf_counter() - start)
+
+
 def write_files(folder: Path, images: list[bytes]) -> None:
     folder.mkdir(parents=True)
     for i, data in enumerate(images):
@@ -234,33 +266,52 @@ def write_files(folder: Path, images: list[bytes]) -> None:
 
 @ray.remote(num_cpus=0)
 class Clock:
-    """Takes the place of a job's counter, and notes when how many rows were done."""
+    """Takes the place of a job's counter, and notes when each worker had done how many rows."""
 
     def __init__(self) -> None:
-        self._times: list[tuple[float, int]] = []
+        self._times: dict[int, list[tuple[float, int]]] = {}
         self._seconds: collections.Counter[str] = collections.Counter()
 
-    def add(self, count: int = 0, **seconds: float) -> None:
+    def add(self, worker: int, count: int, seconds: dict[str, float]) -> None:
         if count:
-            self._times.append((time.perf_counter(), count))
+            self._times.setdefault(worker, []).append((time.perf_counter(), count))
         self._seconds.update(seconds)
 
     def seconds(self) -> dict[str, float]:
         return dict(self._seconds)
 
-    def rate(self) -> float:
-        """Return rows per second from when a block for each core was done."""
-        times, done = zip(*((at, count) for at, count in self._times), strict=True)
-        after = np.cumsum(done)
-        first = int(np.searchsorted(after, FEW))
-        return float(after[-1] - after[first]) / (times[-1] - times[first])
+    def rates(self) -> tuple[float, float]:
+        """Return rows per second while all workers have batches, and from then on until the last row."""
+        first = max(times[0][0] for times in self._times.values())
+        last = min(times[-1][0] for times in self._times.values())
+        steady = 0.0
+        for times in self._times.values():
+            at, done = zip(*((at, count) for at, count in times if first <= at <= last), strict=True)
+            if len(at) < 2:
+                raise SystemExit("an actor had fewer than two batches while all were busy; give more --images")
+            steady += sum(done[1:]) / (at[-1] - at[0])
+        later = [(at, count) for times in self._times.values() for at, count in times if at > first]
+        return steady, sum(count for _, count in later) / (max(later)[0] - first)
+
+
+class Clocked(NamedTuple):
+    """A job's counter that tells the clock who has counted."""
+
+    clock: Any
+
+    def add(self, count: int = 0, **seconds: float) -> None:
+        self.clock.add.remote(os.getpid(), count, seconds)
+
+    def flush(self) -> None:
+        pass
+
+    def seconds(self) -> dict[str, float]:
+        return ray.get(self.clock.seconds.remote())
 
 
 def job_rate(folder: Path, name: str, settings: Profile) -> tuple[dict[str, Any], Gallery]:
-    """Run the whole gallery job, written result included; return its rate over the last N images, what else it says,
-    and the gallery.
-    """
-    clock = RayCounter(Clock.remote())  # type: ignore[attr-defined]
+    """Run the whole gallery job, written result included; return its rate, what else it says, and the gallery."""
+    clock = Clocked(Clock.remote())  # type: ignore[attr-defined]
 
     @contextmanager
     def clocked(*_: Any) -> Iterator[Any]:
@@ -270,9 +321,10 @@ def job_rate(folder: Path, name: str, settings: Profile) -> tuple[dict[str, Any]
     with patch.object(pipelines.gallery, "progress", clocked):
         gallery = build_gallery(str(folder / "images"), str(folder / name), settings)
     seconds = time.perf_counter() - start
-    rows, rate = gallery.manifest.rows, ray.get(clock.actor.rate.remote())
+    rows, (rate, with_tail) = gallery.manifest.rows, ray.get(clock.clock.rates.remote())
     measured = {
         "rows_per_s": round(rate, 2),
+        "with_tail": round(with_tail, 2),
         "start_up_s": round(seconds - rows / rate, 1),
         "worker_seconds": summary_of(gallery, gallery.manifest.batches[0]).spent,
     }
@@ -325,10 +377,11 @@ def end_to_end(
     return result
 
 
-def ratios(measured: dict[str, Any], memory: dict[str, float]) -> dict[str, float]:
-    """Return rates by those of the peer (the same VLM) and of the models fed from memory."""
+def ratios(measured: dict[str, Any], memory: dict[str, float], limits: dict[str, float]) -> dict[str, float]:
+    """Return rates by those of the peer (the same VLM), of the models fed from memory, and of the combined limit."""
     rates = {name: part["rows_per_s"] for name, part in measured.items() if "rows_per_s" in part}
     found = {f"{name} / from memory": rates[name] / memory[name] for name in memory}
+    found |= {f"{name} / limit": rates[name] / limits[name] for name in limits}
     if "clip-retrieval" in rates:
         found |= {f"{name} / clip-retrieval": rates[name] / rates["clip-retrieval"] for name in memory}
     return {name: round(ratio, 3) for name, ratio in found.items()}
@@ -358,16 +411,25 @@ def main() -> None:
         torch.manual_seed(RANDOM_SEED)  # as random: does it, so that both have the same weights
         torch.save(open_clip.create_model(ARCHITECTURE).state_dict(), folder / "weights.pt")
         profiles = {"vlm alone": profile(tiny_vision(folder / "tiny")), "both encoders": profile(VISION)}
-        roles = {"vlm alone": ("vlm",), "both encoders": ("vlm", "vision")}
+        both = ("vlm", "vision")
+        roles = {"vlm alone": ("vlm",), "both encoders": both}
         memory = {name: round(in_memory(profiles[name], roles[name]), 2) for name in profiles}
         result["from_memory_rows_per_s"] = memory
-        show([memory])
+        embedding = memory | {"vlm alone": in_memory(profiles["vlm alone"], both)}  # what the job embeds with
+        limits = {
+            size: {
+                name: round(1 / (1 / embedding[name] + 1 / decoding(profiles[name], both, few)), 2) for name in profiles
+            }
+            for size, few in (("300", small[:128]), (f"{LARGE}", large[:32]))
+        }
+        show([memory, limits])
         with session():
             write_files(folder / "warm-up", small[:BATCH])
             build_gallery(str(folder / "warm-up"), str(folder / "warm"), profiles["vlm alone"])
             for size, images in (("300", small), (f"{LARGE}", large)):
                 measured = end_to_end(folder / size, images, profiles, arguments.peer, folder / "weights.pt")
-                result[f"end_to_end_{size}"] = measured | {"ratios": ratios(measured, memory)}
+                measured |= {"limits_rows_per_s": limits[size], "ratios": ratios(measured, memory, limits[size])}
+                result[f"end_to_end_{size}"] = measured
                 show([result[f"end_to_end_{size}"]])
     print(json.dumps(result, indent=2))
     if arguments.write:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +15,15 @@ from cluster.progress import ProgressCounter
 from retrieval.images import ImageRejected, decode_reduced
 from retrieval.sources.places import is_relative
 from retrieval.sources.reader import InputReader
+from retrieval.sources.rows import Content
 
 if TYPE_CHECKING:  # takes seconds to import, which the many tasks that never see a model should not
     from retrieval.models.preprocess import Preprocess
 
 _OF_LIST = ("file", "offset", "length", "row_group", "row", "size", "mtime_ns")
 """Columns of the list of inputs that say where an input lies, and end with its reading."""
+_MADE = {"id": pa.string(), "width": pa.int32(), "height": pa.int32(), "reason": pa.string(), "detail": pa.string()}
+"""Columns that decoding adds, or fills."""
 
 
 def decoded_side(preprocesses: Iterable[Preprocess]) -> int | None:
@@ -36,6 +40,9 @@ class Decoder:
     Where both encoders want the same geometry, the second is left out. A rejected input has a ``reason``, and black
     pixels.
 
+    Args:
+        threads: that decode at once; libjpeg and Pillow's resizing leave Python to the others meanwhile.
+
     Raises:
         OSError: an input cannot be read because its whole source is away, which ends the job.
     """
@@ -47,14 +54,17 @@ class Decoder:
         vision: Preprocess,
         *,
         batch: str = "",
+        threads: int = 1,
         counter: ProgressCounter | None = None,
     ) -> None:
         self.reader = reader
         self.batch = batch
+        self.threads = threads
         self.counter = counter
         self.preprocess = {"vlm_pixels": vlm}
         if vision.geometry != vlm.geometry:
             self.preprocess["vision_pixels"] = vision
+        self.blank = {name: preprocess.blank() for name, preprocess in self.preprocess.items()}
         self.side = decoded_side(self.preprocess.values())
 
     def __call__(self, inputs: pa.Table) -> pa.Table:
@@ -65,37 +75,40 @@ class Decoder:
             self.reader.check_source()
         read = time.perf_counter()
         paths, reasons, details = (inputs[name].to_pylist() for name in ("path", "reason", "detail"))
-        made: dict[str, list[Any]] = {name: [] for name in ("id", "width", "height", "reason", "detail")}
-        pixels: dict[str, list[np.ndarray]] = {name: [] for name in self.preprocess}
-        blank = {name: preprocess.blank() for name, preprocess in self.preprocess.items()}
-        for path, reason, detail, content in zip(paths, reasons, details, contents, strict=True):
-            row = {"id": None, "width": None, "height": None, "reason": reason, "detail": detail}
-            views = blank
-            if reason is None:
-                try:
-                    if isinstance(content, Exception):
-                        raise content
-                    image = decode_reduced(content, self.side)
-                    views = {name: preprocess.pixels(image) for name, preprocess in self.preprocess.items()}
-                    row |= {"id": image_id(content, path), "width": image.width, "height": image.height}
-                except ImageRejected as rejection:
-                    row |= {"reason": rejection.reason, "detail": str(rejection)}
-                except OSError as error:
-                    row |= {"reason": "unreadable", "detail": str(error)}
-            for name, value in row.items():
-                made[name].append(value)
-            for name, view in views.items():
-                pixels[name].append(view)
+        given = paths, reasons, details, contents
+        if self.threads > 1:
+            with ThreadPoolExecutor(self.threads) as pool:
+                decoded = list(pool.map(self._decoded, *given))
+        else:
+            decoded = list(map(self._decoded, *given))
         table = inputs.drop_columns([*_OF_LIST, "reason", "detail"])
-        for name, values in made.items():
-            kind = pa.int32() if name in ("width", "height") else pa.string()
-            table = table.append_column(name, pa.array(values, kind))
+        for name, kind in _MADE.items():
+            table = table.append_column(name, pa.array([row[name] for row, _ in decoded], kind))
         table = table.append_column("batch", pa.array([self.batch] * table.num_rows, pa.string()))
-        for name, views_BHWC in pixels.items():
-            table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(views_BHWC)))
+        for name in self.preprocess:
+            pixels_BHWC = np.stack([views[name] for _, views in decoded])
+            table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(pixels_BHWC))
         if self.counter is not None:
             self.counter.add(read=read - started, decode=time.perf_counter() - read)
         return table
+
+    def _decoded(
+        self, path: str, reason: str | None, detail: str | None, content: Content
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What is known of an input after decoding, a value for each of _MADE, and its pixels for each encoder."""
+        row: dict[str, Any] = {"id": None, "width": None, "height": None, "reason": reason, "detail": detail}
+        if reason is not None:
+            return row, self.blank
+        try:
+            if isinstance(content, Exception):
+                raise content
+            image = decode_reduced(content, self.side)
+            views = {name: preprocess.pixels(image) for name, preprocess in self.preprocess.items()}
+        except ImageRejected as rejection:
+            return row | {"reason": rejection.reason, "detail": str(rejection)}, self.blank
+        except OSError as error:
+            return row | {"reason": "unreadable", "detail": str(error)}, self.blank
+        return row | {"id": image_id(content, path), "width": image.width, "height": image.height}, views
 
 
 def image_id(data: bytes, path: str) -> str:

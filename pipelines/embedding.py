@@ -56,7 +56,9 @@ def embed(
     stage = profile.embed
     listed = Files(batch, batch.files("inputs", ".parquet"), block=max(rows_per_block(inputs), stage.batch))
     preprocesses = encoders.vlm_preprocess, encoders.vision_preprocess
-    decoder = Decoder(InputReader(source), *preprocesses, batch=batch.name, counter=counter)
+    # A worker on CPUs decodes with as many as it embeds with, in turn; one on a GPU is fed by tasks of one CPU each.
+    threads = 1 if stage.gpus else max(1, int(stage.cpus))
+    decoder = Decoder(InputReader(source), *preprocesses, batch=batch.name, threads=threads, counter=counter)
     current_executor().write(
         listed,
         Each(decoder, stage.batch),

@@ -92,15 +92,15 @@ def index_batch(
     replaced = Replaced(pa.chunked_array(ids), changed, same, lost)
     if batch.name not in index.manifest.sources:  # else a run was interrupted just after it had published it
         settings = profile.index
-        started = time.monotonic()
+        started, spent = time.monotonic(), dict[str, float]()
         with_new = Gallery(gallery.folder, grown)
         factory = index.manifest.factory
         shards = math.ceil(batch.rows / settings.rows_per_shard)
         _check_memory(factory, math.ceil(batch.rows / shards), sum(dims(with_new)), settings)
         version = open_version(index.root, plan_of(with_new, new, shards, factory), overwrite)
         carry_texts(index.folder, version)
-        trained = _trained_before(index) or train_quantisers(version, with_new, new, factory, settings)
-        records = build_shards(version, with_new, cut(new, shards), factory, trained, settings, log=log)
+        trained = _trained_before(index) or train_quantisers(version, with_new, new, factory, settings, spent)
+        records = build_shards(version, with_new, cut(new, shards), factory, trained, settings, spent, log=log)
         gone = find_rows(index, replaced)
         removed = pa.concat_tables([index.removed(), gone.select(REMOVED_SCHEMA.names)])
         if removed.num_rows:
@@ -115,7 +115,7 @@ def index_batch(
                 "measured": measured_before(index),
             }
         )
-        index = publish(Index(version, manifest), settings, started)
+        index = publish(Index(version, manifest), settings, started, spent)
     kept = parts_without(gallery, gallery.manifest.parts, replaced)
     commit_batch(gallery.folder, _of_parts(grown, [*kept, *new]))
     return index
@@ -194,7 +194,7 @@ def remove(
         }
     )
     # Removing rows matters more than recall.
-    made = publish(Index(version, manifest), settings.model_copy(update={"recall_floor": 0.0}), started)
+    made = publish(Index(version, manifest), settings.model_copy(update={"recall_floor": 0.0}), started, {})
     measured = sum(record.rows for record in made.manifest.measured)
     if made.manifest.rows < (1 - MUCH) * measured:
         gone = 1 - made.manifest.rows / measured

@@ -67,10 +67,10 @@ def build_index(
     chosen = choose_factory(factory or settings.factory, math.ceil(manifest.rows / count), sum(dims(gallery)), budget)
     plan = plan_of(gallery, manifest.parts, count, chosen, queries.uri if queries else None)
     version = open_version(Folder(target), plan, overwrite)
-    started = time.monotonic()
+    started, spent = time.monotonic(), dict[str, float]()
     write_texts(version, gallery, profile, chosen, queries, log)
-    trained = train_quantisers(version, gallery, manifest.parts, chosen, settings)
-    records = build_shards(version, gallery, cut(manifest.parts, count), chosen, trained, settings, log=log)
+    trained = train_quantisers(version, gallery, manifest.parts, chosen, settings, spent)
+    records = build_shards(version, gallery, cut(manifest.parts, count), chosen, trained, settings, spent, log=log)
     index = Index(
         version,
         IndexManifest(
@@ -83,4 +83,4 @@ def build_index(
             models=manifest.models,
         ),
     )
-    return publish(index, settings, started)
+    return publish(index, settings, started, spent)

@@ -13,18 +13,23 @@ from retrieval.artifacts import Index
 from retrieval.artifacts.index import REFUSED
 from retrieval.artifacts.manifests import Recall, RecallRecord
 from retrieval.errors import UserError
+from retrieval.timing import timed
 
 
-def publish(index: Index, settings: IndexSettings, started: float) -> Index:
+def publish(index: Index, settings: IndexSettings, started: float, spent: dict[str, float]) -> Index:
     """Measure the recall of those shards of a version that no version before has measured, and publish it, complete but
     for its manifest, if the recall of all of them is enough. Why it may be put together so is in docs/indexing.md.
+
+    Args:
+        started: when the job began, by ``time.monotonic``.
+        spent: seconds of its steps, for the summary.
 
     Raises:
         UserError: recall is below the profile's ``recall_floor`` (``low-recall``).
     """
     manifest = index.manifest
     if new := range(sum(record.shards for record in manifest.measured), len(manifest.shards)):
-        with progress("measuring recall against exact search", len(new)) as counter:
+        with progress("measuring recall against exact search", len(new)) as counter, timed(spent, "recall"):
             recall, text_recall = measure_recall(index, new, settings, counter)
         rows = sum(manifest.shards[number].rows for number in new)
         record = RecallRecord(version=index.version, shards=len(new), rows=rows, recall=recall, text_recall=text_recall)
@@ -51,7 +56,8 @@ def publish(index: Index, settings: IndexSettings, started: float) -> Index:
             code="low-recall",
             field="index.recall_floor",
         )
-    index.folder.write_json("summary.json", {"seconds": round(time.monotonic() - started, 1)})
+    seconds = {what: round(took, 2) for what, took in sorted(spent.items())}
+    index.folder.write_json("summary.json", {"seconds": round(time.monotonic() - started, 1), "spent": seconds})
     return Index.publish(index.folder, index.manifest)
 
 

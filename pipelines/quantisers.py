@@ -21,6 +21,7 @@ from retrieval.artifacts.columns import matrix
 from retrieval.artifacts.manifests import PartRecord
 from retrieval.folder import Folder
 from retrieval.index.train import save_trained, train, training_rows
+from retrieval.timing import timed
 
 TRAINED = "trained.faiss"
 _RUNS, _ROWS_PER_RUN = 16, 65_536
@@ -28,9 +29,17 @@ _RUNS, _ROWS_PER_RUN = 16, 65_536
 
 
 def train_quantisers(
-    version: Folder, gallery: Gallery, parts: Sequence[PartRecord], factory: str, settings: IndexSettings
+    version: Folder,
+    gallery: Gallery,
+    parts: Sequence[PartRecord],
+    factory: str,
+    settings: IndexSettings,
+    spent: dict[str, float],
 ) -> Folder | None:
     """Train the empty index that all shards are copies of, on a sample of the rows; None for kinds without training.
+
+    Args:
+        spent: is given the seconds of ``sample`` and ``train``.
 
     Returns:
         The folder that holds it as ``TRAINED``.
@@ -41,7 +50,7 @@ def train_quantisers(
     if version.exists(TRAINED):
         return version
     rows, executor = sum(part.rows for part in parts), current_executor()
-    with progress("sampling rows to train the index on", min(wanted, rows)) as counter:
+    with progress("sampling rows to train the index on", min(wanted, rows)) as counter, timed(spent, "sample"):
         count, shared = min(len(parts), max(_RUNS, rows // _ROWS_PER_RUN)), executor.share(gallery)
         runs = [(shared, parts[i::count], wanted / rows, counter) for i in range(count)]
         sample = executor.map_shared(_sampled, runs)
@@ -49,7 +58,8 @@ def train_quantisers(
         # The node with the most CPUs may be one without GPUs.
         cpus = settings.cpus if settings.gpus else executor.cpus_each(1, settings.cpus)
         given = version, sample, factory, cpus, math.ceil(settings.gpus)
-        counter.add(executor.run(_train, *given, cpus=cpus, gpus=settings.gpus).get())
+        trained_on, spent["train"] = executor.run(_train, *given, cpus=cpus, gpus=settings.gpus).get()
+        counter.add(trained_on)
     return version
 
 
@@ -64,15 +74,20 @@ def _sampled(shared: Shared[Gallery], parts: Sequence[PartRecord], share: float,
     return pa.concat_tables(tables)
 
 
-def _train(version: Folder, blocks: Sequence[Shared[pa.Table]], factory: str, cpus: float, gpus: int) -> int:
-    """Returns how many rows it was trained on. Ray shows a task that asks for GPUs those that it was given, and no
-    others; one that asks for none sees all.
+def _train(
+    version: Folder, blocks: Sequence[Shared[pa.Table]], factory: str, cpus: float, gpus: int
+) -> tuple[int, float]:
+    """Returns how many rows it was trained on, and the seconds that took. Ray shows a task that asks for GPUs those
+    that it was given, and no others; one that asks for none sees all.
     """
     sample = _sorted_sample([block.get() for block in blocks])
     with faiss_threads(cpus), tempfile.TemporaryDirectory(prefix="mindseye-train-") as scratch:
-        save_trained(train(sample, factory, gpus=gpus), Path(scratch) / TRAINED)
+        spent: dict[str, float] = {}
+        with timed(spent, "train"):
+            trained = train(sample, factory, gpus=gpus)
+        save_trained(trained, Path(scratch) / TRAINED)
         version.upload(TRAINED, Path(scratch) / TRAINED)
-    return len(sample)
+    return len(sample), spent["train"]
 
 
 def _sorted_sample(tables: Sequence[pa.Table]) -> np.ndarray:

@@ -174,10 +174,11 @@ def _dataset(source: Files | Sequence[pa.Table], *kept: Each) -> Dataset:
     return dataset.repartition(target_num_rows_per_block=source.block) if source.block else dataset
 
 
-def _mapped(dataset: Dataset, stages: Iterable[Each | Workers]) -> Dataset:
-    for stage in stages:
+def _mapped(dataset: Dataset, stages: Sequence[Each | Workers]) -> Dataset:
+    for number, stage in enumerate(stages):
         if isinstance(stage, Each):
-            dataset = dataset.map_batches(stage.function, batch_size=stage.rows, batch_format="pyarrow")
+            options = _of_workers(stages[number + 1]) if number + 1 < len(stages) else {}
+            dataset = dataset.map_batches(stage.function, batch_size=stage.rows, batch_format="pyarrow", **options)
             continue
         settings = stage.settings
         dataset = dataset.map_batches(
@@ -190,6 +191,16 @@ def _mapped(dataset: Dataset, stages: Iterable[Each | Workers]) -> Dataset:
             num_gpus=settings.gpus,
         )
     return dataset
+
+
+def _of_workers(stage: Each | Workers) -> dict[str, Any]:
+    """Return the options with which Ray Data runs what is before a stage within that stage's workers. Where both use
+    CPUs alone, a core then does whichever there is to do, in whatever ratio; on a GPU's worker it would keep that
+    waiting.
+    """
+    if isinstance(stage, Workers) and not stage.settings.gpus:
+        return {"num_cpus": stage.settings.cpus}
+    return {}
 
 
 def actor_pool(stage: Stage) -> ActorPoolStrategy:

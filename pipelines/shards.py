@@ -71,10 +71,15 @@ def build_shards(
     factory: str,
     trained: Folder | None,
     settings: IndexSettings,
+    spent: dict[str, float],
     *,
     log: Log = silent,
 ) -> list[ShardRecord]:
-    """Build the shards of a version that have no marker yet; return the records of all of them, in order."""
+    """Build the shards of a version that have no marker yet; return the records of all of them, in order.
+
+    Args:
+        spent: is given the seconds that this took, of all shards together, by what they were spent on.
+    """
     names = [f"shard-{i:05d}" for i in range(len(slices))]
     missing = [i for i, name in enumerate(names) if not version.exists(_marker(name))]
     if len(missing) < len(names):
@@ -85,7 +90,9 @@ def build_shards(
     with progress("building shards", sum(rows[i] for i in missing)) as counter:
         made_of = version, executor.share(gallery), factory, trained, cpus, counter
         shards = [(*made_of, names[i], slices[i], rows[i] / sum(rows)) for i in missing]
-        executor.map(_build_shard, shards, cpus=cpus, retry_on=[OSError])
+        for seconds in executor.map(_build_shard, shards, cpus=cpus, retry_on=[OSError]):
+            for what, took in seconds.items():
+                spent[what] = spent.get(what, 0.0) + took
     return [version.read_record(_marker(name), ShardRecord, "delete it to build the shard again") for name in names]
 
 
@@ -103,8 +110,8 @@ def _build_shard(
     name: str,
     slices: Sequence[Slice],
     share: float,
-) -> None:
-    gallery = shared.get()
+) -> dict[str, float]:
+    gallery, spent = shared.get(), dict[str, float]()
     expected = sum(piece.stop - piece.start for piece in slices)
     version.delete(name)
     with faiss_threads(cpus), tempfile.TemporaryDirectory(prefix="mindseye-shard-") as scratch:
@@ -124,6 +131,7 @@ def _build_shard(
             share=share,
             texts=tuning_texts(version, dims(gallery)[1]),
             added=counter.add,
+            spent=spent,
         )
         built = read_record(folder)
         if local is None:
@@ -137,6 +145,7 @@ def _build_shard(
     Counter("mindseye_index_shard_rows", "Rows of shards that were built.", tag_keys=("version",)).inc(
         rows, {"version": version.name}
     )
+    return spent
 
 
 def _tables(gallery: Gallery, slices: Sequence[Slice], **which: Sequence[str]) -> Iterator[pa.Table]:

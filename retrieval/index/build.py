@@ -7,7 +7,7 @@ dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +26,7 @@ from retrieval.index.shard import Shard
 from retrieval.index.train import load_trained, train, training_sample
 from retrieval.index.tuning import measured_efforts
 from retrieval.sources.metadata import with_common_types
+from retrieval.timing import timed
 
 # Rows are expanded to float32 this many at a time.
 _BLOCK: Final = 16_384
@@ -43,6 +44,7 @@ def build_shard(
     share: float = 1.0,
     texts: Mapping[float, NDArray[np.float32]] = MappingProxyType({}),
     added: Callable[[int], object] = lambda count: None,
+    spent: MutableMapping[str, float] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Write a shard's four files into a folder; of rows with the same id the first is kept.
 
@@ -61,6 +63,8 @@ def build_shard(
         share: of the rows that were cut into shards with this one; see ``tuning.measured_efforts``.
         texts: see there.
         added: called with the number of rows of each block that was added to the compressed index.
+        spent: is given the seconds of ``place`` (reading, and the exact vectors), ``train``, ``add``, ``tune`` and
+            ``write``.
 
     Returns:
         {file name: {"bytes": int, "sha256": hex}} of all four files, for the manifest of an index.
@@ -72,18 +76,24 @@ def build_shard(
             be used.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    table, places = _row_table(rows)
+    spent = {} if spent is None else spent
+    with timed(spent, "place"):
+        table, places = _row_table(rows)
     first, vectors = _peeked(vectors)
     dim = sum(_dims(first))
     factory = factory if trained else fitted_factory(factory, table.num_rows, dim)
     index = load_trained(trained, factory, dim) if trained else None  # refuses before anything is written
     placed = np.lib.format.open_memmap(folder / VECTORS, mode="w+", dtype=np.float16, shape=(table.num_rows, dim))
-    _place_vectors(vectors, placed, table["id"].combine_chunks(), places, vlm_dim)
-    placed.flush()
+    with timed(spent, "place"):
+        _place_vectors(vectors, placed, table["id"].combine_chunks(), places, vlm_dim)
+        placed.flush()
     if index is None:
-        index = train(training_sample(placed, factory, seed), factory, seed=seed)
-    fill(index, placed, added)
-    efforts = measured_efforts(Shard(index, placed, table, vlm_dim=vlm_dim, factory=factory), seed, share, texts)
+        with timed(spent, "train"):
+            index = train(training_sample(placed, factory, seed), factory, seed=seed)
+    with timed(spent, "add"):
+        fill(index, placed, added)
+    with timed(spent, "tune"):
+        efforts = measured_efforts(Shard(index, placed, table, vlm_dim=vlm_dim, factory=factory), seed, share, texts)
     content = {
         "rows": table.num_rows,
         "dim": dim,
@@ -92,7 +102,8 @@ def build_shard(
         "efforts": efforts,
         "duplicates": len(places) - table.num_rows,
     }
-    return write_shard(folder, index, table, content)
+    with timed(spent, "write"):
+        return write_shard(folder, index, table, content)
 
 
 def fill(

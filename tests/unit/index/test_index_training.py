@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import faiss
+import numpy as np
 import pytest
 from errors import refused
 from plain_shard import D1, D2, joint
@@ -62,3 +63,19 @@ def test_training_uses_the_gpus_it_was_given_and_no_others_of_its_machine(
 )
 def test_training_rows(factory: str, rows: int) -> None:
     assert training_rows(factory) == rows
+
+
+def test_rounds_that_gain_next_to_nothing_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists are as good as after all rounds, and not the same."""
+    sample = joint(3000).astype(np.float32)
+
+    def centroids() -> np.ndarray:
+        index = train(sample, "IVF8,SQ8")  # its quantizer ends with it
+        return index.quantizer.reconstruct_n(0, 8)
+
+    stopped = centroids()
+    monkeypatch.setattr(retrieval.index.train, "_LEAST_GAIN", 0.0)
+    whole = centroids()
+    assert not np.array_equal(stopped, whole)
+    of_stopped, of_whole = ((sample @ found.T).max(axis=1).mean() for found in (stopped, whole))
+    assert of_stopped == pytest.approx(of_whole, rel=0.01)

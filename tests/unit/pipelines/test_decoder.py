@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from pictures import saved
+from PIL import Image
 
 from cluster.loading import load_vision, load_vlm
 from cluster.profile import Profile
@@ -54,3 +57,23 @@ def test_decoder_shares_pixels_only_between_equal_geometries(profile: Profile, t
     with pytest.raises(FileNotFoundError):
         Decoder(reader, vlm, vision)(inputs)
     tmp_path.with_name("elsewhere").rename(tmp_path)
+
+
+def test_several_threads_decode_what_one_does_and_in_order(profile: Profile, tmp_path: Path) -> None:
+    names = [f"{i}.png" for i in range(9)]
+    for i, name in enumerate(names):
+        (tmp_path / name).write_bytes(saved("PNG", Image.new("RGB", (40 + i, 40))) if i % 3 else b"not an image")
+    inputs = listed(tmp_path, *names)
+    encoders = load_vlm(profile).preprocess, load_vision(profile).preprocess
+    reader = InputReader(str(tmp_path))
+    seen: set[str] = set()
+
+    class Watched(Decoder):
+        def _decoded(self, *given: Any) -> Any:
+            seen.add(threading.current_thread().name)
+            return super()._decoded(*given)
+
+    together = Watched(reader, *encoders, threads=3)(inputs)
+    assert threading.current_thread().name not in seen
+    assert together.equals(Decoder(reader, *encoders)(inputs))
+    assert together["width"].to_pylist() == [None if i % 3 == 0 else 40 + i for i in range(9)]

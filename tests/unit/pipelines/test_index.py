@@ -76,6 +76,15 @@ def test_sharded_search_equals_unsharded_to_the_bit(root: Path, version: int, sh
     assert len(set(search(index, queries[:1], 10).scores[0])) == 1
 
 
+def test_the_summary_says_how_long_each_step_took(gallery: Gallery, profile: Profile, tmp_path: Path) -> None:
+    index = build_index(gallery, str(tmp_path), profile, shards=2, factory="IVF4,SQ8")
+    summary = index.folder.read_json("summary.json")
+    assert set(summary["spent"]) == {"sample", "train", "place", "add", "tune", "write", "recall"}
+    assert all(seconds >= 0 for seconds in summary["spent"].values())
+    # In one process steps follow one another; each is rounded.
+    assert 0 < sum(summary["spent"].values()) <= summary["seconds"] + 0.1
+
+
 def test_versions_are_numbered_and_the_newest_is_opened(root: Path, gallery: Gallery) -> None:
     assert sorted(path.name for path in root.iterdir()) == ["000001", "000002", "000003"]
     newest = Index.open(root)
