@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,10 @@ def test_other_inputs_are_refused_by_name_and_what_is_done_stays(
 def test_one_job_at_a_time(small: Profile, imagined: list[str], tmp_path: Path) -> None:
     with hold(Folder(tmp_path), "another"), refused("locked", "target"):
         build_queries(VOCABULARY, tmp_path, small, images=1)
-    with hold(Folder(tmp_path), "another"):
-        build_queries(VOCABULARY[:1], tmp_path, small, images=1, take_over=True)
+    another, elsewhere = hold(Folder(tmp_path), "another"), contextvars.copy_context()
+    elsewhere.run(another.__enter__)
+    build_queries(VOCABULARY[:1], tmp_path, small, images=1, take_over=True)
+    elsewhere.run(another.__exit__, None, None, None)
     assert imagined == [VOCABULARY[0].text]
     assert not Folder(tmp_path).files(".holds")
 
