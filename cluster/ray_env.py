@@ -18,6 +18,8 @@ DEFAULTS = {
     "RAY_idle_worker_killing_time_threshold_ms": "30000",
     # By default Serve is set for latency of single requests on many cores.
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # The setting above means it for all calls between replicas, but Ray has read by then how the proxy makes its own.
+    "RAY_SERVE_PROXY_USE_GRPC": "1",
     # Comes with the setting above, is of use with HAProxy alone, and lets every replica drain for half a minute.
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
     # A proxy that is not up after it is killed, and Serve's start fails with it: 5 s are too few on a busy machine.

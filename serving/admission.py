@@ -54,7 +54,7 @@ class Admission:
             self._leave(caller)
 
     async def _wait(self, caller: str, deadline: Deadline) -> None:
-        if len(self._waiting) >= self._room:
+        if len(self._hopeful()) >= self._room:
             self._make_room(caller)
         mine = _Waiting(caller, asyncio.get_running_loop().create_future())
         self._waiting.append(mine)
@@ -75,9 +75,7 @@ class Admission:
         self._running[caller] -= 1
         if not self._running[caller]:
             del self._running[caller]
-        # One that is cancelled is in the list until its task runs next.
-        waiting = [one for one in self._waiting if not one.turn.done()]
-        if not waiting:
+        if not (waiting := self._hopeful()):
             self._free += 1
             return
         following = min(waiting, key=lambda one: self._running[one.caller])
@@ -85,12 +83,17 @@ class Admission:
         self._running[following.caller] += 1
         following.turn.set_result(None)
 
+    def _hopeful(self) -> list[_Waiting]:
+        """Who still waits: one that is cancelled, or late, is in the list until its task runs next."""
+        return [one for one in self._waiting if not one.turn.done()]
+
     def _make_room(self, caller: str) -> None:
         """Refuse one search: the last of the caller with the most, or the one that comes now."""
         metrics.refused.count(code="busy")
         refusal = Unavailable("the service", "busy")
-        here = self._running + Counter(one.caller for one in self._waiting)
-        last = max(reversed(self._waiting), key=lambda one: here[one.caller], default=None)
+        waiting = self._hopeful()
+        here = self._running + Counter(one.caller for one in waiting)
+        last = max(reversed(waiting), key=lambda one: here[one.caller], default=None)
         if last is None or here[last.caller] <= here[caller] + 1:
             raise refusal
         self._waiting.remove(last)

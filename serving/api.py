@@ -98,7 +98,8 @@ def make_api(
     @api.post("/v1/search/stream", tags=["search"], response_class=EventStream, responses=EventStream.DOCUMENTED)
     async def stream_by_text(body: SearchRequest, request: Request) -> Response:
         """Answer in stages, as server-sent events."""
-        return await EventStream.of(search.stages(within(body, limits), request_id.get(), caller=party(request)))
+        stages = search.stages(within(body, limits), request_id.get(), caller=party(request))
+        return await EventStream.of(stages, seconds=search.seconds)
 
     @api.get(
         "/v1/search/stream",
@@ -136,8 +137,8 @@ def make_api(
     async def gallery_picture(
         id: str, size: Literal["full", "thumbnail"] = "full", shard: Annotated[int | None, Query(ge=0)] = None
     ) -> Response:
-        """A picture of the gallery, by the id of a result. With the shard that the result's address names, no other is
-        asked for it.
+        """A picture of the gallery, by the id of a result. Where shards are deployments, the one that the
+        result's address names is asked alone.
         """
         picture = await pictures.picture(id, shard=shard, small=size == "thumbnail")
         if picture is None:
@@ -206,7 +207,7 @@ def make_api(
 def party(request: Request) -> str:
     """Who competes for places with whom: callers, and the page of a caller apart from programs of the same caller.
 
-    Browsers say so by themselves, over HTTPS and on the loopback (W3C Fetch Metadata); a script cannot.
+    Browsers say so by themselves, over HTTPS and on the loopback (W3C Fetch Metadata); a script in a browser cannot.
     """
     asks = caller(request.scope)
     return f"{asks} page" if request.headers.get("sec-fetch-site") == "same-origin" else asks

@@ -69,12 +69,13 @@ class Search:
         self.ready = False
         self.examples: list[str] = []
         self._parts = parts
-        self._seconds = settings.deadline_ms / 1000
+        self.seconds = settings.deadline_ms / 1000
+        """The longest that an answer may take."""
         self._weight: float | None = None
         self._admission = Admission(settings.ingress.ongoing, settings.ingress.queued)
-        self.places = Places(parts.ranker, seconds=self._seconds)
+        self.places = Places(parts.ranker, seconds=self.seconds)
         self._imaginer = Imaginer(
-            memory, parts.generator, fingerprint=defaults.generator_fingerprint, seconds=self._seconds
+            memory, parts.generator, fingerprint=defaults.generator_fingerprint, seconds=self.seconds
         )
 
     async def warm_up(self) -> None:
@@ -101,7 +102,7 @@ class Search:
 
     async def served(self) -> Served:
         """Return what the ranker serves."""
-        return await call("the ranker", self._parts.ranker.served, seconds=self._seconds)
+        return await call("the ranker", self._parts.ranker.served, seconds=self.seconds)
 
     async def switch(self, index: str) -> Served:
         """Serve another index from now on; return once every replica of the ranker has switched to it.
@@ -243,14 +244,14 @@ class Search:
         weight = self._weight if weight is None else float(weight)
         if weight is None:
             raise Unavailable("the service", "starting")
-        seconds = self._seconds if request.deadline_ms is None else request.deadline_ms / 1000
+        seconds = self.seconds if request.deadline_ms is None else request.deadline_ms / 1000
         return Asked(
             request=request,
             request_id=request_id,
             text=normalised(request.query),
             weight=weight,
             images=request.images or self.defaults.images,
-            deadline=Deadline(min(seconds, self._seconds)),
+            deadline=Deadline(min(seconds, self.seconds)),
         )
 
     async def _encode(self, asked: Asked) -> np.ndarray:

@@ -30,7 +30,9 @@ class SelfAttention(nn.MultiheadAttention):
         **others: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend as PyTorch's own does; what is not self-attention without weights is left to it."""
-        if need_weights or others or not (query is key is value and query.ndim == 3):
+        # A mask of booleans means the opposite to the function below.
+        plain = query is key is value and query.ndim == 3 and (attn_mask is None or attn_mask.is_floating_point())
+        if need_weights or others or not plain:
             return super().forward(query, key, value, need_weights=need_weights, attn_mask=attn_mask, **others)
         B, T, _ = query.shape
         projected = functional.linear(query, self.in_proj_weight, self.in_proj_bias)

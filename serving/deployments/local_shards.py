@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from cluster.cores import usable_cores
+from retrieval.errors import UserError
 from serving.deployments.calls import Deadline, Unavailable, bounded
 from serving.deployments.merging import Found, only_place, replies
+from serving.deployments.messages import START_SECONDS
 from serving.deployments.shards import Opened, Versions
 
 HEALTH_SECONDS = 20
@@ -42,7 +44,8 @@ class LocalShards:
         Raises:
             UserError: a file of it is damaged.
         """
-        await self._versions.of(version, verified=True)
+        opening = self._versions.of(version, verified=True)
+        await bounded("every shard of the index", opening, seconds=START_SECONDS, refusals=(UserError,))
 
     async def search(self, version: str, query_D: np.ndarray, k: int, *, seconds: float) -> Found:
         """Return what the shards find within so many seconds.
@@ -77,20 +80,23 @@ class LocalShards:
 
     async def _ask(self, version: str, method: str, *arguments: Any, seconds: float) -> list[Any]:
         deadline = Deadline(seconds)
-        opened = await bounded("every shard of the index", self._versions.of(version), seconds=seconds)
+        # Another replica of the ranker may name a version that this one has not opened yet, and so not compared.
+        opening = self._versions.of(version, verified=True)
+        opened = await bounded("every shard of the index", opening, seconds=seconds)
         return await self._each(opened, method, *arguments, seconds=deadline.left)
 
     async def _each(self, opened: Opened, method: str, *arguments: Any, seconds: float) -> list[Any]:
         """What the method of each shard (of ``Opened``) returns, or why it does not."""
         asked = {
             number: bounded(
-                f"shard {number}", self._in_thread(number, getattr(shard, method), *arguments), seconds=seconds
+                f"shard {number}", self._in_thread(number, opened, getattr(shard, method), *arguments), seconds=seconds
             )
             for number, shard in enumerate(opened.each())
         }
         return await replies(method, asked)
 
-    def _in_thread(self, number: int, work: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
+    def _in_thread(self, number: int, opened: Opened, work: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
         if number not in self._threads:
-            self._threads[number] = ThreadPoolExecutor(usable_cores(), f"shard-{number}")
+            threads = max(2, usable_cores() // len(opened.shards))
+            self._threads[number] = ThreadPoolExecutor(threads, f"shard-{number}")
         return asyncio.get_running_loop().run_in_executor(self._threads[number], work, *arguments)

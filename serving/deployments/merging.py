@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from itertools import count, starmap
 from typing import Any, NamedTuple
@@ -82,9 +83,9 @@ def ranked(parts: Sequence[Part], k: int, sources: Mapping[str, str]) -> list[Ro
     return rows
 
 
-def to_be_asked_again(parts: Mapping[int, Sequence[Part]], k: int) -> list[int]:
-    """Return whose parts may lack some of the k best rows of all: those that have more rows than they sent, and whose
-    last one is among the k best, so that the next may be as well.
+def to_be_asked_again(parts: Mapping[int, Sequence[Part]], k: int) -> Counter[int]:
+    """Return whose parts may lack some of the k best rows of all, and how many of each: parts that have more rows than
+    they sent, and whose last one is among the k best, so that the next may be as well.
 
     Args:
         parts: of each deployment, by its number.
@@ -92,12 +93,11 @@ def to_be_asked_again(parts: Mapping[int, Sequence[Part]], k: int) -> list[int]:
     """
     every = [(number, part) for number, of_one in parts.items() for part in of_one]
     if not any(part.more for _, part in every):
-        return []
+        return Counter()
     hits = merge_topk([part.hits for _, part in every], k)
     taken = np.bincount(hits.shards[0], minlength=len(every)).tolist()
-    short = {
+    return Counter(
         number
         for (number, part), used in zip(every, taken, strict=True)
         if part.more and used == part.hits.rows.shape[1]
-    }
-    return sorted(short)
+    )

@@ -57,7 +57,7 @@ class RemoteShards:
         missing = 0
         for n, reply in zip(short, again, strict=True):
             if isinstance(reply, Unavailable):  # what it sent before is right as far as it goes
-                missing += sum(part.more for part in parts[n])
+                missing += short[n]
                 troubles.append(reply)
             else:
                 parts[n] = reply

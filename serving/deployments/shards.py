@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from retrieval.index.shard import Shard
 from serving.deployments.calls import call
 from serving.deployments.messages import START_SECONDS, Part
 from serving.deployments.pointer import Pointed
+
+log = logging.getLogger("ray.serve")
 
 KEPT_VERSIONS = 2
 """The one that is served and the one before, which answers under way still need."""
@@ -112,7 +115,8 @@ class Versions:
             self.last = self._open[version]
             return self.last
         if version not in self._opening:
-            self._opening[version] = asyncio.create_task(self._opened(version, verified))
+            opening = self._opening[version] = asyncio.create_task(self._opened(version, verified))
+            opening.add_done_callback(_note_failure)  # everybody may have stopped waiting for it
         # A search whose time is over goes, and what it has waited for is there for the next.
         self.last = await asyncio.shield(self._opening[version])
         return self.last
@@ -168,6 +172,11 @@ class IndexShard:
         """Search for a row that is there, as queries do."""
         if self._versions.last:
             await asyncio.to_thread(self._versions.last.check_health)
+
+
+def _note_failure(opening: asyncio.Task[Opened]) -> None:
+    if not opening.cancelled() and (error := opening.exception()):
+        log.warning("an index version could not be opened: %s", error)
 
 
 def _row(ids: pa.ChunkedArray, id: str) -> int | None:

@@ -47,7 +47,8 @@ export async function call(path, init = {}) {
     const fault = await faultOf(response);
     const wait = 1000 * (fault.retryAfter ?? Infinity);
     if (response.status !== 503 || performance.now() - begun + wait > PATIENCE) throw fault;
-    if (init.method === "POST") tellOfWaiting();
+    init.signal?.throwIfAborted();
+    if (init.method === "POST" && fault.code === "busy") tellOfWaiting();
     await pause(wait, init.signal);
   }
 }
