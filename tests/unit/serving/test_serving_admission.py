@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -154,3 +156,35 @@ def test_a_place_given_to_one_who_leaves_in_that_moment_is_not_lost() -> None:
         await callers.go("ann 1")
 
     run(check())
+
+
+def test_whoever_comes_and_goes_every_place_is_given_back() -> None:
+    """Callers come, leave, are late and are cancelled, also between their turn and the next step of their task."""
+
+    async def check(seed: int) -> None:
+        chance, admission = random.Random(seed), Admission(3, 3)
+
+        async def search() -> None:
+            deadline = Deadline(chance.choice([0, 0.001, 0.002, 1]))
+            with suppress(Unavailable, LookupError):
+                async with admission.place(chance.choice("abcd"), deadline):
+                    for _ in range(chance.randrange(4)):
+                        await asyncio.sleep(0)
+                    if chance.random() < 0.2:
+                        raise LookupError
+
+        tasks = []
+        for _ in range(300):
+            tasks.append(asyncio.create_task(search()))
+            if chance.random() < 0.4:
+                chance.choice(tasks[-10:]).cancel()
+            if chance.random() < 0.4:
+                await asyncio.sleep(0)
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(end) for end in ends} <= {type(None), asyncio.CancelledError}
+        a, b, c = (admission.place(caller, Deadline(1)) for caller in "abc")
+        async with a, b, c:
+            pass
+
+    for seed in range(20):
+        run(check(seed))

@@ -406,7 +406,8 @@ def test_a_page_competes_for_places_apart_from_the_programs_of_its_caller(
     assert callers == ["127.0.0.1"] * 8 + ["127.0.0.1 page"] * 4
 
 
-def test_a_client_that_goes_ends_its_search(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("leaves", ["while it waits", "while it is sent to"])
+def test_a_client_that_goes_ends_its_search(service: Service, monkeypatch: pytest.MonkeyPatch, leaves: str) -> None:
     """A stream that is hung up on is closed, not left to the garbage collector."""
     search = service.search()
     closed = []
@@ -439,6 +440,8 @@ def test_a_client_that_goes_ends_its_search(service: Service, monkeypatch: pytes
         async def send(message: dict[str, Any]) -> None:
             if message.get("body"):
                 received.set()
+                if leaves == "while it is sent to":
+                    await anyio.sleep(60)
 
         with anyio.fail_after(10):
             await api(scope, receive, send)

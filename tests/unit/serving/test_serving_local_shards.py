@@ -16,6 +16,7 @@ from cluster.cores import usable_cores
 from cluster.profile import Replicas, ServeSettings
 from retrieval.artifacts import Index
 from retrieval.index.hits import merge_topk
+from retrieval.index.shard import Shard
 from serving.app import shard_deployments
 from serving.deployments import local_shards
 from serving.deployments.calls import Unavailable
@@ -183,3 +184,24 @@ def test_small_indexes_are_held_by_the_ranker_unless_their_shards_have_a_place(
     size = sum(record.bytes for record in collection.index.manifest.shards)
     for limit, expected in ((size, 0), (size - 1, 2)):
         assert shard_deployments(collection.index, ServeSettings(local_index_bytes=limit)) == expected
+
+
+def test_a_version_that_another_replica_names_first_is_compared_with_its_checksums_as_well(
+    collection: Collection, query: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[bool] = []
+    sound = Index.shard
+
+    def noted(index: Index, number: int, *, verified: bool = False) -> Shard:
+        compared.append(verified)
+        return sound(index, number, verified=verified)
+
+    monkeypatch.setattr(Index, "shard", noted)
+
+    async def check() -> None:
+        shards = LocalShards()
+        await shards.search(collection.index.uri, query, 5, seconds=SECONDS)
+        await shards.open(collection.index.uri)
+
+    run(check())
+    assert compared == [True, True]

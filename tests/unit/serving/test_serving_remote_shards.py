@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -177,3 +178,16 @@ def test_a_shard_that_switches_between_the_calls_answers_of_the_version_that_was
     assert as_tuples(search(every, queries()[0]), K) == of_all(whole, queries()[0], K)
     assert [version for version, _ in first.asked] == ["v1", "v2", "v1"]
     assert len(answered) == 1
+
+
+def test_of_a_deployment_with_several_shards_those_that_sent_all_that_matters_have_answered(
+    world: tuple[list[str], np.ndarray, Shard],
+) -> None:
+    ids, vectors, _ = world
+    home = homes(world, "together")
+    every = deployments(ids, vectors, home)
+    best, other = every[1].versions["v1"], every[5].versions["v1"]
+    every[1].versions["v1"] = replace(best, shards=best.shards | other.shards)
+    every[1].dead_from = 1
+    found = search([*every[:5], *every[6:]], queries()[0])
+    assert found.answered == SHARDS - 1
