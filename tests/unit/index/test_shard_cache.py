@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import hashlib
+import multiprocessing
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -103,6 +104,48 @@ def test_one_of_several_that_want_a_shard_downloads_it(tmp_path: Path, monkeypat
         made = list(pool.map(opened, range(4)))
     assert len({opened.place for opened in made}) == 1
     assert far.downloads == 1
+
+
+def test_who_waits_for_a_download_does_not_wait_for_who_has_it_open(tmp_path: Path) -> None:
+    at_once = threading.Barrier(4)
+
+    def hold(far: Far) -> None:
+        at_once.wait(60)
+        held.append(far.open())
+
+    for number in range(50):
+        far, held = Far(tmp_path, number), list[Opened]()
+        threads = [threading.Thread(target=hold, args=(far,), daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(held) == 4
+        assert len({opened.place for opened in held}) == far.downloads == 1
+
+
+def _hold(folder: Path, opened: Any, over: Any) -> None:
+    held = Far(folder).open()
+    opened.put(str(held.place))
+    over.wait(120)
+
+
+def test_processes_that_hold_what_they_opened_keep_none_waiting(tmp_path: Path, place: Path) -> None:
+    fresh = multiprocessing.get_context("spawn")
+    Far(tmp_path)
+    opened, over = fresh.Queue(), fresh.Event()
+    processes = [fresh.Process(target=_hold, args=(tmp_path, opened, over), daemon=True) for _ in range(4)]
+    try:
+        for process in processes:
+            process.start()
+        places = {Path(opened.get(timeout=60)) for _ in processes}
+    finally:
+        over.set()
+        for process in processes:
+            process.join(60)
+    assert len(places) == 1
+    assert places.pop().parent == place
+    assert [process.exitcode for process in processes] == [0] * 4
 
 
 def test_bound_is_kept_and_what_was_not_used_for_longest_goes_first(
