@@ -148,15 +148,16 @@ def _is_whole(place: Path, files: Files, verified: bool) -> bool:
 def _fetch(folder: Path, place: Path, source: Folder, files: Files) -> None:
     """Download a shard into the cache; whoever calls it has its lock."""
     partial = place.with_suffix(".partial")
-    with _needed(folder), _room(folder):
-        for leftover in (place, partial):
-            shutil.rmtree(leftover, ignore_errors=True)
-        _evict(folder, sum(file["bytes"] for file in files.values()))
-        partial.mkdir()
-        for name, file in files.items():
-            with (partial / name).open("wb") as target:
-                target.truncate(file["bytes"])  # from now on it counts
     try:
+        with _needed(folder), _room(folder):
+            for leftover in (place, partial):
+                shutil.rmtree(leftover, ignore_errors=True)
+            _evict(folder, sum(file["bytes"] for file in files.values()))
+            partial.mkdir()
+            for name, file in files.items():
+                with (partial / name).open("wb") as target:
+                    if file["bytes"]:  # from now on it counts, and is no longer free
+                        os.posix_fallocate(target.fileno(), 0, file["bytes"])
         _download(source, files, partial)
         for name in files:
             os.utime(partial / name, ns=(_SEALED_NS, _SEALED_NS))

@@ -197,6 +197,36 @@ def test_an_unbounded_cache_leaves_half_of_the_disk(
     assert used(place) == 2 * SIZE
 
 
+def test_a_download_has_its_room_on_the_disk_before_it_begins(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far, plain, had = Far(tmp_path), cache._download, list[int]()
+    far.folder.write_bytes("empty", b"")
+    far.files = {**far.files, "empty": {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}}
+
+    def download(source: FarFolder, files: Files, target: Path) -> None:
+        had.extend(512 * (target / name).stat().st_blocks for name in NAMES)
+        plain(source, files, target)
+
+    monkeypatch.setattr(cache, "_download", download)
+    assert far.open().place.parent == place
+    assert min(had) >= SIZE
+
+
+def test_a_disk_without_the_room_it_said_it_has_keeps_nothing(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    far = Far(tmp_path)
+    assert not far.open().place.exists()
+    assert "No space left" in caplog.text
+    assert not list(place.glob("*.partial"))
+    assert far.downloads == 1
+
+
 @pytest.mark.parametrize("verified", [False, True])
 def test_a_copy_that_was_written_to_is_noticed_and_downloaded_again(
     tmp_path: Path, verified: bool, caplog: pytest.LogCaptureFixture
