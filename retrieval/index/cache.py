@@ -118,8 +118,6 @@ def _copy(folder: Path, source: Folder, files: Files, verified: bool) -> Iterato
             with _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 if not _is_whole(place, files, verified):
                     _fetch(folder, place, source, files)
-                    if not _is_whole(place, files, False):
-                        raise _Unusable(f"{folder} does not keep the times of files")
         except BlockingIOError as error:
             if changed:
                 raise _Unusable(f"{place} has changed since it was downloaded, and is in use") from error
@@ -158,9 +156,9 @@ def _fetch(folder: Path, place: Path, source: Folder, files: Files) -> None:
                 with (partial / name).open("wb") as target:
                     if file["bytes"]:  # from now on it counts, and is no longer free
                         os.posix_fallocate(target.fileno(), 0, file["bytes"])
+            _seal(partial, files)  # whether times are kept is seen before it is downloaded
         _download(source, files, partial)
-        for name in files:
-            os.utime(partial / name, ns=(_SEALED_NS, _SEALED_NS))
+        _seal(partial, files)
         with _room(folder):
             partial.rename(place)
     except OSError as error:
@@ -169,6 +167,13 @@ def _fetch(folder: Path, place: Path, source: Folder, files: Files) -> None:
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _seal(place: Path, files: Files) -> None:
+    for name in files:
+        os.utime(place / name, ns=(_SEALED_NS, _SEALED_NS))
+        if (place / name).stat().st_mtime_ns != _SEALED_NS:
+            raise _Unusable(f"{place.parent} does not keep the times of files")
 
 
 def _download(source: Folder, files: Files, target: Path) -> None:

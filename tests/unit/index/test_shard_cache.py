@@ -227,6 +227,17 @@ def test_a_disk_without_the_room_it_said_it_has_keeps_nothing(
     assert far.downloads == 1
 
 
+def test_where_times_are_not_kept_no_copy_is_and_it_is_downloaded_once(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("os.utime", lambda *_, **__: None)
+    far = Far(tmp_path)
+    assert not far.open().place.exists()
+    assert "does not keep the times" in caplog.text
+    assert used(place) == 0
+    assert far.downloads == 1
+
+
 @pytest.mark.parametrize("verified", [False, True])
 def test_a_copy_that_was_written_to_is_noticed_and_downloaded_again(
     tmp_path: Path, verified: bool, caplog: pytest.LogCaptureFixture
