@@ -440,7 +440,14 @@ def test_damage_is_found(place: Place, profile: Profile) -> None:
     data[-1] ^= 1
     vectors.write_bytes(data)
     part = place.target / "gallery" / place.gallery.parts()[0]
-    part.write_bytes(part.read_bytes()[:-20])
+    whole, folder = part.read_bytes(), Folder(part.parent)
+    folder.write_table(part.name, folder.read_table(part.name).slice(0, 0))
+    findings = check_target(place.gallery, place.index, profile, sample=24)
+    _, of_rows, of_sample = (each for each in findings if each.trouble)
+    assert "has 0 rows, recorded were" in str(of_rows.trouble)
+    assert of_sample.what == "a sample embedded again"
+    assert f"{part} is damaged: it has 0 rows" in str(of_sample.trouble)
+    part.write_bytes(whole[:-20])
     troubles = [each.trouble for each in check_target(place.gallery, place.index, profile, sample=0) if each.trouble]
     assert len(troubles) == 2
     assert "vectors.npy is damaged: its SHA-256" in troubles[0]
