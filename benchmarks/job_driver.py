@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from cluster.session import session
 from pipelines.batch_contents import duplicates_in
-from pipelines.checkpoint import count_written, written
+from pipelines.checkpoint import count_written, noted, written
 from retrieval.artifacts.manifests import PartRecord
 from retrieval.folder import Folder
 
@@ -90,7 +90,7 @@ def main() -> None:
         calls: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
             "duplicates": (duplicates_in, (folder, parts)),
             "written, counted": (count_written, (folder / "checkpoint",)),
-            "written, read": (written, (folder / "checkpoint", "input")),
+            "written, read": (written, (folder / "checkpoint", "input", noted(folder / "checkpoint"))),
             "by one sort": (plain, (folder, parts)),  # last, since it leaves memory that is free
         }
         duplicates_in(folder, parts[:1])  # starts workers

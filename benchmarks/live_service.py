@@ -24,8 +24,8 @@ from cluster.profile import PROFILES, load_profile
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
-    """Return p50 and p99 in milliseconds."""
-    return {"p50": float(np.percentile(seconds, 50) * 1e3), "p99": float(np.percentile(seconds, 99) * 1e3)}
+    """Return p50 and p99 in milliseconds, NaN if nothing was measured."""
+    return {f"p{share}": float(np.percentile(seconds or [np.nan], share) * 1e3) for share in (50, 99)}
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ def print_index(report: IndexReport) -> None:
     if report.duplicates is not None:
         out.print(f"{report.duplicates:,} duplicates dropped")
     if report.summary:
-        print_summary(report.summary)
+        _print_summary(report.summary)
     _print_version(report.index)
 
 
@@ -109,7 +109,7 @@ def print_rejected(rejected: pa.Table, reason: str | None, examples: int) -> Non
         out.print("nothing was rejected")
 
 
-def print_summary(summary: Summary) -> None:
+def _print_summary(summary: Summary) -> None:
     """Print what one run has embedded, rejected and left out, and where its time went."""
     rejected = sum(summary.rejected.values())
     out.print(f"{summary.read:,} inputs, {summary.embedded:,} images embedded, {rejected:,} rejected", end="")

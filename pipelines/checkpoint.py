@@ -6,12 +6,14 @@ then the former is renamed to ``NAME.parquet``. So a job that begins on Ray is r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.executor import Checkpoint, Shared, Sink
+from pipelines.executor import Checkpoint, Each, Executor, Shared, Sink
 from retrieval.folder import Folder
 
 SUFFIX, PENDING = ".parquet", ".pending.parquet"
@@ -19,12 +21,16 @@ SUFFIX, PENDING = ".parquet", ".pending.parquet"
 
 def count_written(folder: Folder) -> int:
     """Return how many rows are written for good."""
-    return sum(folder.count_rows(_noted(folder)))
+    return sum(folder.count_rows(noted(folder)))
 
 
-def written(folder: Folder, column: str) -> np.ndarray:
-    """Return the rows that are written for good, int64, sorted: 8 bytes of memory for each."""
-    files = _noted(folder)
+def written(folder: Folder, column: str, files: Sequence[str]) -> np.ndarray:
+    """Return the rows that are written for good, int64, sorted: 8 bytes of memory for each.
+
+    Args:
+        folder, column: of the checkpoint.
+        files: the ``noted`` ones.
+    """
     ends = np.cumsum([0, *folder.count_rows(files)])
     rows = np.empty(ends[-1], np.int64)
 
@@ -37,7 +43,8 @@ def written(folder: Folder, column: str) -> np.ndarray:
     return rows
 
 
-def _noted(folder: Folder) -> list[str]:
+def noted(folder: Folder) -> list[str]:
+    """Return the files in which rows are noted that are written for good."""
     return [name for name in folder.files(suffix=SUFFIX) if not name.endswith(PENDING)]
 
 
@@ -60,6 +67,16 @@ def write_noted(rows: pa.Table, name: str, sink: Sink, checkpoint: Checkpoint) -
     folder.write_table(f"{name}{PENDING}", rows.select([column]))
     sink.write(rows, name)
     folder.filesystem.move(f"{folder.path}/{name}{PENDING}", f"{folder.path}/{name}{SUFFIX}")
+
+
+def unwritten(executor: Executor, checkpoint: Checkpoint) -> tuple[Each, ...]:
+    """Return the stage that leaves out what is written for good by now, and none if nothing is."""
+    # Listed here, as a result that is lost with its node is made again later, when more is written.
+    files = noted(checkpoint.folder)
+    if not sum(checkpoint.folder.count_rows(files)):
+        return ()
+    done = executor.run(written, *checkpoint, files)
+    return (Each(partial(without, column=checkpoint.column, done=done)),)
 
 
 def without(rows: pa.Table, column: str, done: Shared[np.ndarray]) -> pa.Table:

@@ -113,7 +113,7 @@ class Executor(Protocol):
     def map_shared(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[Shared[T]]:
         """Call a function with the arguments of each item; leave the results where they are made, in order.
 
-        What a call raises is raised where its result is read.
+        What a call raises is raised where its result is read, or here.
         """
 
     def as_completed(

@@ -20,7 +20,7 @@ from cluster.progress import Log, silent
 from pipelines.gallery import commit_batch, grown_gallery
 from pipelines.index import build_index
 from pipelines.index_plan import open_version, plan_of
-from pipelines.publication import measured_before, publish
+from pipelines.publication import lost_shares, measured_before, publish
 from pipelines.quantisers import TRAINED, train_quantisers
 from pipelines.selection import Replaced, Selection, find_rows, parts_without
 from pipelines.shards import build_shards, cut, dims
@@ -33,7 +33,7 @@ from retrieval.folder import Folder
 from retrieval.index.kinds import memory_of
 
 MUCH = 0.25
-"""Of the rows that recall was measured with; with so many removed, it should be measured again (docs/indexing.md)."""
+"""Of the rows that recall was measured with; with more removed, it should be measured again (docs/indexing.md)."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ def index_batch(
             }
         )
         index = publish(Index(version, manifest), settings, started, spent)
+        _advise(index, log)
     kept = parts_without(gallery, gallery.manifest.parts, replaced)
     commit_batch(gallery.folder, _of_parts(grown, [*kept, *new]))
     return index
@@ -195,10 +196,7 @@ def remove(
     )
     # Removing rows matters more than recall.
     made = publish(Index(version, manifest), settings.model_copy(update={"recall_floor": 0.0}), started, {})
-    measured = sum(record.rows for record in made.manifest.measured)
-    if made.manifest.rows < (1 - MUCH) * measured:
-        gone = 1 - made.manifest.rows / measured
-        log(f"recall was measured before {gone:.0%} of the rows were removed; mindseye index compact measures it again")
+    _advise(made, log)
     return Removed(made, found.num_rows, selection.unknown(found))
 
 
@@ -235,6 +233,15 @@ def compact(
         overwrite=overwrite,
         log=log,
     )
+
+
+def _advise(index: Index, log: Log) -> None:
+    """Say when recall should be measured again. Shards of which no row is left do not count in it."""
+    if (most := max(share for share in lost_shares(index) if share < 1)) > MUCH:
+        log(
+            f"recall of some shards was measured before {most:.0%} of their rows were removed;"
+            " mindseye index compact measures it again"
+        )
 
 
 def _trained_before(index: Index) -> Folder | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
 from cluster.cores import usable_cores
-from pipelines.checkpoint import clean_pending, count_written, without, write_noted, written
+from pipelines.checkpoint import clean_pending, unwritten, write_noted
 from pipelines.executor import RETRIES, Checkpoint, Each, Files, Shared, Sink, Workers
 
 T = TypeVar("T")
@@ -77,8 +76,7 @@ class LocalExecutor:
         kept: tuple[Each, ...] = ()
         if checkpoint:
             clean_pending(checkpoint.folder, sink.folder)
-            if count_written(checkpoint.folder):
-                kept = (Each(partial(without, column=checkpoint.column, done=self.run(written, *checkpoint))),)
+            kept = unwritten(self, checkpoint)
         sink.folder.create()
         job, made = uuid.uuid4().hex, _made(stages)
         for number, block in enumerate(_blocks(source, *kept)):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import numpy as np
+
 from cluster.hold import check_held
 from cluster.profile import IndexSettings
 from cluster.progress import progress
@@ -34,8 +36,9 @@ def publish(index: Index, settings: IndexSettings, started: float, spent: dict[s
         rows = sum(manifest.shards[number].rows for number in new)
         record = RecallRecord(version=index.version, shards=len(new), rows=rows, recall=recall, text_recall=text_recall)
         manifest.measured = [*manifest.measured, record]
-    manifest.recall = _least([record.recall for record in manifest.measured])
-    manifest.text_recall = _least([of for record in manifest.measured if (of := record.text_recall)]) or None
+    found = [record for record, lost in zip(manifest.measured, lost_shares(index), strict=True) if lost < 1]
+    manifest.recall = _least([record.recall for record in found])
+    manifest.text_recall = _least([of for record in found if (of := record.text_recall)]) or None
     check_held(index.folder)  # measuring takes its time
     below = [
         f"recall@{depth} {value:.3f}{of} at λ = {weight}"
@@ -72,6 +75,15 @@ def measured_before(index: Index) -> list[RecallRecord]:
         text_recall=manifest.text_recall,
     )
     return manifest.measured or [whole]
+
+
+def lost_shares(index: Index) -> list[float]:
+    """Return which share of the rows, of each group of shards that were measured together, has been removed since."""
+    manifest = index.manifest
+    removed = np.bincount(index.removed()["shard"].to_numpy(), minlength=len(manifest.shards))
+    left = [record.rows - count for record, count in zip(manifest.shards, removed.tolist(), strict=True)]
+    ends = np.cumsum([record.shards for record in manifest.measured]).tolist()
+    return [1 - sum(left[end - of.shards : end]) / of.rows for of, end in zip(manifest.measured, ends, strict=True)]
 
 
 def _least(recalls: Sequence[Recall]) -> Recall:

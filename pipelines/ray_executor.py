@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
@@ -16,7 +15,7 @@ from ray.data.checkpoint.checkpoint_filter import CheckpointManager
 from ray.data.datasource import BlockBasedFileDatasink
 
 from cluster.profile import Stage
-from pipelines.checkpoint import clean_pending, count_written, without, written
+from pipelines.checkpoint import clean_pending, unwritten
 from pipelines.executor import RETRIES, Checkpoint, Each, Files, Shared, Sink, Workers
 from pipelines.tables import read_tables
 
@@ -115,9 +114,7 @@ class RayExecutor:
             _mapped(_dataset(source), stages).write_datasink(_Datasink(sink, rows))
             return
         clean_pending(checkpoint.folder, sink.folder)
-        kept: tuple[Each, ...] = ()
-        if count_written(checkpoint.folder):
-            kept = (Each(partial(without, column=checkpoint.column, done=self.run(written, *checkpoint))),)
+        kept = unwritten(self, checkpoint)
         context = ray.data.DataContext.get_current()
         # A dataset takes the context that there is when it is made.
         context.checkpoint_config = CheckpointConfig(

@@ -20,7 +20,7 @@ from pipelines.running import current_executor
 from retrieval.artifacts import Gallery, Index, Role
 from retrieval.artifacts.columns import matrix
 from retrieval.artifacts.manifests import PartRecord
-from retrieval.errors import UserError
+from retrieval.errors import DamagedError, UserError
 from retrieval.folder import Folder
 from retrieval.images import ImageRejected, decode_reduced
 from retrieval.index.files import ROWS, verify
@@ -107,7 +107,10 @@ def _check_part(folder: Folder, part: PartRecord, counter: ProgressCounter) -> s
 
 
 def _check_sample(gallery: Gallery, profile: Profile, sample: int, seed: int, counter: ProgressCounter) -> Finding:
-    rows = _sampled(gallery, sample, seed)
+    try:
+        rows = _sampled(gallery, sample, seed)
+    except DamagedError as damage:
+        return Finding("a sample embedded again", str(damage))
     vlm, vision = load_encoders(profile)
     encoders: dict[Role, ImageEncoder] = {"vlm": vlm, "vision": vision}
     worst, gone, other = 1.0, 0, Counter[str]()

@@ -238,12 +238,18 @@ class Folder:
             columns: that are returned.
 
         Raises:
-            DamagedError: it is not Parquet, or not whole.
+            DamagedError: it is not Parquet, not whole, or has not so many rows.
         """
         with self._parquet(name) as file:
             sizes = np.array([file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)])
             ends = np.cumsum(sizes)
             wanted = np.asarray(rows, dtype=np.int64)
+            if wanted[-1] >= file.metadata.num_rows:
+                raise DamagedError(
+                    f"{(self / name).uri} is damaged: it has {file.metadata.num_rows:,} rows, and none at place"
+                    f" {wanted[-1]:,}",
+                    field=name,
+                )
             groups = np.searchsorted(ends, wanted, side="right")
             held, of = np.unique(groups, return_inverse=True)
             # Where each row lies among those that are read: without the row groups before it that are not.

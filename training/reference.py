@@ -12,7 +12,7 @@ from retrieval.aggregator import Aggregator
 from retrieval.artifacts import Artifact, TrainedAggregator
 from retrieval.errors import UserError
 from retrieval.folder import Folder
-from training.target import check_new, locked
+from training.target import check_new, locked, publish
 
 
 def import_reference(
@@ -25,8 +25,9 @@ def import_reference(
         take_over: break the lock of another job. Be sure that it is dead.
 
     Raises:
-        UserError: ``target`` holds an aggregator (``target-exists``) or another job's lock (``locked``); the file is
-            missing, holds anything but tensors, or does not fit the vision encoder of ``like``.
+        UserError: ``target`` holds an aggregator (``target-exists``) or another job's lock (``locked``); this job has
+            lost its own, and publishes nothing (``lock-lost``); the file is missing, holds anything but tensors, or
+            does not fit the vision encoder of ``like``.
     """
     folder = Folder(target)
     check_new(folder)
@@ -62,4 +63,4 @@ def import_reference(
         )
     imported = {"imported": {"file": Path(file).name, "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest()}}
     with locked(folder, "mindseye import-aggregator", take_over=take_over):
-        return TrainedAggregator.save(folder.uri, network, like.manifest.models, imported)
+        return publish(folder, network, like.manifest.models, imported)

@@ -37,13 +37,14 @@ def sample_rows(gallery: Gallery, labels: set[str], per_label: int, seed: int) -
     chosen by ids and labels alone; of vectors, only the row groups are read that have rows of it.
 
     Raises:
-        UserError: two rows that were drawn have one id.
+        UserError: two rows have one id, and one of them would be drawn (``duplicate-id``).
     """
     with progress("sampling the gallery", gallery.manifest.rows) as counter:
         chosen = _CHOSEN.empty_table()
         wanted = pa.array(sorted(labels), pa.string())
-        for part in _over_parts(gallery, gallery.parts(), _choose, wanted, per_label, seed, counter):
-            chosen = _smallest(pa.concat_tables([chosen, part.cast(_CHOSEN)]), per_label)
+        # One more than is drawn: it may be a copy of the last, and then which is drawn would depend on the cut.
+        for part in _over_parts(gallery, gallery.parts(), _choose, wanted, per_label + 1, seed, counter):
+            chosen = _smallest(pa.concat_tables([chosen, part.cast(_CHOSEN)]), per_label + 1)
         if not chosen.num_rows:
             return gallery_schema(0, 0).empty_table().select(_VECTORS)
         ids = chosen["id"].to_pylist()
@@ -53,6 +54,7 @@ def sample_rows(gallery: Gallery, labels: set[str], per_label: int, seed: int) -
                 code="duplicate-id",
                 field="gallery",
             )
+        chosen = _smallest(chosen, per_label)
         parts = chosen["part"].unique().to_pylist()
         found = list(_over_parts(gallery, parts, _fetch, chosen.select(["part", "row"]).combine_chunks()))
     rows = pa.concat_tables(found).sort_by("id")

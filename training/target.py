@@ -1,12 +1,15 @@
-"""The folder of an aggregator to be: one job at a time, and none where there is an aggregator already."""
+"""The folder of an aggregator to be: one job at a time, none where there is one already, and publishing into it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from cluster.hold import hold
-from retrieval.artifacts import MANIFEST
+from cluster.hold import check_held, hold
+from retrieval.aggregator import Aggregator
+from retrieval.artifacts import MANIFEST, Role, TrainedAggregator
+from retrieval.artifacts.manifests import ModelRecord
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 
@@ -39,3 +42,26 @@ def locked(target: Folder, job: str, *, take_over: bool) -> Iterator[None]:
     with hold(target, job, take_over=take_over):
         check_new(target)  # another job may have published meanwhile
         yield
+
+
+def publish(
+    target: Folder,
+    network: Aggregator,
+    models: Mapping[Role, ModelRecord],
+    training: dict[str, Any],
+    files: Mapping[str, bytes] | None = None,
+) -> TrainedAggregator:
+    """Publish a network in a folder that this job has ``locked``.
+
+    Args:
+        target: the folder.
+        network, models, training: as ``TrainedAggregator.save``.
+        files: more that is to lie there, by name.
+
+    Raises:
+        UserError: this job has lost its lock, and writes nothing (``lock-lost``).
+    """
+    check_held(target)
+    for name, content in (files or {}).items():
+        target.write_bytes(name, content)
+    return TrainedAggregator.save(target.uri, network, models, training)

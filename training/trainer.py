@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cluster.hold import check_held
 from cluster.profile import Profile, Training, load_profile
 from cluster.progress import progress
 from cluster.session import check_room, session
@@ -28,7 +27,7 @@ from training.curves import draw_curves
 from training.dataset import LeftOut, load_examples
 from training.examples import Examples, split_labels
 from training.loop import Line, Run
-from training.target import check_new, locked
+from training.target import check_new, locked, publish
 from training.tracking import Tracker
 from training.workers import run_loop
 
@@ -133,10 +132,8 @@ def _train(
     network = Aggregator(run.dim, settings.heads, settings.layers, settings.dropout)
     network.load_state_dict(best.network)
     curves = draw_curves(outcome.history)
-    check_held(folder)
-    folder.write_bytes(CURVES, curves)
     record |= {"best_step": best.step, "validation_map": best.map, "history": outcome.history}
-    made = TrainedAggregator.save(folder.uri, network, query_set.manifest.models, record)
+    made = publish(folder, network, query_set.manifest.models, record, {CURVES: curves})
     folder.delete(RUNS)
     return Trained(made, left_out, outcome.history, best.step, best.map)
 

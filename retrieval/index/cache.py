@@ -38,6 +38,7 @@ T = TypeVar("T")
 _PIECE_BYTES = 8 * 2**20
 _SEALED_NS: Final = 946_684_800 * 10**9
 """When files of a finished copy say that they were written: any later write shows."""
+_PAUSE_S: Final = 0.01
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 log = logging.getLogger(__name__)
 
@@ -111,13 +112,16 @@ def _copy(folder: Path, source: Folder, files: Files, verified: bool) -> Iterato
                 os.utime(lock, ns=(now, now))
                 yield place
                 return
-        # Who has a copy open that has changed since may be this process, and would be waited for without end.
-        how = fcntl.LOCK_EX | (fcntl.LOCK_NB if place.exists() else 0)
-        with _unless_open(place), _locked(lock, how):
-            if not _is_whole(place, files, verified):
-                _fetch(folder, place, source, files)
-                if not _is_whole(place, files, False):
-                    raise _Unusable(f"{folder} does not keep the times of files")
+            changed = place.exists()
+        # Nobody waits for an exclusive lock: whoever has the copy open may keep it so for ever, this process as well.
+        try:
+            with _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                if not _is_whole(place, files, verified):
+                    _fetch(folder, place, source, files)
+        except BlockingIOError as error:
+            if changed:
+                raise _Unusable(f"{place} has changed since it was downloaded, and is in use") from error
+            time.sleep(_PAUSE_S)  # for whoever looks at it for a moment; a download is waited for by the shared lock
         verified = False
 
 
@@ -142,18 +146,19 @@ def _is_whole(place: Path, files: Files, verified: bool) -> bool:
 def _fetch(folder: Path, place: Path, source: Folder, files: Files) -> None:
     """Download a shard into the cache; whoever calls it has its lock."""
     partial = place.with_suffix(".partial")
-    with _needed(folder), _room(folder):
-        for leftover in (place, partial):
-            shutil.rmtree(leftover, ignore_errors=True)
-        _evict(folder, sum(file["bytes"] for file in files.values()))
-        partial.mkdir()
-        for name, file in files.items():
-            with (partial / name).open("wb") as target:
-                target.truncate(file["bytes"])  # from now on it counts
     try:
+        with _needed(folder), _room(folder):
+            for leftover in (place, partial):
+                shutil.rmtree(leftover, ignore_errors=True)
+            _evict(folder, sum(file["bytes"] for file in files.values()))
+            partial.mkdir()
+            for name, file in files.items():
+                with (partial / name).open("wb") as target:
+                    if file["bytes"]:  # from now on it counts, and is no longer free
+                        os.posix_fallocate(target.fileno(), 0, file["bytes"])
+            _seal(partial, files)  # whether times are kept is seen before it is downloaded
         _download(source, files, partial)
-        for name in files:
-            os.utime(partial / name, ns=(_SEALED_NS, _SEALED_NS))
+        _seal(partial, files)
         with _room(folder):
             partial.rename(place)
     except OSError as error:
@@ -162,6 +167,13 @@ def _fetch(folder: Path, place: Path, source: Folder, files: Files) -> None:
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _seal(place: Path, files: Files) -> None:
+    for name in files:
+        os.utime(place / name, ns=(_SEALED_NS, _SEALED_NS))
+        if (place / name).stat().st_mtime_ns != _SEALED_NS:
+            raise _Unusable(f"{place.parent} does not keep the times of files")
 
 
 def _download(source: Folder, files: Files, target: Path) -> None:
@@ -253,14 +265,6 @@ def _is_at(file: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:
         return False
-
-
-@contextmanager
-def _unless_open(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except BlockingIOError as error:
-        raise _Unusable(f"{place} has changed since it was downloaded, and is in use") from error
 
 
 @contextmanager

@@ -102,4 +102,5 @@ def _traits(index: faiss.Index) -> str:
 
 def _set_rounds(kmeans: Any, seed: int) -> None:
     kmeans.seed, kmeans.niter, kmeans.max_points_per_centroid = seed, _ROUNDS, _ROWS_PER_CENTROID
-    kmeans.early_stop_threshold = _LEAST_GAIN
+    if hasattr(kmeans, "early_stop_threshold"):  # not in FAISS below 1.14.2, which would take it without a word
+        kmeans.early_stop_threshold = _LEAST_GAIN

@@ -79,3 +79,14 @@ def test_rounds_that_gain_next_to_nothing_are_left_out(monkeypatch: pytest.Monke
     assert not np.array_equal(stopped, whole)
     of_stopped, of_whole = ((sample @ found.T).max(axis=1).mean() for found in (stopped, whole))
     assert of_stopped == pytest.approx(of_whole, rel=0.01)
+
+
+def test_rounds_end_early_where_faiss_can_do_that() -> None:
+    class Older:
+        """The settings of k-means in FAISS 1.13."""
+
+    known, older = faiss.ClusteringParameters(), Older()
+    for kmeans in (known, older):
+        retrieval.index.train._set_rounds(kmeans, 3)
+    assert known.early_stop_threshold == pytest.approx(1e-3)
+    assert vars(older).keys() == {"seed", "niter", "max_points_per_centroid"}

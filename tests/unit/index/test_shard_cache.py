@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import hashlib
+import multiprocessing
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -105,6 +106,48 @@ def test_one_of_several_that_want_a_shard_downloads_it(tmp_path: Path, monkeypat
     assert far.downloads == 1
 
 
+def test_who_waits_for_a_download_does_not_wait_for_who_has_it_open(tmp_path: Path) -> None:
+    at_once = threading.Barrier(4)
+
+    def hold(far: Far) -> None:
+        at_once.wait(60)
+        held.append(far.open())
+
+    for number in range(50):
+        far, held = Far(tmp_path, number), list[Opened]()
+        threads = [threading.Thread(target=hold, args=(far,), daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(held) == 4
+        assert len({opened.place for opened in held}) == far.downloads == 1
+
+
+def _hold(folder: Path, opened: Any, over: Any) -> None:
+    held = Far(folder).open()
+    opened.put(str(held.place))
+    over.wait(120)
+
+
+def test_processes_that_hold_what_they_opened_keep_none_waiting(tmp_path: Path, place: Path) -> None:
+    fresh = multiprocessing.get_context("spawn")
+    Far(tmp_path)
+    opened, over = fresh.Queue(), fresh.Event()
+    processes = [fresh.Process(target=_hold, args=(tmp_path, opened, over), daemon=True) for _ in range(4)]
+    try:
+        for process in processes:
+            process.start()
+        places = {Path(opened.get(timeout=60)) for _ in processes}
+    finally:
+        over.set()
+        for process in processes:
+            process.join(60)
+    assert len(places) == 1
+    assert places.pop().parent == place
+    assert [process.exitcode for process in processes] == [0] * 4
+
+
 def test_bound_is_kept_and_what_was_not_used_for_longest_goes_first(
     tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +195,47 @@ def test_an_unbounded_cache_leaves_half_of_the_disk(
     for shard in shards:
         assert shard.open().place.parent == place
     assert used(place) == 2 * SIZE
+
+
+def test_a_download_has_its_room_on_the_disk_before_it_begins(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far, plain, had = Far(tmp_path), cache._download, list[int]()
+    far.folder.write_bytes("empty", b"")
+    far.files = {**far.files, "empty": {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}}
+
+    def download(source: FarFolder, files: Files, target: Path) -> None:
+        had.extend(512 * (target / name).stat().st_blocks for name in NAMES)
+        plain(source, files, target)
+
+    monkeypatch.setattr(cache, "_download", download)
+    assert far.open().place.parent == place
+    assert min(had) >= SIZE
+
+
+def test_a_disk_without_the_room_it_said_it_has_keeps_nothing(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    far = Far(tmp_path)
+    assert not far.open().place.exists()
+    assert "No space left" in caplog.text
+    assert not list(place.glob("*.partial"))
+    assert far.downloads == 1
+
+
+def test_where_times_are_not_kept_no_copy_is_and_it_is_downloaded_once(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("os.utime", lambda *_, **__: None)
+    far = Far(tmp_path)
+    assert not far.open().place.exists()
+    assert "does not keep the times" in caplog.text
+    assert used(place) == 0
+    assert far.downloads == 1
 
 
 @pytest.mark.parametrize("verified", [False, True])

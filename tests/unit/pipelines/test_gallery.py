@@ -15,7 +15,7 @@ from pictures import BROKEN, good_pictures, saved, write_pictures
 
 from cluster.loading import load_vision, load_vlm, record_of
 from cluster.profile import Profile
-from commands.index_report import print_summary
+from commands.index_report import print_index
 from pipelines.batch_contents import summary_of
 from pipelines.batches import is_overwriting
 from pipelines.decoder import image_id
@@ -23,8 +23,10 @@ from pipelines.embedder import Embedder
 from pipelines.encoders import describe_encoders
 from pipelines.gallery import build_gallery, gallery_of, grown_gallery
 from pipelines.inspection import state
-from retrieval.artifacts import Gallery
+from pipelines.job import IndexReport
+from retrieval.artifacts import Gallery, Index
 from retrieval.artifacts.columns import matrix
+from retrieval.artifacts.manifests import IndexManifest
 from retrieval.folder import Folder
 from retrieval.images import decode
 
@@ -130,7 +132,11 @@ def test_a_count_of_duplicates_that_fails_does_not_keep_a_gallery_from_being_pub
     [line] = logged
     assert line.startswith("duplicates are not counted: Traceback")
     assert "no memory left for a figure" in line
-    print_summary(summary)
+    models, version = gallery.manifest.models, Folder(tmp_path / "index/000001")
+    manifest = IndexManifest(
+        gallery=gallery.uri, sources={}, rows=0, factory="Flat", shards=[], recall={}, models=models
+    )
+    print_index(IndexReport(gallery, Index(version, manifest), summary))
     assert "duplicates were not counted" in capsys.readouterr().out
 
 

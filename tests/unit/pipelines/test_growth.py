@@ -321,6 +321,30 @@ def test_all_rows_of_the_largest_shard_can_be_removed(profile: Profile, tmp_path
     assert place.paths() == place.in_gallery() == [f"more-{i:03d}.jpg" for i in range(10)]
 
 
+def test_recall_is_that_of_the_shards_that_have_rows_left(profile: Profile, tmp_path: Path) -> None:
+    place, said = of_thirty(tmp_path, profile), list[str]()
+    grown = with_batch(place.gallery, some(tmp_path / "more", "more", 10))
+    index_batch(*grown, [], place.gallery, place.index, profile, log=said.append)
+    remove(Selection(ids=["more-000", "more-001"]), place.gallery, place.index, profile.index, log=said.append)
+    assert said == []
+    remove(Selection(ids=["more-002", "more-003"]), place.gallery, place.index, profile.index, log=said.append)
+    [line] = said  # of all rows these are a tenth
+    assert "before 40% of their rows were removed" in line
+    grown = with_batch(place.gallery, some(tmp_path / "third", "third", 10))
+    index_batch(*grown, [], place.gallery, place.index, profile, log=said.append)
+    assert said == [line] * 2
+    first, *others = place.index.manifest.measured
+    low = first.model_copy(update={"recall": {depth: dict.fromkeys(of, 0.5) for depth, of in first.recall.items()}})
+    index = Index(place.index.folder, place.index.manifest.model_copy(update={"measured": [low, *others]}))
+    ids = [f"first-{i:03d}" for i in range(30)]
+    removed = remove(Selection(ids=ids[1:]), place.gallery, index, profile.index, log=said.append).index
+    assert worst_recall(removed) == 0.5
+    assert "before 97% of their rows" in said[-1]
+    removed = remove(Selection(ids=ids[:1]), place.gallery, removed, profile.index, log=said.append).index
+    assert worst_recall(removed) == worst_recall(place.index) > 0.5
+    assert said[-1] == line
+
+
 def test_new_shards_of_the_old_kind_keep_to_the_memory_there_is(profile: Profile, tmp_path: Path) -> None:
     place = of_thirty(tmp_path, profile)
     grown = with_batch(place.gallery, some(tmp_path / "more", "more", 100))
@@ -416,7 +440,14 @@ def test_damage_is_found(place: Place, profile: Profile) -> None:
     data[-1] ^= 1
     vectors.write_bytes(data)
     part = place.target / "gallery" / place.gallery.parts()[0]
-    part.write_bytes(part.read_bytes()[:-20])
+    whole, folder = part.read_bytes(), Folder(part.parent)
+    folder.write_table(part.name, folder.read_table(part.name).slice(0, 0))
+    findings = check_target(place.gallery, place.index, profile, sample=24)
+    _, of_rows, of_sample = (each for each in findings if each.trouble)
+    assert "has 0 rows, recorded were" in str(of_rows.trouble)
+    assert of_sample.what == "a sample embedded again"
+    assert f"{part} is damaged: it has 0 rows" in str(of_sample.trouble)
+    part.write_bytes(whole[:-20])
     troubles = [each.trouble for each in check_target(place.gallery, place.index, profile, sample=0) if each.trouble]
     assert len(troubles) == 2
     assert "vectors.npy is damaged: its SHA-256" in troubles[0]

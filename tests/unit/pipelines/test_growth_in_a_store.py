@@ -200,4 +200,4 @@ def test_it_is_said_when_much_was_removed_since_recall_was_measured(profile: Pro
         index = remove(chosen, gallery, index, profile.index, log=logged.append).index
         gallery = Gallery.open(gallery.folder)
         assert len(logged) == said
-    assert "before 28% of the rows were removed" in logged[0]
+    assert "before 28% of their rows were removed" in logged[0]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pytest
 
 from cluster.profile import Stage
 from cluster.progress import progress
-from pipelines.checkpoint import count_written, written
+from pipelines.checkpoint import count_written, noted, unwritten, written
 from pipelines.executor import Checkpoint, Each, Files, TableFiles, Workers
 from pipelines.local_executor import LocalExecutor
 from pipelines.running import current_executor
@@ -34,6 +35,9 @@ class Place(NamedTuple):
     def rows(self) -> list[int]:
         tables = [self.sink.folder.read_table(name) for name in self.sink.folder.files()]
         return sorted(pa.concat_tables(tables)["input"].to_pylist())
+
+    def written(self) -> np.ndarray:
+        return written(*self.checkpoint, noted(self.checkpoint.folder))
 
 
 @pytest.fixture
@@ -85,7 +89,7 @@ def test_tables_without_a_row_are_not_passed_on() -> None:
 
 def test_a_write_leaves_a_file_and_a_note_for_each_block(place: Place) -> None:
     current_executor().write(place.source, Each(doubled, 8), sink=place.sink, checkpoint=place.checkpoint)
-    assert place.rows() == written(*place.checkpoint).tolist() == list(range(250))
+    assert place.rows() == place.written().tolist() == list(range(250))
     assert len(place.sink.folder.files()) == 4
     assert place.checkpoint.folder.files() == place.sink.folder.files()
 
@@ -101,7 +105,7 @@ def test_rows_that_are_written_are_counted_without_holding_them(place: Place) ->
         assert count_written(folder) == rows
         counted = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()
-        found = written(*place.checkpoint)
+        found = place.written()
         held = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -125,11 +129,34 @@ def test_a_write_that_was_interrupted_is_resumed(place: Place, noted: bool, monk
 
     with pytest.raises(KeyboardInterrupt):
         executor.write(place.source, sink=Interrupted(place.sink.folder), checkpoint=place.checkpoint)
-    assert len(written(*place.checkpoint)) == sum(done) == 128
+    assert len(place.written()) == sum(done) == 128
     seen: list[int] = []
     executor.write(place.source, Workers(Worker, (seen,), ONE), sink=place.sink, checkpoint=place.checkpoint)
     assert sum(seen) == 250 - 128
-    assert place.rows() == written(*place.checkpoint).tolist() == list(range(250))
+    assert place.rows() == place.written().tolist() == list(range(250))
+
+
+class Lost(NamedTuple):
+    """A result that is made again whenever it is read, as one is that was lost with its node."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+    def get(self) -> Any:
+        return self.function(*self.arguments)
+
+
+def test_what_is_written_while_a_write_is_resumed_is_not_left_out_of_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, numbers = LocalExecutor(), pa.table({"input": range(20)})
+    monkeypatch.setattr(LocalExecutor, "run", lambda _, function, *arguments: Lost(function, arguments))
+    assert unwritten(executor, place.checkpoint) == ()
+    place.checkpoint.folder.write_table("before.parquet", numbers.slice(0, 5))
+    [stage] = unwritten(executor, place.checkpoint)
+    for name in ("since", "since.pending"):
+        place.checkpoint.folder.write_table(f"{name}.parquet", numbers.slice(5, 5))
+    assert stage.function(numbers)["input"].to_pylist() == list(range(5, 20))
 
 
 def test_a_write_without_a_checkpoint_has_a_file_for_each_table(place: Place) -> None:

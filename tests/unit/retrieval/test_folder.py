@@ -102,6 +102,15 @@ def test_some_rows_of_a_table_with_vectors_are_read_without_the_others(tmp_path:
         assert some["number"].to_pylist() == numbers.to_pylist()
 
 
+@pytest.mark.parametrize("there", [0, 300])
+def test_a_row_beyond_those_that_there_are_is_damage(tmp_path: Path, there: int) -> None:
+    folder = Folder(tmp_path)
+    folder.write_table("x.parquet", pa.table({"number": np.arange(there)}))
+    with refused("damaged", "x.parquet") as error:
+        folder.take("x.parquet", [0, 300], ["number"])
+    assert f"x.parquet is damaged: it has {there} rows" in str(error.value)
+
+
 def test_what_is_overwritten_is_replaced(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     folder.write_bytes("x", b"a longer first content")

@@ -71,6 +71,26 @@ def test_sample_is_bounded_and_the_same_whatever_the_parts(gallery: Gallery, tmp
     assert {row.tobytes() for row in matrix(everything["vlm"])} == given
 
 
+def test_a_copy_of_any_row_that_is_drawn_is_refused_whatever_the_parts(tmp_path: Path) -> None:
+    rng, count = np.random.default_rng(0), 8
+    vlm, vision = directions(count, D1, rng), directions(count, D2, rng)
+    ids = [f"row-{i}" for i in range(count)]
+
+    def made(name: str, rows: list[int]) -> Gallery:
+        return write_gallery(
+            tmp_path / name, vlm[rows], vision[rows], ids=[ids[i] for i in rows], labels=["bee"] * len(rows), parts=2
+        )
+
+    once, twice = made("once", [*range(count)]), made("twice", [3, *range(count), 3])
+    for drawn in range(1, count + 1):
+        sampled = sample_rows(once, {"bee"}, drawn, seed=0)
+        if vlm[3].astype(np.float16).tobytes() in {row.tobytes() for row in matrix(sampled["vlm"])}:
+            with refused("duplicate-id", "gallery"):
+                sample_rows(twice, {"bee"}, drawn, seed=0)
+        else:
+            assert sample_rows(twice, {"bee"}, drawn, seed=0).equals(sampled)
+
+
 @pytest.mark.parametrize(("wanted", "drawn"), [(["label 03"], 8), ([f"label {i:02d}" for i in range(40)], 2)])
 def test_vectors_are_read_where_the_sample_has_rows(tmp_path: Path, wanted: list[str], drawn: int) -> None:
     labels: list[str | None] = [f"label {i // 200:02d}" for i in range(8000)]

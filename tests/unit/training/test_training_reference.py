@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,29 @@ def test_a_target_that_another_job_writes_to_is_refused(tmp_path: Path, gallery:
     with hold(Folder(target), "mindseye train"), refused("locked", "target"):
         import_reference(tmp_path / "released.pth", str(target), gallery)
     assert not (target / "weights.safetensors").exists()
-    with hold(Folder(target), "mindseye train"):
-        import_reference(tmp_path / "released.pth", str(target), gallery, take_over=True)
+    another, elsewhere = hold(Folder(target), "mindseye train"), contextvars.copy_context()
+    elsewhere.run(another.__enter__)
+    import_reference(tmp_path / "released.pth", str(target), gallery, take_over=True)
+    elsewhere.run(another.__exit__, None, None, None)
     assert TrainedAggregator.open(target)
+
+
+def test_a_target_that_another_job_took_over_meanwhile_is_left_to_it(
+    tmp_path: Path, gallery: Gallery, network: Aggregator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(released(network), tmp_path / "released.pth")
+    target, looked = Folder(tmp_path / "aggregator"), list[Folder]()
+
+    def look(folder: Folder) -> None:
+        """The second time is after this job has the lock."""
+        looked.append(folder)
+        if len(looked) == 2:
+            with hold(target, "mindseye train", take_over=True):
+                pass
+
+    for module in ("reference", "target"):
+        monkeypatch.setattr(f"training.{module}.check_new", look)
+    with refused("lock-lost", "target"):
+        import_reference(tmp_path / "released.pth", target.uri, gallery)
+    assert len(looked) == 2
+    assert target.files() == []
