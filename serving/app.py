@@ -85,7 +85,7 @@ def front(service: Service) -> Application:
     busy = BackpressureConfig(status_code=503, retry_after_s=1)
     room = settings.ingress.ongoing + settings.ingress.queued + BESIDE_SEARCHES
     ingress = _scaled(Ingress, settings.ingress, settings, backpressure_config=busy)
-    return ingress.options(max_ongoing_requests=room, max_queued_requests=BESIDE_SEARCHES).bind(service)
+    return ingress.options(max_ongoing_requests=room, max_queued_requests=room).bind(service)
 
 
 def plan(args: ServeArgs) -> Service:

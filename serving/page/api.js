@@ -48,7 +48,7 @@ export async function call(path, init = {}) {
     const wait = 1000 * (fault.retryAfter ?? Infinity);
     if (response.status !== 503 || performance.now() - begun + wait > PATIENCE) throw fault;
     init.signal?.throwIfAborted();
-    if (init.method === "POST" && fault.code === "busy") tellOfWaiting();
+    if (init.method === "POST" && !["down", "starting"].includes(fault.code)) tellOfWaiting();
     await pause(wait, init.signal);
   }
 }

@@ -309,7 +309,8 @@ def test_it_is_said_when_all_imagined_pictures_count_about_the_same(
 
     def answered(route: Route) -> None:
         answer = route.fetch().json()
-        pictures = [answer["imagined"][0] | {"attention": share} for share in shares]
+        picture = answer["imagined"][0]
+        pictures = [picture | {"url": f"{picture['url']}?{i}", "attention": share} for i, share in enumerate(shares)]
         route.fulfill(json=answer | {"imagined": pictures})
 
     page.route("**/v1/search", answered)
