@@ -37,7 +37,7 @@ ROUTER = RequestRouterConfig(initial_backoff_s=0.025, backoff_multiplier=1, max_
 order of arrival; their back-off grows to half a second and is not reset when a request of another task gets through, so
 that with Serve's own settings a queue drains at four requests a second however fast the replica is."""
 
-BESIDE_SEARCHES = 32
+BESIDE_SEARCHES = 16
 """Requests for pages, pictures and all else that is no search, under way on one replica of the ingress. Searches have
 places of their own (``serving.admission``): browsers open six connections each, and none is to be refused. Many more
 would let all searches come as far as the ingress when there are far too many, where a refusal costs more than in the
@@ -85,7 +85,9 @@ def front(service: Service) -> Application:
     busy = BackpressureConfig(status_code=503, retry_after_s=1)
     room = settings.ingress.ongoing + settings.ingress.queued + BESIDE_SEARCHES
     ingress = _scaled(Ingress, settings.ingress, settings, backpressure_config=busy)
-    return ingress.options(max_ongoing_requests=room, max_queued_requests=room).bind(service)
+    return ingress.options(
+        max_ongoing_requests=room, max_queued_requests=settings.ingress.queued + BESIDE_SEARCHES
+    ).bind(service)
 
 
 def plan(args: ServeArgs) -> Service:
