@@ -31,6 +31,7 @@ def _render_category(folder: Path, category: Category, count: int, counter: Prog
     for i in range(count):
         render(category, FIRST_IMAGE + i).save(target / f"{i:04d}.jpg", quality=92)
     counter.add(1)
+    counter.flush()  # or the last one may be counted after the line that says how many there were
 
 
 def vocabulary(categories: Sequence[Category], kinds: Sequence[Kind]) -> list[VocabularyEntry]:

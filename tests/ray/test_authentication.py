@@ -41,29 +41,39 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return own | {"HOME": str(home), "PYTHONPATH": str(ROOT)} | more
 
 
-@pytest.mark.parametrize(
-    ("given", "let_in"),
-    [
-        ({}, False),
-        ({"RAY_AUTH_MODE": "disabled"}, False),
-        ({"RAY_AUTH_MODE": "token"}, False),
-        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ANOTHER}, False),
-        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"]}, True),
-    ],
-    ids=["nothing", "authentication is off", "no token", "another token", "the token"],
-)
-def test_a_process_is_let_in_with_the_token_alone(
-    given: dict[str, str], let_in: bool, tmp_path: Path, ray_session: None
-) -> None:
+CALLERS: dict[str, tuple[dict[str, str], bool]] = {
+    "nothing": ({}, False),
+    "authentication is off": ({"RAY_AUTH_MODE": "disabled"}, False),
+    "no token": ({"RAY_AUTH_MODE": "token"}, False),
+    "another token": ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ANOTHER}, False),
+    "the token": ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"]}, True),
+}
+"""What a process is given, and whether it is let in."""
+
+
+@pytest.fixture(scope="module")
+def callers(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Processes that connect to this run's Ray, at once: Ray asks for 20 s before it gives up."""
     import ray
 
-    address = ray.get_runtime_context().gcs_address
-    command = [sys.executable, "-c", CLIENT, address]
-    ran = subprocess.run(
-        command, env=environment(tmp_path, **given), capture_output=True, text=True, check=False, timeout=300
-    )
-    said = ran.stdout + ran.stderr
-    assert ran.stdout.splitlines()[-1:] == ["let in" if let_in else "not-authenticated address"], said
+    command = [sys.executable, "-c", CLIENT, ray.get_runtime_context().gcs_address]
+    started = {}
+    for name, (given, _) in CALLERS.items():
+        own = environment(tmp_path_factory.mktemp("caller"), **given)
+        pipe = subprocess.PIPE
+        started[name] = subprocess.Popen(command, env=own, stdout=pipe, stderr=pipe, text=True)
+    yield started
+    for process in started.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("name", CALLERS)
+def test_a_process_is_let_in_with_the_token_alone(name: str, callers: dict[str, subprocess.Popen[str]]) -> None:
+    printed, errors = callers[name].communicate(timeout=300)
+    said = printed + errors
+    expected = "let in" if CALLERS[name][1] else "not-authenticated address"
+    assert printed.splitlines()[-1:] == [expected], said
     assert os.environ["RAY_AUTH_TOKEN"] not in said
 
 
