@@ -43,7 +43,8 @@ class Far:
             for name, content in zip(NAMES, self.content, strict=True)
         }
         for name, content in zip(NAMES, self.content, strict=True):
-            self.folder.write_bytes(name, content)
+            if not self.folder.exists(name):  # another process may be reading it
+                self.folder.write_bytes(name, content)
 
     def open(self, **more: Any) -> Opened:
         opened = open_copy(self.folder, self.files, Opened, **more)
