@@ -27,6 +27,15 @@ VLM_DIM = 24
 VISION_DIM = 32
 START, END = "<|startoftext|>", "<|endoftext|>"
 SENTENCES = ["a red striped star", "a photo of a blue dotted circle", "something round, with green checks"]
+UNET: dict[str, Any] = {
+    "block_out_channels": (8, 16),
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": 8,
+}
+"""Of every tiny UNet of the kind of Stable Diffusion."""
 
 
 def write_vlm(folder: Path, *, seed: int = 0) -> Path:
@@ -107,12 +116,7 @@ def write_generator(folder: Path, *, seed: int = 0, half: bool = False, prudish:
     )
     unet = UNet2DConditionModel(
         sample_size=IMAGE_SIZE // 4,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
+        **UNET,
         cross_attention_dim=width,
     )
     vae = AutoencoderTiny(

@@ -14,7 +14,7 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from tiny_models import CONTEXT, START, train_tokenizer
+from tiny_models import CONTEXT, START, UNET, train_tokenizer
 
 from benchmarks.gpu.models import byte_tokenizer
 
@@ -195,14 +195,8 @@ def _latent(scheduler: Any = None, **unet: Any) -> dict[str, Any]:
         "text_encoder": _clip(transformers.CLIPTextModel),
         "tokenizer": train_tokenizer(),
         "unet": diffusers.UNet2DConditionModel(
-            **{"cross_attention_dim": WIDTH, **unet},
+            **{"cross_attention_dim": WIDTH, **UNET, **unet},
             sample_size=16,
-            block_out_channels=(8, 16),
-            norm_num_groups=4,
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=8,
         ),
         "scheduler": scheduler or diffusers.PNDMScheduler(skip_prk_steps=True, steps_offset=1),
     }

@@ -139,16 +139,22 @@ def test_order_of_the_gallery_does_not_matter(root: Path, profile: Profile, tmp_
     np.testing.assert_array_equal(found.scores, same.scores)
 
 
-def test_build_that_was_killed_is_resumed_by_the_same_plan_alone(
-    gallery: Gallery, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def leave_unpublished(gallery: Gallery, profile: Profile, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build three shards, and be killed before the version is published."""
+
     def killed(*_: Any, **__: Any) -> Index:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(Index, "publish", killed)
         with pytest.raises(KeyboardInterrupt):
-            build_index(gallery, str(tmp_path), profile, shards=3)
+            build_index(gallery, str(target), profile, shards=3)
+
+
+def test_build_that_was_killed_is_resumed_by_the_same_plan_alone(
+    gallery: Gallery, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_unpublished(gallery, profile, tmp_path, monkeypatch)
     (tmp_path / "000001/shard-00001.json").unlink()  # its files may be half written
     (tmp_path / "000001/shard-00001/vectors.npy").write_bytes(b"half")
     kept = (tmp_path / "000001/shard-00000/vectors.npy").stat().st_mtime_ns
@@ -170,13 +176,7 @@ def test_build_that_was_killed_is_resumed_by_the_same_plan_alone(
 def test_a_plan_or_marker_that_is_damaged_is_named(
     name: str, gallery: Gallery, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: Any, **__: Any) -> Index:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Index, "publish", killed)
-        with pytest.raises(KeyboardInterrupt):
-            build_index(gallery, str(tmp_path), profile, shards=3)
+    leave_unpublished(gallery, profile, tmp_path, monkeypatch)
     file = tmp_path / "000001" / name
     file.write_bytes(file.read_bytes()[:-10])
     with refused("damaged", str(file)) as caught:
