@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipelines.executor import Checkpoint, Each, Executor, Shared, Sink
 from retrieval.folder import Folder
+from retrieval.sources.known import is_in_sorted
 
 SUFFIX, PENDING = ".parquet", ".pending.parquet"
 
@@ -73,14 +74,12 @@ def unwritten(executor: Executor, checkpoint: Checkpoint) -> tuple[Each, ...]:
     """Return the stage that leaves out what is written for good by now, and none if nothing is."""
     # Listed here, as a result that is lost with its node is made again later, when more is written.
     files = noted(checkpoint.folder)
-    if not sum(checkpoint.folder.count_rows(files)):
+    if not files:
         return ()
     done = executor.run(written, *checkpoint, files)
     return (Each(partial(without, column=checkpoint.column, done=done)),)
 
 
 def without(rows: pa.Table, column: str, done: Shared[np.ndarray]) -> pa.Table:
-    """Return the rows that are not among those ``written``, which are sorted and not none."""
-    known, numbers = done.get(), rows[column].to_numpy()
-    places = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
-    return rows.filter(pa.array(known[places] != numbers))
+    """Return the rows that are not among those ``written``, which are sorted."""
+    return rows.filter(pa.array(~is_in_sorted(done.get(), rows[column].to_numpy())))

@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from cluster.profile import IndexSettings
 from cluster.progress import ProgressCounter, progress
 from pipelines.executor import Shared
-from pipelines.hash_ranges import content_hashes, repeated
+from pipelines.hash_ranges import content_hashes, is_first, repeated
 from pipelines.running import current_executor
 from retrieval.artifacts import Index
 from retrieval.errors import UserError
@@ -42,8 +42,7 @@ def exact_duplicates(index: Index) -> pa.Table:
     # An id begins with the hash of the bytes, so equal ones are neighbours in order.
     ids = np.sort(pa.chunked_array(found, pa.string()).to_numpy())
     contents = np.array([id.split("-")[0] for id in ids], dtype=object)
-    first = np.ones(len(ids), bool)
-    first[1:] = contents[1:] != contents[:-1]
+    first = is_first(contents)
     of = ids[np.maximum.accumulate(np.where(first, np.arange(len(ids)), 0))]
     again = ~first
     return pa.table({"id": ids[again], "of": of[again], "cosine": np.ones(again.sum(), np.float32)}, schema=PAIRS)

@@ -56,12 +56,12 @@ def _over_ranges(
 
 def _distinct(runs: Sequence[Shared[np.ndarray]], first: int, last: int) -> int:
     hashes = _gathered(runs, first, last)
-    return int(_is_first(hashes).sum())
+    return int(is_first(hashes).sum())
 
 
 def _repeated(runs: Sequence[Shared[np.ndarray]], first: int, last: int) -> np.ndarray:
     hashes = _gathered(runs, first, last)
-    return np.unique(hashes[~_is_first(hashes)])
+    return np.unique(hashes[~is_first(hashes)])
 
 
 def _gathered(runs: Sequence[Shared[np.ndarray]], first: int, last: int) -> np.ndarray:
@@ -81,7 +81,8 @@ def _gathered(runs: Sequence[Shared[np.ndarray]], first: int, last: int) -> np.n
     return gathered
 
 
-def _is_first(ordered: np.ndarray) -> np.ndarray:
+def is_first(ordered: np.ndarray) -> np.ndarray:
+    """Return of each value of a sorted array whether it is the first of its kind, bool (N,)."""
     first = np.ones(len(ordered), bool)
     first[1:] = ordered[1:] != ordered[:-1]
     return first

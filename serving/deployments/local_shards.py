@@ -44,8 +44,7 @@ class LocalShards:
         Raises:
             UserError: a file of it is damaged.
         """
-        opening = self._versions.of(version, verified=True)
-        await bounded("every shard of the index", opening, seconds=START_SECONDS, refusals=(UserError,))
+        await self._opened(version, seconds=START_SECONDS, refusals=(UserError,))
 
     async def search(self, version: str, query_D: np.ndarray, k: int, *, seconds: float) -> Found:
         """Return what the shards find within so many seconds.
@@ -80,10 +79,13 @@ class LocalShards:
 
     async def _ask(self, version: str, method: str, *arguments: Any, seconds: float) -> list[Any]:
         deadline = Deadline(seconds)
-        # Another replica of the ranker may name a version that this one has not opened yet, and so not compared.
-        opening = self._versions.of(version, verified=True)
-        opened = await bounded("every shard of the index", opening, seconds=seconds)
+        opened = await self._opened(version, seconds=seconds)
         return await self._each(opened, method, *arguments, seconds=deadline.left)
+
+    async def _opened(self, version: str, *, seconds: float, refusals: tuple[type[Exception], ...] = ()) -> Opened:
+        """A version whose files were compared: another replica may name one that this replica has not opened yet."""
+        opening = self._versions.of(version, verified=True)
+        return await bounded("every shard of the index", opening, seconds=seconds, refusals=refusals)
 
     async def _each(self, opened: Opened, method: str, *arguments: Any, seconds: float) -> list[Any]:
         """What the method of each shard (of ``Opened``) returns, or why it does not."""
