@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.guards.middleware import HttpMiddleware, caller, listed, refuse
+from serving.memory.redis import PASSWORD
 
 log = logging.getLogger("ray.serve")
 
@@ -135,6 +137,7 @@ def _storage(store: str) -> Any:
         f"async+{scheme}{mark}{place}",
         implementation="redispy",
         key_prefix="mindseye:rate",
+        password=os.environ.get(PASSWORD),
         wrap_exceptions=True,
         socket_timeout=1,
         socket_connect_timeout=1,
