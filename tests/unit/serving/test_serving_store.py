@@ -120,7 +120,7 @@ def test_redis_forgets_entries_a_year_after_their_last_use_and_settings_never(re
 def test_the_password_of_a_redis_may_be_in_the_environment(
     locked_redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(StoreError, match="(?i)authenti"):
+    with pytest.raises(StoreError, match=r"(?i)authenti"):
         RedisStore(locked_redis_url).put("a", b"one")
     monkeypatch.setenv(PASSWORD, "secret")
     RedisStore(locked_redis_url).put("a", b"one")
