@@ -133,11 +133,12 @@ def _storage(store: str) -> Any:
     if scheme not in ("redis", "rediss", "unix"):
         return storage_from_string("async+memory://")
     scheme = "redis+unix" if scheme == "unix" else scheme
+    password = os.environ.get(PASSWORD)
     return storage_from_string(
         f"async+{scheme}{mark}{place}",
         implementation="redispy",
         key_prefix="mindseye:rate",
-        password=os.environ.get(PASSWORD),
+        **({"password": password} if password else {}),
         wrap_exceptions=True,
         socket_timeout=1,
         socket_connect_timeout=1,
