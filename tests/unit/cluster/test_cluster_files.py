@@ -65,15 +65,16 @@ def test_nothing_of_ray_listens_to_the_world(file: Path) -> None:
     assert all("object-spilling-directory" in start for start in starts if "ray start" in start)
 
 
-@pytest.mark.parametrize("file", [AWS, GCP], ids=lambda file: file.name)
-def test_shells_of_a_node_have_its_environment(file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bashrc", [None, "", "case $- in *i*) ;; *) return;; esac\n"], ids=["none", "empty", "usual"])
+def test_shells_of_a_node_have_its_environment(bashrc: str | None, tmp_path: Path) -> None:
     """The command that sets the environment up is run twice, in a home of its own, with a venv that is made already."""
-    config = content(file)
+    config = content(AWS)
     [set_up] = [command for command in config["setup_commands"] if "node.env" in command]
     assert set_up in config["available_node_types"]["gpu"]["worker_setup_commands"]
     (tmp_path / "mindseye" / "venv" / "bin").mkdir(parents=True)
     (tmp_path / "mindseye" / "node.env").write_text((ROOT / "cluster/node.env").read_text())
-    (tmp_path / ".bashrc").write_text("case $- in *i*) ;; *) return;; esac\n")
+    if bashrc is not None:
+        (tmp_path / ".bashrc").write_text(bashrc)
     script = set_up.replace("python3 -m venv ~/mindseye/venv", "true")
     environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     for _ in range(2):
