@@ -63,6 +63,16 @@ class ServeArgs(BaseModel):
     """A query set to remember."""
     store: str | None = None
     """Where imagined queries are kept (``serving.memory``); by default the profile's, else a file of this user."""
+    keys_file: str | None = None
+    """API keys, at the same path on every node; by default the profile's. So a shipped profile can be served as it is
+    where keys are mounted."""
+
+    def load_profile(self) -> Profile:
+        """Load the profile, with what is given here in the place of its own; errors as ``load_profile``."""
+        profile = load_profile(self.profile)
+        if self.keys_file is None:
+            return profile
+        return profile.model_copy(update={"serve": profile.serve.model_copy(update={"keys_file": self.keys_file})})
 
 
 def build(args: ServeArgs | Mapping[str, Any]) -> Application:
@@ -92,7 +102,7 @@ def front(service: Service) -> Application:
 
 def plan(args: ServeArgs) -> Service:
     """Bind every deployment but the ingress, and return what the ingress needs; errors are those of ``build``."""
-    profile = load_profile(args.profile)
+    profile = args.load_profile()
     index, store = index_folder(args.target).uri, store_uri(args.store, profile)
     count = shard_deployments(Index.open(index), profile.serve)
     fingerprint = None

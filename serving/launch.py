@@ -72,8 +72,7 @@ def prepare(
     """
     check_ray(address, "a service")
     args = ServeArgs.model_validate(given)
-    profile = load_profile(args.profile)
-    settings = profile.serve
+    settings = args.load_profile().serve
     host, port = host or settings.host, settings.port if port is None else port
     if not 0 < port < 2**16:
         raise UserError(f"the port must be from 1 to {2**16 - 1}, not {port}", code="out-of-range", field="port")

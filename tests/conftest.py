@@ -230,6 +230,18 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
+def locked_redis_url(redis_url: str) -> Iterator[str]:
+    """The Redis of ``redis_url``, which asks for the password ``secret`` meanwhile."""
+    import redis
+
+    if not (shutil.which("redis-server") or shutil.which("valkey-server")):
+        pytest.skip("fakeredis asks for no password; apt install redis-server")
+    redis.Redis.from_url(redis_url).config_set("requirepass", "secret")
+    yield redis_url
+    redis.Redis.from_url(redis_url, password="secret").config_set("requirepass", "")
+
+
+@pytest.fixture
 def serve_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.LogCaptureFixture]:
     """What is logged to Serve's logger, which passes nothing on once Serve has run in this process."""
     logger = logging.getLogger("ray.serve")

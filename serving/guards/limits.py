@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.guards.middleware import HttpMiddleware, caller, listed, refuse
+from serving.memory.redis import PASSWORD
 
 log = logging.getLogger("ray.serve")
 
@@ -131,10 +133,12 @@ def _storage(store: str) -> Any:
     if scheme not in ("redis", "rediss", "unix"):
         return storage_from_string("async+memory://")
     scheme = "redis+unix" if scheme == "unix" else scheme
+    password = os.environ.get(PASSWORD)
     return storage_from_string(
         f"async+{scheme}{mark}{place}",
         implementation="redispy",
         key_prefix="mindseye:rate",
+        **({"password": password} if password else {}),
         wrap_exceptions=True,
         socket_timeout=1,
         socket_connect_timeout=1,

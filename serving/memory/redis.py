@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from retrieval.errors import UserError
 from serving.memory.store import StoreError
 
+PASSWORD = "MINDSEYE_REDIS_PASSWORD"
+"""The environment variable with the password of a URL that has none, so that it need not be written where URLs are."""
+
 
 class RedisStore:
-    """A store in Redis or Valkey, under keys that begin with ``mindseye:``.
+    """A store in Redis or Valkey, under keys that begin with ``mindseye:``. Its password may be in the URL, or in the
+    environment (``PASSWORD``).
 
     Its own ``maxmemory`` is the bound. With ``maxmemory-policy volatile-lru`` it evicts the least recently used entries
     and never a setting: entries expire, a year after their last use, and settings do not.
@@ -45,6 +50,7 @@ class RedisStore:
         try:
             self._redis: Any = redis.Redis.from_url(
                 url,
+                password=os.environ.get(PASSWORD),
                 socket_timeout=self.WAIT_SECONDS,
                 socket_connect_timeout=self.WAIT_SECONDS,
                 retry=Retry(NoBackoff(), 1),  # a connection that the server closed meanwhile is opened again

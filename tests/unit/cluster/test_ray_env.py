@@ -12,7 +12,7 @@ import pytest
 from ray.serve._private import constants
 
 from cluster.imports import PACKAGES
-from cluster.ray_env import DEFAULTS
+from cluster.ray_env import DEFAULTS, NODE, NODE_ENV, differing, environ_at_start
 
 ROOT = Path(__file__).parents[3]
 SETS = re.compile(r"environ\[[^\]]+\]\s*=[^=]|environ\.(setdefault|update|pop)|putenv")
@@ -41,3 +41,32 @@ def test_the_tests_run_in_the_mode_that_is_shipped() -> None:
     }
     assert constants.RAY_SERVE_THROUGHPUT_OPTIMIZED
     assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_a_shell_reads_the_file_as_we_do() -> None:
+    script = f"set -a; . {NODE_ENV}; set +a; env -0"
+    done = subprocess.run(["sh", "-c", script], env={}, capture_output=True, text=True, check=True)
+    read = dict(entry.split("=", 1) for entry in done.stdout.split("\0") if entry)
+    assert read.items() >= NODE.items()
+    assert all(re.fullmatch(r"[\w.]+", value) for value in NODE.values()), "docker takes quotes as part of the value"
+
+
+def test_a_node_asks_for_the_token_and_a_process_of_ours_leaves_that_to_ray() -> None:
+    assert NODE == {"RAY_AUTH_MODE": "token", **DEFAULTS}
+
+
+def test_what_a_node_lacks_or_has_otherwise_is_found() -> None:
+    name = "RAY_SERVE_THROUGHPUT_OPTIMIZED"
+    assert differing(NODE | {"HOME": "/"}) == {}
+    assert differing(NODE | {name: "0"}) == {name: ("0", "1")}
+    assert differing({}) == {name: (None, value) for name, value in NODE.items()}
+
+
+def test_what_importing_adds_is_not_taken_for_what_the_process_was_started_with() -> None:
+    code = "from cluster.ray_env import *; print(len(differing(os.environ)), len(differing(environ_at_start())))"
+    environment = {"RAY_SERVE_PROXY_USE_GRPC": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["1", str(len(NODE) - 1)]
+    assert environ_at_start().items() >= {"PATH": os.environ["PATH"]}.items()

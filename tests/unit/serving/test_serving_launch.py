@@ -29,6 +29,13 @@ def port() -> int:
     return free_port()
 
 
+def test_keys_are_given_beside_a_shipped_profile() -> None:
+    args = ServeArgs(target="work", profile="fast", keys_file="/etc/mindseye/keys")
+    shipped = ServeArgs(target="work", profile="fast").load_profile()
+    assert shipped.serve.keys_file is None
+    assert args.load_profile().serve == shipped.serve.model_copy(update={"keys_file": "/etc/mindseye/keys"})
+
+
 def test_what_cannot_be_served_is_refused_before_ray_is_started(
     collection: Collection, tmp_path: Path, port: int, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

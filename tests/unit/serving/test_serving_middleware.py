@@ -28,6 +28,7 @@ from serving.guards import keys as keys_module
 from serving.guards.keys import Keys, check_exposure, read_keys
 from serving.guards.limits import BodyLimit, RateLimit
 from serving.guards.middleware import CALLER, LastResort, RequestId, SecurityHeaders, request_id
+from serving.memory.redis import PASSWORD
 
 KEY, OTHER, EXPIRED, ENDING = (
     "first-key-0123456789",
@@ -387,6 +388,14 @@ def test_replicas_count_together_in_redis_and_refuse_nobody_without_it(
         assert [alone.ask().status for _ in range(3)] == [200, 200, 200]
     assert serve_log.text.count("requests are not counted for 5 s") == 1
     assert "secret" not in serve_log.text
+
+
+def test_requests_are_counted_in_a_redis_whose_password_is_in_the_environment(
+    app: ASGIApp, locked_redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PASSWORD, "secret")
+    with served(RateLimit(app, per_minute=1, store=f"{locked_redis_url[:-1]}1")) as server:
+        assert [server.ask().status for _ in range(2)] == [200, 429]
 
 
 # Ids, headers, faults

@@ -16,7 +16,7 @@ from waiting import wait_until
 from serving.memory import Store, StoreError, open_store
 from serving.memory import sqlite as sqlite_module
 from serving.memory.local import MemoryStore
-from serving.memory.redis import RedisStore, shown
+from serving.memory.redis import PASSWORD, RedisStore, shown
 from serving.memory.sqlite import SqliteStore
 
 ROOT = Path(__file__).parents[3]
@@ -115,6 +115,17 @@ def test_redis_forgets_entries_a_year_after_their_last_use_and_settings_never(re
     assert server.ttl("mindseye:entry:a") > 360 * 24 * 3600
     store.set_setting("index", "here")
     assert server.ttl("mindseye:setting:index") == -1
+
+
+def test_the_password_of_a_redis_may_be_in_the_environment(
+    locked_redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StoreError, match=r"(?i)authenti"):
+        RedisStore(locked_redis_url).put("a", b"one")
+    monkeypatch.setenv(PASSWORD, "secret")
+    RedisStore(locked_redis_url).put("a", b"one")
+    monkeypatch.setenv(PASSWORD, "another")
+    assert RedisStore(locked_redis_url.replace("//", "//:secret@")).get("a") == b"one"
 
 
 def test_a_file_is_there_after_a_restart_and_for_its_owner_alone(tmp_path: Path) -> None:
