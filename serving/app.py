@@ -125,8 +125,9 @@ def plan(args: ServeArgs) -> Service:
 
 def shard_deployments(index: Index, settings: ServeSettings) -> int:
     """Return how many deployments the shards of an index are: one each, or none where the ranker holds them."""
-    records, placed = index.manifest.shards, settings.shards.node_label or settings.shards.gpus
-    local = not placed and sum(record.bytes for record in records) <= settings.local_index_bytes
+    records, shards = index.manifest.shards, settings.shards
+    apart = shards.gpus or shards.selectors(0) != shards.selectors(1)
+    local = not apart and sum(record.bytes for record in records) <= settings.local_index_bytes
     return 0 if local else len(records)
 
 
@@ -196,10 +197,6 @@ def _scaled(
     deployment: Any, replicas: Replicas, settings: ServeSettings, shard: int | None = None, **further: Any
 ) -> Any:
     """The deployment with what the profile says of its replicas."""
-    actor: dict[str, Any] = {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus}
-    if replicas.node_label:
-        key, value = replicas.node_label.format(shard=shard).split("=")
-        actor |= {"label_selector": {key: value}, "fallback_strategy": [{"label_selector": {}}]}
     return deployment.options(
         autoscaling_config=AutoscalingConfig(
             min_replicas=replicas.min_replicas,
@@ -208,7 +205,7 @@ def _scaled(
         ),
         max_ongoing_requests=replicas.ongoing,
         max_queued_requests=replicas.queued,
-        ray_actor_options=actor,
+        ray_actor_options=replicas.options(shard),
         request_router_config=ROUTER,
         logging_config=LOGGING,
         health_check_period_s=5,

@@ -34,7 +34,7 @@ from training.workers import run_loop
 HISTORY = "metrics.jsonl"
 CURVES = "curves.png"
 RUNS = "runs"
-_WHERE_IT_RUNS = {"min_workers", "max_workers", "cpus", "gpus", "max_failures"}
+_WHERE_IT_RUNS = {"min_workers", "max_workers", "cpus", "gpus", "labels", "fallback", "max_failures"}
 """Settings that the result does not depend on: a run resumes with others."""
 
 
