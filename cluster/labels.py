@@ -13,11 +13,12 @@ Labels = Mapping[str, str]
 """Of a node; or a selector, whose values are conditions."""
 _WORD = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
 _KEY = re.compile(rf"(?:(?=[^/]{{1,253}}/){_WORD}(?:\.{_WORD})*/)?{_WORD}")
-_CONDITION = re.compile(rf"(?P<no>!)?(?:in\((?P<several>{_WORD}(?:, ?{_WORD})*)\)|(?P<one>{_WORD}))")
+_CONDITION = re.compile(rf"(?P<no>!)?(?:in\((?P<several>{_WORD}(?:,{_WORD})*)\)|(?P<one>{_WORD}))")
 
 
 def check_selector(selector: Labels) -> None:
-    """Refuse a selector that Ray would refuse once the job runs, or read as another.
+    """Refuse a selector that Ray would refuse once the job runs, or read as another: it takes ``in(a, b)``, and then
+    finds no node of b.
 
     Raises:
         ValueError: a key or a condition is malformed.
@@ -43,5 +44,5 @@ def selects(selector: Labels, labels: Labels) -> bool:
 def _meets(condition: str, value: str | None) -> bool:
     found = _CONDITION.fullmatch(condition)
     assert found, condition
-    values = re.split(", ?", found["several"] or found["one"])
+    values = (found["several"] or found["one"]).split(",")
     return (value in values) != bool(found["no"])

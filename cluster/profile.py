@@ -83,6 +83,10 @@ class Placement(Settings):
         """Return which nodes the stage may have, the preferred ones first; of a shard, by its number."""
         return [numbered(selector, shard) for selector in (self.labels, *self.fallback)] if self.labels else [{}]
 
+    def resized(self, cpus: float, gpus: float = 0) -> Placement:
+        """Return what takes so much of the same nodes."""
+        return Placement(cpus=cpus, gpus=gpus, labels=self.labels, fallback=self.fallback)
+
     def options(self, shard: int | None = None) -> dict[str, Any]:
         """Return the same as options of Ray's tasks and actors."""
         first, *others = self.selectors(shard)

@@ -15,6 +15,7 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.loading import index_folder, load_aggregator, prompt_templates
 from cluster.profile import Profile, Replicas, ServeSettings, load_profile
+from cluster.room import Demand, check_room
 from cluster.session import node_count
 from retrieval.artifacts import Index, QuerySet
 from retrieval.errors import UserError
@@ -72,10 +73,12 @@ def build(args: ServeArgs | Mapping[str, Any]) -> Application:
         args: Serve gives the mapping of its config file or command line as it is.
 
     Raises:
-        UserError: an artifact or the profile is missing or does not fit; the message says which and what to do.
+        UserError: an artifact or the profile is missing or does not fit, or the cluster has no room for a deployment;
+            the message says which and what to do.
     """
     service = plan(ServeArgs.model_validate(args))
     check_store(service.store, service.profile.serve, node_count())
+    check_room(*demands(service.profile.serve, service.shards))
     return front(service)
 
 
@@ -121,6 +124,14 @@ def plan(args: ServeArgs) -> Service:
     ranker = _scaled(Ranker, settings.ranker, settings).bind(profile, pointer, learned, encoders, shards)
     defaults = Defaults(profile.queries.images, fingerprint)
     return Service(profile, Parts(vlm, vision, generator, ranker), store, defaults, learned, count, index)
+
+
+def demands(settings: ServeSettings, shards: int) -> list[Demand]:
+    """Return the replicas that must run at once, with so many shards that are deployments."""
+    named = {name: getattr(settings, name) for name in ("ingress", "vlm", "vision", "generator", "ranker")}
+    once = [Demand(name, f"serve.{name}", of, of.min_replicas) for name, of in named.items() if of.max_replicas]
+    of = settings.shards
+    return once + [Demand(f"shard {number}", "serve.shards", of, of.min_replicas, number) for number in range(shards)]
 
 
 def shard_deployments(index: Index, settings: ServeSettings) -> int:

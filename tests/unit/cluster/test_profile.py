@@ -150,8 +150,8 @@ def test_a_stage_that_names_nodes_prefers_them_and_with_an_empty_fallback_has_no
 
 
 def test_labels_of_a_shard_hold_its_number() -> None:
-    shards = Shards(labels={"shard": "n-{shard}"}, fallback=[{"near": "in(r{shard}, all)"}])
-    assert shards.selectors(12) == [{"shard": "n-12"}, {"near": "in(r12, all)"}]
+    shards = Shards(labels={"shard": "n-{shard}"}, fallback=[{"near": "in(r{shard},all)"}])
+    assert shards.selectors(12) == [{"shard": "n-12"}, {"near": "in(r12,all)"}]
 
 
 @pytest.mark.parametrize("name", ["fast", "paper"])
