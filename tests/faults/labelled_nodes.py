@@ -1,8 +1,10 @@
 """Jobs and a service on six nodes of one machine with labels and pretended GPUs, as a program: see test_placement.
 
-    python labelled_nodes.py placed|lost FOLDER PROFILE
+    python labelled_nodes.py placed|jobs|service FOLDER PROFILE TARGET
 
-prints JSON at its end. What is defined here lies in ``__main__``, so workers are sent it whole.
+In ``placed`` nothing is lost; in ``jobs`` a node for models is, in each of them; in ``service`` that of a shard of the
+index in TARGET, which the jobs else make. It prints JSON at its end. What is defined here lies in ``__main__``, so
+workers are sent it whole.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from serving.app import ServeArgs, front, plan
 from serving.client import ServiceFault, search
 from serving.launch import Prepared, running
 
-MODE, FOLDER, PROFILE = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+MODE, FOLDER, PROFILE, TARGET = sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
 POOL = "mindseye/pool"
 NOTES = str(FOLDER / "notes")
 IMAGES, CLASSES = 120, 12
@@ -78,7 +80,7 @@ class Noted:
 
     def __call__(self, table: Any) -> Any:
         note(self.name)
-        if MODE == "lost":
+        if MODE == "jobs":
             time.sleep(0.5)
         return self.worker(table)
 
@@ -105,7 +107,7 @@ class Noting(RayExecutor):
 
 def noted_work(config: dict[str, Any]) -> Any:
     note("worker")
-    return training.loop.train_loop(ray.get(config["run"]), Slow() if MODE == "lost" else training.workers.OnRay())
+    return training.loop.train_loop(ray.get(config["run"]), Slow() if MODE == "jobs" else training.workers.OnRay())
 
 
 class Slow(training.workers.OnRay):
@@ -137,14 +139,13 @@ class Nodes:
         self.cluster.remove_node(self.nodes.pop(node), allow_graceful=False)
 
     def lose(self, when: Callable[[], str | None], job: str) -> threading.Thread:
-        """Kill the node for models that is named as soon as one is, and start another."""
+        """Kill the node that is named as soon as one is."""
 
         def watch() -> None:
             while not (node := when()):
                 time.sleep(0.02)
             lost[job] = time.monotonic()
             self.kill(node)
-            self.add("gpu")
 
         thread = threading.Thread(target=watch)
         thread.start()
@@ -169,7 +170,7 @@ def placed_profile() -> Profile:
             "embed": at("gpu", profile.embed, **gpu, max_actors=2, batch=8),
             "imagine": at("gpu", profile.imagine, **gpu, max_actors=2, batch=2),
             "index": at("index", profile.index, cpus=1),
-            "train": at("gpu", profile.train, **gpu, min_workers=1, max_workers=1, steps=24, validate_every=2),
+            "train": at("gpu", profile.train, cpus=0.5, min_workers=1, max_workers=1, steps=24, validate_every=2),
             "serve": settings.model_copy(
                 update={
                     "local_index_bytes": 0,
@@ -203,8 +204,8 @@ def write_classes() -> Path:
 
 @contextmanager
 def service(profile: Profile) -> Iterator[str]:
-    """A service of the index of ``FOLDER``; only the head listens, for all nodes have one address."""
-    args = ServeArgs(target=str(FOLDER / "target"), profile=profile, store=f"sqlite:{FOLDER}/store.sqlite")
+    """A service of the index in ``TARGET``; only the head listens, for all nodes have one address."""
+    args = ServeArgs(target=str(TARGET), profile=profile, store=f"sqlite:{FOLDER}/store.sqlite")
     planned = plan(args)
     made = Prepared(front(planned), profile.serve, planned.shards, "sqlite:", "127.0.0.1", free_port(), "mindseye")
     try:
@@ -224,7 +225,7 @@ def replicas() -> dict[str, list[str]]:
 
 
 def index(profile: Profile) -> None:
-    mindseye.index(write_images(), FOLDER / "target", profile, shards=2, factory="IVF2,Flat")
+    mindseye.index(write_images(), TARGET, profile, shards=2, factory="IVF2,Flat")
 
 
 def queries(profile: Profile) -> None:
@@ -232,7 +233,7 @@ def queries(profile: Profile) -> None:
 
 
 def train(profile: Profile) -> None:
-    mindseye.train(FOLDER / "target/gallery", FOLDER / "queries", FOLDER / "aggregator", profile)
+    mindseye.train(TARGET / "gallery", FOLDER / "queries", FOLDER / "aggregator", profile)
 
 
 JOBS = {"index": index, "queries": queries, "train": train}
@@ -272,7 +273,7 @@ def placed(profile: Profile, nodes: Nodes) -> dict[str, Any]:
 
 
 def lose_nodes(profile: Profile, nodes: Nodes) -> dict[str, Any]:
-    """Kill a node in each job and under a service; report what each took, with and without, and what was answered."""
+    """Kill a node for models in each job; report what each took, and how long after the loss it ended."""
     took, since = {}, {}
 
     def embedding() -> str | None:
@@ -285,14 +286,13 @@ def lose_nodes(profile: Profile, nodes: Nodes) -> dict[str, Any]:
     def trained() -> str | None:
         return next((node for _, node in notes("validated")[3:]), None)
 
-    begun = time.monotonic()
     for job, when in (("index", embedding), ("queries", imagining), ("train", trained)):
         killer, started = nodes.lose(when, job), time.monotonic()
         JOBS[job](profile)
         killer.join()
+        nodes.add("gpu")  # Ray starts none in another thread
         took[job], since[job] = time.monotonic() - started, time.monotonic() - lost[job]
-    print(f"jobs done after {time.monotonic() - begun:.0f} s", file=sys.stderr)
-    return {"took": took, "after_loss": since, "attempts": len(notes("worker")), "served": lose_a_shard(profile, nodes)}
+    return {"took": took, "after_loss": since, "attempts": len(notes("worker"))}
 
 
 def lose_a_shard(profile: Profile, nodes: Nodes) -> dict[str, Any]:
@@ -354,7 +354,11 @@ if __name__ == "__main__":
     os.environ["RAY_ADDRESS"] = there.cluster.address
     try:
         with session(there.cluster.address):
-            print(json.dumps({"placed": placed, "lost": lose_nodes}[MODE](placed_profile(), there)))
+            print(
+                json.dumps(
+                    {"placed": placed, "jobs": lose_nodes, "service": lose_a_shard}[MODE](placed_profile(), there)
+                )
+            )
     finally:
         ray.shutdown()
         there.cluster.shutdown()
