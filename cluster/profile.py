@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from cluster.labels import check_selector
 from retrieval.errors import UserError
 from retrieval.prompts import MAX_CHARACTERS, TEMPLATE_SETS, fill
 
 PROFILES = Path(__file__).parent / "profiles"
+SHARD = "{shard}"
 _LOCAL = "local-dir:"
 
 
@@ -53,15 +56,56 @@ class Models(Settings):
     """Of all weights; ``auto`` takes bfloat16 where the device is fast with it, else float32."""
 
 
-class Stage(Settings):
-    """What the actors of one stage may use. Ray schedules by these numbers and adds actors up to ``max_actors`` as work
-    allows.
-    """
+class Placement(Settings):
+    """What each actor of a stage takes, and of which nodes: docs/placement.md."""
 
     cpus: float = Field(default=1, ge=0)
     """CPUs of each actor."""
     gpus: float = Field(default=0, ge=0)
     """GPUs of each actor."""
+    labels: dict[str, str] = {}
+    """Which nodes, by their labels; Ray's ``label_selector``: ``value``, ``!value``, ``in(a,b)`` or ``!in(a,b)``."""
+    fallback: list[dict[str, str]] = [{}]
+    """Which nodes else, where none fits ``labels``, in this order; Ray's ``fallback_strategy``. ``{}`` is any node, and
+    with ``[]`` there are no others."""
+
+    number: ClassVar[str | None] = None
+    """What ``{shard}`` stands for where this is checked; nothing but in ``serve.shards``."""
+
+    @field_validator("labels", "fallback")
+    @classmethod
+    def _selects(cls, given: Any) -> Any:
+        for selector in given if isinstance(given, list) else [given]:
+            check_selector(numbered(selector, cls.number))
+        return given
+
+    def selectors(self, shard: int | None = None) -> list[dict[str, str]]:
+        """Return which nodes the stage may have, the preferred ones first; of a shard, by its number."""
+        return [numbered(selector, shard) for selector in (self.labels, *self.fallback)] if self.labels else [{}]
+
+    def resized(self, cpus: float, gpus: float = 0) -> Placement:
+        """Return what takes so much of the same nodes."""
+        return Placement(cpus=cpus, gpus=gpus, labels=self.labels, fallback=self.fallback)
+
+    def options(self, shard: int | None = None) -> dict[str, Any]:
+        """Return the same as options of Ray's tasks and actors."""
+        first, *others = self.selectors(shard)
+        selected: dict[str, Any] = {"label_selector": first} if first else {}
+        if others:
+            selected["fallback_strategy"] = [{"label_selector": each} for each in others]
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, **selected}
+
+
+def numbered(selector: Mapping[str, str], shard: int | str | None) -> dict[str, str]:
+    """Return a selector with the number of a shard in the place of ``{shard}``, if there is one."""
+    return {key: value if shard is None else value.replace(SHARD, str(shard)) for key, value in selector.items()}
+
+
+class Stage(Placement):
+    """What the actors of one stage may use. Ray schedules by these numbers and adds actors up to ``max_actors`` as work
+    allows.
+    """
+
     min_actors: int = Field(default=1, ge=1)
     """Actors that the stage has at least."""
     max_actors: int = Field(ge=1)
@@ -96,8 +140,8 @@ class Queries(Settings):
         return given
 
 
-class IndexSettings(Settings):
-    """How an index is cut and built."""
+class IndexSettings(Placement):
+    """How an index is cut and built, and where: on the nodes that these labels select, all that reads shards runs."""
 
     rows_per_shard: int = Field(ge=1)
     """Images in one shard, at most."""
@@ -113,7 +157,7 @@ class IndexSettings(Settings):
     """Recall@10 and @100 against exact search, at every λ, below which a version is not published."""
 
 
-class Replicas(Settings):
+class Replicas(Placement):
     """How many replicas of one deployment there are, what each may use, and how many requests each accepts.
 
     Ray Serve adds replicas up to ``max_replicas`` while more than half of ``ongoing`` requests are under way on each.
@@ -121,8 +165,6 @@ class Replicas(Settings):
 
     cpus: float = Field(default=0.2, ge=0)
     """CPUs of each replica."""
-    gpus: float = Field(default=0, ge=0)
-    """GPUs of each replica."""
     min_replicas: int = Field(default=1, ge=0)
     """Replicas at least; 0 starts the first when it is asked for."""
     max_replicas: int = Field(default=1, ge=0)
@@ -135,8 +177,6 @@ class Replicas(Settings):
     """Requests that go through a model at once."""
     batch_wait_ms: float = Field(default=0, ge=0)
     """Milliseconds that a batch waits to fill; 0 takes what has arrived while the one before was under way."""
-    node_label: str | None = Field(default=None, pattern=r"^[^=]+=[^=]+$")
-    """Nodes to prefer, as ``key=value``; ``{shard}`` becomes the shard's number. Other nodes serve if none fits."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -145,6 +185,13 @@ class Replicas(Settings):
         if self.ongoing < self.batch:
             raise ValueError(f"ongoing ({self.ongoing}) is below batch ({self.batch}), which then never fills")
         return self
+
+
+class Shards(Replicas):
+    """The replicas of each shard; in the values of its labels ``{shard}`` is the shard's number."""
+
+    number: ClassVar[str | None] = "0"
+    """As that of every shard."""
 
 
 class Limits(Settings):
@@ -190,7 +237,7 @@ class ServeSettings(Settings):
     """Milliseconds that a shard may take before the answer goes without it."""
     local_index_bytes: int = Field(default=512 * 2**20, ge=0)
     """Bytes of an index up to which each replica of the ranker holds its shards itself, which saves every answer a hop.
-    Shards of a larger index, or with a ``node_label`` or ``gpus``, are deployments of their own."""
+    Shards of a larger index, or with ``gpus`` or ``{shard}`` in a label, are deployments of their own."""
     limits: Limits = Limits()
     """What one request may ask for."""
     ingress: Replicas = Replicas(ongoing=256, queued=256)
@@ -204,7 +251,7 @@ class ServeSettings(Settings):
     """Texts to imagined images."""
     ranker: Replicas = Replicas(ongoing=64, queued=256)
     """Fused queries to rankings: asks the shards and merges."""
-    shards: Replicas = Replicas(ongoing=32, queued=256)
+    shards: Shards = Shards(ongoing=32, queued=256)
     """Each of the shards of the index, where they are deployments."""
 
     @model_validator(mode="after")
@@ -219,17 +266,13 @@ class ServeSettings(Settings):
         return self
 
 
-class Training(Settings):
+class Training(Placement):
     """How the aggregator is trained, and on what. Batches and steps are those of all workers together."""
 
     min_workers: int = Field(default=1, ge=0)
     """0 trains in the calling process. With fewer than ``max_workers``, Ray Train takes what the cluster has."""
     max_workers: int = Field(default=1, ge=0)
     """Workers at most."""
-    cpus: float = Field(default=1, ge=0)
-    """CPUs of each worker."""
-    gpus: float = Field(default=0, ge=0)
-    """GPUs of each worker."""
     max_failures: int = Field(default=3, ge=0)
     """Times that lost workers are replaced before the run gives up."""
     layers: int = Field(default=2, ge=1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,44 +21,12 @@ from retrieval.folder import Folder
 
 IN_PROCESS = "none"
 """The address that runs jobs in this process."""
-_local = threading.Event()
-"""Set while the Ray that is used is a local one of ``session``."""
 _in_process: ContextVar[bool] = ContextVar("in_process", default=False)
 
 
 def in_process() -> bool:
     """Return whether jobs run in this process: a session says so, or there is no Ray to run them on."""
     return _in_process.get() or not ray.is_initialized()
-
-
-def check_room(what: str, field: str, cpus: float, gpus: float = 0) -> None:
-    """Refuse what a job would wait for without end, on a local Ray, which no further node will join.
-
-    Args:
-        what: needs so many ``cpus`` and ``gpus``.
-        field: of the profile that says so.
-
-    Raises:
-        UserError: there are fewer (``too-few-resources``).
-    """
-    if not _local.is_set() or _in_process.get():
-        return
-    for resource, needed, there in lacking(cpus, gpus):
-        setting = f"{field}.{resource.lower()}s"
-        raise UserError(
-            f"{what} needs {needed:g} {resource}s, and this machine's Ray has {there:g}: lower {setting} in the"
-            " profile, choose another profile, or use a cluster",
-            code="too-few-resources",
-            field=setting,
-        )
-
-
-def lacking(cpus: float, gpus: float) -> Iterator[tuple[str, float, float]]:
-    """Yield the resources, ``CPU`` or ``GPU``, that Ray has too few of: how many are needed, how many there are."""
-    for resource, needed in (("CPU", cpus), ("GPU", gpus)):
-        there = ray.cluster_resources().get(resource, 0)
-        if needed > there:
-            yield resource, needed, there
 
 
 def node_count() -> int:
@@ -150,13 +117,10 @@ def session(address: str | None = None) -> Iterator[None]:
     with _silent_stderr(), _token_asked_for(address):
         ray.init(address=address, runtime_env=ours_first(), log_to_driver=False, logging_level=logging.ERROR, **local)
     data_defaults()
-    if local:
-        _local.set()
     try:
         with _plain_errors():
             yield
     finally:
-        _local.clear()
         ray.shutdown()
 
 

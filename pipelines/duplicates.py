@@ -89,7 +89,7 @@ def near_duplicates(index: Index, cosine: float, settings: IndexSettings) -> pa.
     shards = range(len(index.manifest.shards))
     with progress("looking for near duplicates in each shard", index.manifest.rows * len(shards)) as counter:
         calls = [(index, number, cosine, counter) for number in shards]
-        found = current_executor().map(_pairs_of_shard, calls, cpus=settings.cpus)
+        found = current_executor().map(_pairs_of_shard, calls, place=settings.resized(settings.cpus))
     return _grouped(pa.concat_tables([PAIRS.empty_table(), *found]))
 
 

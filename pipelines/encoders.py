@@ -10,7 +10,7 @@ from cachetools import LRUCache, cached
 
 from cluster.loading import load_vision, load_vlm, record_of
 from cluster.profile import Profile
-from cluster.session import check_room
+from cluster.room import Demand, check_room
 from pipelines.running import current_executor
 from retrieval.artifacts import ModelRecord
 
@@ -56,17 +56,15 @@ def describe_encoders(profile: Profile) -> Encoders:
     the same.
 
     Raises:
-        UserError: this machine's Ray has no room for the stage.
+        UserError: Ray has no room for the stage.
     """
-    stage = profile.embed
-    check_room("an embedder", "embed", stage.cpus, stage.gpus)  # not cached: it is of the stage, not of the models
+    check_room(Demand("an embedder", "embed", profile.embed))  # not cached: it is of the stage, not of the models
     return _described_once(profile)
 
 
 @cached(LRUCache(8), _key, Lock())
 def _described_once(profile: Profile) -> Encoders:
-    stage = profile.embed
-    return current_executor().run(_described, profile, cpus=stage.cpus, gpus=stage.gpus).get()
+    return current_executor().run(_described, profile, place=profile.embed).get()
 
 
 def _described(profile: Profile) -> Encoders:

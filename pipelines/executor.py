@@ -12,11 +12,13 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
 
-from cluster.profile import Stage
+from cluster.profile import Placement, Stage
 from retrieval.folder import Folder
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+ONE_CPU = Placement()
+"""Of any node."""
 RETRIES = 3
 """How often a call is retried that raised one of the errors given, or whose worker was lost."""
 
@@ -92,7 +94,7 @@ class Executor(Protocol):
     def share(self, value: T) -> Shared[T]:
         """Put a value where workers reach it."""
 
-    def run(self, function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0) -> Shared[T]:
+    def run(self, function: Callable[..., T], *arguments: Any, place: Placement = ONE_CPU) -> Shared[T]:
         """Call a function in a worker, and leave the result there. One that had GPUs ends with the call."""
 
     def map(
@@ -100,13 +102,13 @@ class Executor(Protocol):
         function: Callable[..., T],
         items: Iterable[tuple[Any, ...]],
         *,
-        cpus: float = 1,
+        place: Placement = ONE_CPU,
         retry_on: Sequence[type[Exception]] = (),
     ) -> list[T]:
         """Call a function with the arguments of each item; return the results in order.
 
         Args:
-            cpus: of each call.
+            place: what each call takes, and of which nodes.
             retry_on: errors after which a call is retried, ``RETRIES`` times.
         """
 
@@ -117,7 +119,7 @@ class Executor(Protocol):
         """
 
     def as_completed(
-        self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], *, cpus: float = 1
+        self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], *, place: Placement = ONE_CPU
     ) -> Iterator[T]:
         """Call a function with the arguments of each item; yield the results as they come, holding none."""
 
@@ -130,8 +132,8 @@ class Executor(Protocol):
             ahead: what a generator may yield before it is asked for.
         """
 
-    def cpus_each(self, tasks: int, least: float) -> float:
-        """Return the CPUs that each of so many calls may use: ``least``, or more where there are more than calls."""
+    def shared_among(self, calls: int, place: Placement) -> Placement:
+        """Return the place of each of so many calls: no GPUs, and more CPUs where there are more of them than calls."""
 
     def tables(self, source: Files | Sequence[pa.Table], *stages: Each | Workers) -> Iterator[pa.Table]:
         """Send tables through stages, to the caller. None of them is empty."""

@@ -13,7 +13,7 @@ import time
 
 from cluster.profile import Profile
 from cluster.progress import Log, silent
-from cluster.session import check_room
+from cluster.room import Demand, check_room
 from pipelines.index_plan import open_version, plan_of
 from pipelines.publication import publish
 from pipelines.quantisers import train_quantisers
@@ -55,7 +55,7 @@ def build_index(
             profile's ``recall_floor`` (``low-recall``).
     """
     settings, manifest = profile.index, gallery.manifest
-    check_room("building a shard", "index", settings.cpus, settings.gpus)
+    check_room(Demand("building a shard", "index", settings))
     count = math.ceil(manifest.rows / settings.rows_per_shard) if shards is None else shards
     if not 1 <= count <= manifest.rows:
         raise UserError(

@@ -17,7 +17,8 @@ from cluster.hold import hold
 from cluster.loading import GALLERY, INDEX
 from cluster.profile import Profile, load_profile
 from cluster.progress import Log, silent
-from cluster.session import check_room, session
+from cluster.room import Demand, check_room
+from cluster.session import session
 from pipelines import growth, pruning
 from pipelines.batch_contents import Summary, summary_of
 from pipelines.duplicates import check_cosine, exact_duplicates, near_duplicates
@@ -103,7 +104,7 @@ def index(
     gallery_uri, root = (place / GALLERY).uri, place / INDEX
     with _running(place, f"mindseye index {source}", take_over, address):
         if overwrite or not (place / GALLERY).exists(MANIFEST):
-            check_room("building a shard", "index", settings.index.cpus)
+            check_room(Demand("building a shard", "index", settings.index))
             _check_kind(factory or settings.index.factory, settings)
         if overwrite:
             gallery = build_gallery(str(source), gallery_uri, settings, overwrite=True, log=log)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 
 from cluster.cores import usable_cores
+from cluster.profile import Placement
 from pipelines.checkpoint import clean_pending, unwritten, write_noted
-from pipelines.executor import RETRIES, Checkpoint, Each, Files, Shared, Sink, Workers
+from pipelines.executor import ONE_CPU, RETRIES, Checkpoint, Each, Files, Shared, Sink, Workers
 
 T = TypeVar("T")
 _ROWS_READ = 65_536
@@ -31,7 +32,7 @@ class LocalExecutor:
     def share(self, value: T) -> Shared[T]:
         return LocalShared(value)
 
-    def run(self, function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0) -> Shared[T]:
+    def run(self, function: Callable[..., T], *arguments: Any, place: Placement = ONE_CPU) -> Shared[T]:
         return LocalShared(function(*arguments))
 
     def map(
@@ -39,7 +40,7 @@ class LocalExecutor:
         function: Callable[..., T],
         items: Iterable[tuple[Any, ...]],
         *,
-        cpus: float = 1,
+        place: Placement = ONE_CPU,
         retry_on: Sequence[type[Exception]] = (),
     ) -> list[T]:
         return [_retried(function, item, tuple(retry_on)) for item in items]
@@ -48,7 +49,7 @@ class LocalExecutor:
         return [LocalShared(function(*item)) for item in items]
 
     def as_completed(
-        self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], *, cpus: float = 1
+        self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], *, place: Placement = ONE_CPU
     ) -> Iterator[T]:
         return (function(*item) for item in items)
 
@@ -58,8 +59,8 @@ class LocalExecutor:
         for item in items:
             yield from function(*item)
 
-    def cpus_each(self, tasks: int, least: float) -> float:
-        return max(least, usable_cores())
+    def shared_among(self, calls: int, place: Placement) -> Placement:
+        return place.resized(max(place.cpus, usable_cores()))
 
     def tables(self, source: Files | Sequence[pa.Table], *stages: Each | Workers) -> Iterator[pa.Table]:
         made = _made(stages)

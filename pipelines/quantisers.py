@@ -56,9 +56,9 @@ def train_quantisers(
         sample = executor.map_shared(_sampled, runs)
     with progress("training the index", min(wanted, rows)) as counter:
         # The node with the most CPUs may be one without GPUs.
-        cpus = settings.cpus if settings.gpus else executor.cpus_each(1, settings.cpus)
-        given = version, sample, factory, cpus, math.ceil(settings.gpus)
-        trained_on, spent["train"] = executor.run(_train, *given, cpus=cpus, gpus=settings.gpus).get()
+        place = settings if settings.gpus else executor.shared_among(1, settings)
+        given = version, sample, factory, place.cpus, math.ceil(place.gpus)
+        trained_on, spent["train"] = executor.run(_train, *given, place=place).get()
         counter.add(trained_on)
     return version
 

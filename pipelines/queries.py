@@ -19,7 +19,8 @@ from cluster.hold import check_held, hold
 from cluster.loading import prompt_templates
 from cluster.profile import Profile, load_profile
 from cluster.progress import Log, ProgressCounter, progress, silent
-from cluster.session import check_room, check_shared, session
+from cluster.room import Demand, check_room
+from cluster.session import check_shared, session
 from pipelines.executor import TableFiles, Workers
 from pipelines.query_models import describe_query_models, query_models
 from pipelines.running import current_executor
@@ -105,9 +106,9 @@ def build_queries(
     images = profile.queries.images if images is None else images
     seed = profile.queries.seed if seed is None else seed
     _check(vocabulary, images)
-    folder, stage = Folder(target), profile.imagine
+    folder = Folder(target)
     _check_new(folder)
-    check_room("imagining", "imagine", stage.cpus, stage.gpus)
+    check_room(Demand("imagining", "imagine", profile.imagine))
     with hold(folder, f"mindseye queries to {folder.uri}", take_over=take_over):
         _check_new(folder)  # another job may have published meanwhile
         models = describe_query_models(profile)

@@ -38,8 +38,7 @@ def describe_query_models(profile: Profile) -> dict[Role, ModelRecord]:
     Raises:
         UserError: a model cannot be loaded.
     """
-    stage = profile.imagine
-    return current_executor().run(_described, profile, cpus=stage.cpus, gpus=stage.gpus).get()
+    return current_executor().run(_described, profile, place=profile.imagine).get()
 
 
 def _described(profile: Profile) -> dict[Role, ModelRecord]:

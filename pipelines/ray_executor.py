@@ -14,9 +14,10 @@ from ray.data.checkpoint import CheckpointConfig
 from ray.data.checkpoint.checkpoint_filter import CheckpointManager
 from ray.data.datasource import BlockBasedFileDatasink
 
-from cluster.profile import Stage
+from cluster.profile import Placement, Stage
+from cluster.room import cluster_nodes, preferred, room
 from pipelines.checkpoint import clean_pending, unwritten
-from pipelines.executor import RETRIES, Checkpoint, Each, Files, Shared, Sink, Workers
+from pipelines.executor import ONE_CPU, RETRIES, Checkpoint, Each, Files, Shared, Sink, Workers
 from pipelines.tables import read_tables
 
 T = TypeVar("T")
@@ -37,11 +38,11 @@ class RayExecutor:
     def share(self, value: T) -> Shared[T]:
         return RayShared(ray.put(value))
 
-    def run(self, function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0) -> Shared[T]:
+    def run(self, function: Callable[..., T], *arguments: Any, place: Placement = ONE_CPU) -> Shared[T]:
         # By default a worker is kept for what comes next. On a CPU that saves the stage that follows the seconds in
         # which libraries are imported and models loaded; on a GPU it would hold memory that Ray counts as free.
-        ends = {"max_calls": 1} if gpus else {}
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, **ends)(function)
+        ends = {"max_calls": 1} if place.gpus else {}
+        task = ray.remote(**place.options(), **ends)(function)
         reference = task.remote(*arguments)
         ray.wait([reference], fetch_local=False)  # a call that waited for it would hold a CPU meanwhile
         return RayShared(reference)
@@ -51,10 +52,11 @@ class RayExecutor:
         function: Callable[..., T],
         items: Iterable[tuple[Any, ...]],
         *,
-        cpus: float = 1,
+        place: Placement = ONE_CPU,
         retry_on: Sequence[type[Exception]] = (),
     ) -> list[T]:
-        task = ray.remote(num_cpus=cpus, max_retries=RETRIES, retry_exceptions=list(retry_on) or False)(function)
+        again = {"max_retries": RETRIES, "retry_exceptions": list(retry_on) or False}
+        task = ray.remote(**place.options(), **again)(function)
         return ray.get([task.remote(*item) for item in items])
 
     def map_shared(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[Shared[T]]:
@@ -65,9 +67,9 @@ class RayExecutor:
         return [RayShared(reference) for reference in made]
 
     def as_completed(
-        self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], *, cpus: float = 1
+        self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], *, place: Placement = ONE_CPU
     ) -> Iterator[T]:
-        task = ray.remote(num_cpus=cpus, max_retries=RETRIES)(function)
+        task = ray.remote(**place.options(), max_retries=RETRIES)(function)
         waiting = [task.remote(*item) for item in items]
         while waiting:
             [done], waiting = ray.wait(waiting)
@@ -93,9 +95,11 @@ class RayExecutor:
             for left in running:  # held back, they would keep their CPUs
                 ray.cancel(left)
 
-    def cpus_each(self, tasks: int, least: float) -> float:
-        of_nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-        return max(least, min(max(of_nodes, default=1), sum(of_nodes) // max(tasks, 1)))
+    def shared_among(self, calls: int, place: Placement) -> Placement:
+        alone = place.resized(place.cpus)
+        _, nodes = preferred(alone, cluster_nodes())
+        cpus = [node.cpus for node in nodes]
+        return alone.resized(max(place.cpus, min(max(cpus, default=0), sum(cpus) // max(calls, 1))))
 
     def tables(self, source: Files | Sequence[pa.Table], *stages: Each | Workers) -> Iterator[pa.Table]:
         dataset = _mapped(_dataset(source), stages)
@@ -184,8 +188,7 @@ def _mapped(dataset: Dataset, stages: Sequence[Each | Workers]) -> Dataset:
             batch_size=settings.batch,
             batch_format="pyarrow",
             compute=actor_pool(settings),
-            num_cpus=settings.cpus,
-            num_gpus=settings.gpus,
+            **settings.options(),
         )
     return dataset
 
@@ -196,19 +199,19 @@ def _of_workers(stage: Each | Workers) -> dict[str, Any]:
     waiting.
     """
     if isinstance(stage, Workers) and not stage.settings.gpus:
-        return {"num_cpus": stage.settings.cpus}
+        return {key: value for key, value in stage.settings.options().items() if key != "num_gpus"}
     return {}
 
 
 def actor_pool(stage: Stage) -> ActorPoolStrategy:
-    """Return the pool of a stage: as many actors at once as the cluster has room for, and up to ``max_actors`` if it
-    grows.
+    """Return the pool of a stage: as many actors at once as its nodes have room for, and up to ``max_actors`` if there
+    come more.
 
     One CPU is left for tasks that read and write, without which a pool that holds every CPU would wait for ever.
     """
-    resources = ray.cluster_resources()
-    room = [(resources.get("CPU", 1) - 1) // stage.cpus if stage.cpus else stage.max_actors]
-    if stage.gpus:
-        room.append(resources.get("GPU", 0) // stage.gpus)
-    start = max(stage.min_actors, min(stage.max_actors, int(min(room))))
+    nodes = cluster_nodes()
+    most = room(stage, nodes)
+    if stage.cpus:
+        most = min(most, (sum(node.cpus for node in nodes) - 1) // stage.cpus)
+    start = max(stage.min_actors, int(min(stage.max_actors, most)))
     return ActorPoolStrategy(min_size=stage.min_actors, max_size=stage.max_actors, initial_size=start)

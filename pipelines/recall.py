@@ -35,14 +35,14 @@ def measure_recall(
         counter: of shards.
     """
     executor = current_executor()
-    cpus = executor.cpus_each(len(numbers), settings.cpus)
+    place = executor.shared_among(len(numbers), settings)
     vision_dim = index.manifest.models["vision"].dim
     assert vision_dim is not None
     texts = measuring_texts(index.folder, vision_dim)
-    queries = executor.run(_queries, index, numbers, texts, cpus=settings.cpus)
-    shards = [(index, number, queries, cpus, counter) for number in numbers]
+    queries = executor.run(_queries, index, numbers, texts, place=settings.resized(settings.cpus))
+    shards = [(index, number, queries, place.cpus, counter) for number in numbers]
     best: tuple[Hits, Hits] | None = None
-    for answer in executor.as_completed(_found_and_exact, shards, cpus=cpus):
+    for answer in executor.as_completed(_found_and_exact, shards, place=place):
         # Merged as they come: those of all shards together would be 20 MB for each.
         best = _merged(best, answer) if best else answer
     assert best

@@ -86,11 +86,11 @@ def build_shards(
         log(f"resuming index version {version.name}: {len(names) - len(missing)} of {len(names)} shards are done")
     rows = [sum(piece.stop - piece.start for piece in of) for of in slices]
     executor = current_executor()
-    cpus = executor.cpus_each(len(missing), settings.cpus)
+    place = executor.shared_among(len(missing), settings)
     with progress("building shards", sum(rows[i] for i in missing)) as counter:
-        made_of = version, executor.share(gallery), factory, trained, cpus, counter
+        made_of = version, executor.share(gallery), factory, trained, place.cpus, counter
         shards = [(*made_of, names[i], slices[i], rows[i] / sum(rows)) for i in missing]
-        for seconds in executor.map(_build_shard, shards, cpus=cpus, retry_on=[OSError]):
+        for seconds in executor.map(_build_shard, shards, place=place, retry_on=[OSError]):
             for what, took in seconds.items():
                 spent[what] = spent.get(what, 0.0) + took
     return [version.read_record(_marker(name), ShardRecord, "delete it to build the shard again") for name in names]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from cluster.loading import load_vlm, prompt_templates
 from cluster.profile import Profile
 from cluster.progress import Log
-from cluster.session import in_process, lacking
+from cluster.room import Demand, cluster_nodes, trouble
+from cluster.session import in_process
 from pipelines.running import current_executor
 from retrieval.artifacts import Gallery, QuerySet
 from retrieval.artifacts.columns import fixed_size_list, matrix
@@ -58,10 +59,10 @@ def _from_query_set(gallery: Gallery, queries: QuerySet) -> pa.Table:
 
 def _from_class_names(gallery: Gallery, profile: Profile) -> pa.Table | str:
     """Return what cannot be had instead, in words."""
-    stage, fingerprint = profile.embed, recorded(gallery, "vlm").fingerprint
-    if not in_process() and (missing := list(lacking(stage.cpus, stage.gpus))):
-        return f"the VLM needs {', '.join(f'{needed:g} {what}s' for what, needed, _ in missing)}"
-    return current_executor().run(_embedded, profile, fingerprint, cpus=stage.cpus, gpus=stage.gpus).get()
+    fingerprint = recorded(gallery, "vlm").fingerprint
+    if not in_process() and (found := trouble([Demand("the VLM", "embed", profile.embed)], cluster_nodes())):
+        return found.sentence
+    return current_executor().run(_embedded, profile, fingerprint, place=profile.embed).get()
 
 
 def carry_texts(before: Folder, version: Folder) -> None:

@@ -49,7 +49,8 @@ def check_target(gallery: Gallery, index: Index, profile: Profile, *, sample: in
     """
     executor, shards = current_executor(), index.manifest.shards
     with progress("checking rows of shards", sum(record.rows for record in shards)) as counter:
-        checked = executor.map(_check_shard, [(index, number, counter) for number in range(len(shards))])
+        each = [(index, number, counter) for number in range(len(shards))]
+        checked = executor.map(_check_shard, each, place=profile.index.resized(1))
     yield from checked  # not before the display has ended, which on a terminal takes what is printed meanwhile
     parts = gallery.manifest.parts
     with progress("checking rows of the gallery", gallery.manifest.rows) as counter:
@@ -62,10 +63,9 @@ def check_target(gallery: Gallery, index: Index, profile: Profile, *, sample: in
     differ = f"the index finds {in_index:,} rows, the gallery has {in_gallery:,}" if in_index != in_gallery else None
     yield Finding("index and gallery have as many rows", differ)
     if sample:
-        stage = profile.embed
         with progress("embedding a sample again", min(sample, in_gallery)) as counter:
             given = gallery, profile, sample, seed, counter
-            embedded = executor.run(_check_sample, *given, cpus=stage.cpus, gpus=stage.gpus)
+            embedded = executor.run(_check_sample, *given, place=profile.embed)
         yield embedded.get()
 
 

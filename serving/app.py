@@ -15,6 +15,7 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.loading import index_folder, load_aggregator, prompt_templates
 from cluster.profile import Profile, Replicas, ServeSettings, load_profile
+from cluster.room import Demand, check_room
 from cluster.session import node_count
 from retrieval.artifacts import Index, QuerySet
 from retrieval.errors import UserError
@@ -82,10 +83,12 @@ def build(args: ServeArgs | Mapping[str, Any]) -> Application:
         args: Serve gives the mapping of its config file or command line as it is.
 
     Raises:
-        UserError: an artifact or the profile is missing or does not fit; the message says which and what to do.
+        UserError: an artifact or the profile is missing or does not fit, or the cluster has no room for a deployment;
+            the message says which and what to do.
     """
     service = plan(ServeArgs.model_validate(args))
     check_store(service.store, service.profile.serve, node_count())
+    check_room(*demands(service.profile.serve, service.shards))
     return front(service)
 
 
@@ -133,10 +136,19 @@ def plan(args: ServeArgs) -> Service:
     return Service(profile, Parts(vlm, vision, generator, ranker), store, defaults, learned, count, index)
 
 
+def demands(settings: ServeSettings, shards: int) -> list[Demand]:
+    """Return the replicas that must run at once, with so many shards that are deployments."""
+    named = {name: getattr(settings, name) for name in ("ingress", "vlm", "vision", "generator", "ranker")}
+    once = [Demand(name, f"serve.{name}", of, of.min_replicas) for name, of in named.items() if of.max_replicas]
+    of = settings.shards
+    return once + [Demand(f"shard {number}", "serve.shards", of, of.min_replicas, number) for number in range(shards)]
+
+
 def shard_deployments(index: Index, settings: ServeSettings) -> int:
     """Return how many deployments the shards of an index are: one each, or none where the ranker holds them."""
-    records, placed = index.manifest.shards, settings.shards.node_label or settings.shards.gpus
-    local = not placed and sum(record.bytes for record in records) <= settings.local_index_bytes
+    records, shards = index.manifest.shards, settings.shards
+    apart = shards.gpus or shards.selectors(0) != shards.selectors(1)
+    local = not apart and sum(record.bytes for record in records) <= settings.local_index_bytes
     return 0 if local else len(records)
 
 
@@ -206,10 +218,6 @@ def _scaled(
     deployment: Any, replicas: Replicas, settings: ServeSettings, shard: int | None = None, **further: Any
 ) -> Any:
     """The deployment with what the profile says of its replicas."""
-    actor: dict[str, Any] = {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus}
-    if replicas.node_label:
-        key, value = replicas.node_label.format(shard=shard).split("=")
-        actor |= {"label_selector": {key: value}, "fallback_strategy": [{"label_selector": {}}]}
     return deployment.options(
         autoscaling_config=AutoscalingConfig(
             min_replicas=replicas.min_replicas,
@@ -218,7 +226,7 @@ def _scaled(
         ),
         max_ongoing_requests=replicas.ongoing,
         max_queued_requests=replicas.queued,
-        ray_actor_options=actor,
+        ray_actor_options=replicas.options(shard),
         request_router_config=ROUTER,
         logging_config=LOGGING,
         health_check_period_s=5,

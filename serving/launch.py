@@ -21,10 +21,11 @@ from ray.serve import Application
 from ray.serve.config import HTTPOptions
 
 from cluster.profile import Profile, ServeSettings, load_profile
-from cluster.session import check_ray, cluster_address, lacking, node_count, session
+from cluster.room import check_room
+from cluster.session import check_ray, cluster_address, node_count, session
 from retrieval.errors import UserError
 from retrieval.folder import Folder
-from serving.app import LOGGING, ServeArgs, check_store, front, plan
+from serving.app import LOGGING, ServeArgs, check_store, demands, front, plan
 from serving.client import ServiceFault, switch_index
 from serving.deployments.calls import Deadline
 from serving.guards.keys import check_exposure, read_keys
@@ -138,10 +139,9 @@ def running(prepared: Prepared, *, everywhere: bool = False) -> Iterator[str]:
         UserError: as ``launch``; or, on a cluster, the name is taken, the store is not shared by the nodes, or no proxy
             can be reached from here.
     """
+    check_room(*demands(prepared.settings, prepared.shards))
     if everywhere:
         _check_cluster(prepared)
-    else:
-        _check_room(prepared.settings, prepared.shards)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     location = "EveryNode" if everywhere else "HeadOnly"
     options = HTTPOptions(host=prepared.host, port=prepared.port, location=location)
@@ -202,21 +202,6 @@ def _run(application: Application, name: str) -> None:
         if reason := user_error_in([*messages, str(error)]):
             raise UserError(reason, code="cannot-start") from error
         raise
-
-
-def _check_room(settings: ServeSettings, shards: int) -> None:
-    """Refuse what Serve would wait for without end, where no further node will come."""
-    deployments = [settings.ingress, settings.vlm, settings.vision, settings.generator, settings.ranker]
-    least = [*deployments, *[settings.shards] * shards]
-    cpus = sum(one.cpus * one.min_replicas for one in least)
-    gpus = sum(one.gpus * one.min_replicas for one in least)
-    for resource, needed, there in lacking(cpus, gpus):
-        raise UserError(
-            f"the deployments need {needed:g} {resource}s at least, and this Ray has {there:g}: lower"
-            f" {resource.lower()}s of serve.ingress, vlm, vision, generator, ranker or shards in the profile",
-            code="no-room",
-            field="profile",
-        )
 
 
 def _wait_until_ready(url: str) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 from cluster.profile import Profile, Training, load_profile
 from cluster.progress import progress
-from cluster.session import check_room, session
+from cluster.room import Demand, check_room
+from cluster.session import session
 from retrieval.aggregator import Aggregator
 from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
 from retrieval.artifacts.compatibility import check_disjoint
@@ -34,7 +35,7 @@ from training.workers import run_loop
 HISTORY = "metrics.jsonl"
 CURVES = "curves.png"
 RUNS = "runs"
-_WHERE_IT_RUNS = {"min_workers", "max_workers", "cpus", "gpus", "max_failures"}
+_WHERE_IT_RUNS = {"min_workers", "max_workers", "cpus", "gpus", "labels", "fallback", "max_failures"}
 """Settings that the result does not depend on: a run resumes with others."""
 
 
@@ -101,7 +102,8 @@ def _train(
     evaluation: QuerySet | None,
     log: Callable[[str], None],
 ) -> Trained:
-    check_room("training", "train", settings.min_workers * settings.cpus, settings.min_workers * settings.gpus)
+    if settings.max_workers:
+        check_room(Demand("a worker", "train", settings, max(1, settings.min_workers)))
     examples, left_out = load_examples(gallery, query_set, rows_per_label=settings.rows_per_label, seed=settings.seed)
     if evaluation:
         wanted = set(evaluation.table(["id", "label"])["label"].drop_null().to_pylist())

@@ -19,6 +19,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from torch import nn
 
 from cluster.profile import Training
+from cluster.room import cluster_nodes, preferred
 from cluster.session import in_process
 from retrieval.folder import Folder
 from training import checkpoint
@@ -84,12 +85,15 @@ class OnRay:
 
 def _run_on_ray(run: Run) -> Outcome:
     settings, checkpoints = run.settings, Folder(run.checkpoints)
+    # Ray Train takes one selector for a run, and no fallback.
+    selector, _ = preferred(settings, cluster_nodes(), max(1, settings.min_workers))
     trainer = ray.train.torch.TorchTrainer(
         _work,
         train_loop_config={"run": ray.put(run)},  # whose arrays the workers map
         scaling_config=ray.train.ScalingConfig(
             num_workers=_workers(settings),
             use_gpu=settings.gpus > 0,
+            label_selector=dict(selector) or None,
             resources_per_worker={"CPU": settings.cpus} | ({"GPU": settings.gpus} if settings.gpus else {}),
         ),
         run_config=ray.train.RunConfig(

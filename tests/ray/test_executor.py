@@ -19,10 +19,12 @@ from ray.exceptions import RayTaskError
 from synthetic import D1, D2, directions, write_gallery
 from waiting import wait_until
 
-from cluster.profile import Profile, Stage
+from cluster.profile import Placement, Profile, Stage
+from cluster.room import Node
 from cluster.session import session
 from demo.grammar import categories
 from demo.world import render
+from pipelines import ray_executor
 from pipelines.batch_contents import duplicates_in, summary_of
 from pipelines.embedding import count_written
 from pipelines.executor import Each, Workers
@@ -269,3 +271,71 @@ def test_what_comes_before_workers_on_gpus_does_not_take_their_time(
     workers = Workers(list, (), Stage(cpus=1, gpus=1, max_actors=1, batch=4))
     list(executor.tables([pa.table({"a": [1]})], Each(len), workers))
     assert [(options.get("num_cpus"), options.get("num_gpus")) for options in asked] == [(None, None), (1, 1)]
+
+
+def test_workers_and_what_runs_within_them_have_the_nodes_of_their_stage(
+    executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def recorded(dataset: Dataset, function: Any, **options: Any) -> Dataset:
+        asked.append(options)
+        return dataset
+
+    monkeypatch.setattr(Dataset, "map_batches", recorded)
+    there = {"labels": {"mindseye/pool": "gpu"}, "fallback": [{"mindseye/pool": "cpu"}]}
+    for gpus in (0, 1):
+        stage = Stage(cpus=1, gpus=gpus, max_actors=1, batch=4, **there)
+        list(executor.tables([pa.table({"a": [1]})], Each(len), Workers(list, (), stage)))
+    placed = [(options.get("label_selector"), options.get("fallback_strategy")) for options in asked]
+    selected = ({"mindseye/pool": "gpu"}, [{"label_selector": {"mindseye/pool": "cpu"}}])
+    assert placed == [selected, selected, (None, None), selected]
+
+
+def test_calls_have_the_nodes_of_their_place(executor: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def recorded(**options: Any) -> Any:
+        asked.append(options)
+        return ray_remote(**options)
+
+    ray_remote = ray.remote
+    monkeypatch.setattr(ray, "remote", recorded)
+    place = Placement(cpus=0.5, labels={"mindseye/pool": "index"})  # no node here has it, so any will do
+    assert executor.run(sum, [1, 2], place=place).get() == 3
+    assert executor.map(sum, [([1, 2],)], place=place) == [3]
+    assert list(executor.as_completed(sum, [([1, 2],)], place=place)) == [3]
+    assert len(asked) == 3
+    for options in asked:
+        assert place.options().items() <= options.items()
+
+
+@pytest.mark.parametrize(
+    ("stage", "start"),
+    [
+        (Stage(max_actors=9, batch=1), 9),
+        (Stage(max_actors=90, batch=1), 15),
+        (Stage(max_actors=90, batch=1, labels={"pool": "gpu"}), 15),
+        (Stage(max_actors=90, batch=1, labels={"pool": "gpu"}, fallback=[]), 8),
+        (Stage(max_actors=90, batch=1, gpus=0.5, labels={"pool": "gpu"}), 4),
+        (Stage(max_actors=90, batch=1, labels={"pool": "none"}, fallback=[]), 1),
+        (Stage(max_actors=90, batch=1, cpus=0), 90),
+    ],
+)
+def test_a_pool_begins_with_as_many_actors_as_its_nodes_hold(
+    stage: Stage, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [Node({"pool": "cpu"}, 4, 0), Node({"pool": "cpu"}, 4, 0), Node({"pool": "gpu"}, 8, 2)]
+    monkeypatch.setattr(ray_executor, "cluster_nodes", lambda: nodes)
+    assert ray_executor.actor_pool(stage).initial_size == start
+
+
+def test_calls_share_the_cpus_of_the_nodes_that_are_preferred(
+    executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [Node({"pool": "cpu"}, 64, 0), Node({"pool": "index"}, 8, 0), Node({"pool": "index"}, 8, 0)]
+    monkeypatch.setattr(ray_executor, "cluster_nodes", lambda: nodes)
+    place = Placement(cpus=2, gpus=1, labels={"pool": "index"})
+    assert [executor.shared_among(calls, place).cpus for calls in (1, 2, 4, 100)] == [8, 8, 4, 2]
+    assert executor.shared_among(1, place) == place.resized(8)
+    assert executor.shared_among(1, Placement(cpus=2)).cpus == 64

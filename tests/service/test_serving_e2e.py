@@ -71,7 +71,7 @@ def url(ray_session: None, first: Any, models_folder: Path, profile_settings: di
         "generator": {**small, "ongoing": 4, "queued": 4, "batch": 2},
     }
     # No node here has such a label, so each shard goes where there is room.
-    settings["serve"]["shards"]["node_label"] = "shard={shard}"
+    settings["serve"]["shards"]["labels"] = {"shard": "{shard}"}
     folder = models_folder.parent
     (folder / "serving.yaml").write_text(yaml.safe_dump(settings))
     port = free_port()

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 import cluster.profile as profile_module
 from cluster.loading import prompt_templates
-from cluster.profile import PROFILES, load_profile
+from cluster.profile import PROFILES, Shards, Stage, load_profile
 
 ROOT = Path(__file__).parents[3]
 
@@ -135,6 +135,35 @@ def test_a_generator_that_would_fill_the_ingress_is_refused(tmp_path: Path, sett
     assert load_profile(written(tmp_path, settings)).serve.generator.queued == 15
 
 
+def test_a_stage_may_have_any_node_unless_it_names_some(profile: Any) -> None:
+    assert profile.embed.options() == {"num_cpus": profile.embed.cpus, "num_gpus": 0}
+    assert profile.embed.selectors() == [{}]
+
+
+def test_a_stage_that_names_nodes_prefers_them_and_with_an_empty_fallback_has_no_others() -> None:
+    stage = Stage(labels={"pool": "a"}, max_actors=1, batch=1)
+    assert stage.options()["label_selector"] == {"pool": "a"}
+    assert stage.options()["fallback_strategy"] == [{"label_selector": {}}]
+    strict = Stage(labels={"pool": "a"}, fallback=[], max_actors=1, batch=1)
+    assert strict.options() == {"num_cpus": 1, "num_gpus": 0, "label_selector": {"pool": "a"}}
+    assert strict.selectors() == [{"pool": "a"}]
+
+
+def test_labels_of_a_shard_hold_its_number() -> None:
+    shards = Shards(labels={"shard": "n-{shard}"}, fallback=[{"near": "in(r{shard},all)"}])
+    assert shards.selectors(12) == [{"shard": "n-12"}, {"near": "in(r12,all)"}]
+
+
+@pytest.mark.parametrize("name", ["fast", "paper"])
+def test_every_stage_of_the_profiles_of_clusters_names_a_pool_but_runs_without_one(name: str) -> None:
+    profile = load_profile(name)
+    pools = {"embed": "gpu", "imagine": "gpu", "index": "index", "train": "gpu"}
+    served = {"ingress": "cpu", "ranker": "cpu", "vlm": "gpu", "vision": "gpu", "generator": "gpu", "shards": "index"}
+    for part, named in ((profile, pools), (profile.serve, served)):
+        for stage, pool in named.items():
+            assert getattr(part, stage).selectors() == [{"mindseye/pool": pool}, {}], stage
+
+
 def test_nothing_changes_after_loading(profile: Any) -> None:
     with pytest.raises(ValidationError):
         profile.embed.batch = 5
@@ -188,6 +217,15 @@ def test_a_file_that_is_no_settings_is_refused(tmp_path: Path, content: bytes) -
         ("queries.templates", []),
         ("index.rows_per_shard", 0),
         ("imagine", None),
+        ("embed.labels", {"mindseye/pool": "gpu node"}),
+        ("embed.labels", {"mindseye/pool": "{shard}"}),
+        ("imagine.labels", {"mind seye/pool": "gpu"}),
+        ("imagine.labels", "mindseye/pool=gpu"),
+        ("index.fallback", {"mindseye/pool": "gpu"}),
+        ("index.fallback", [{"pool": "in(a"}]),
+        ("train.labels", {"a/b/c": "gpu"}),
+        ("serve.vlm.labels", {"pool": ""}),
+        ("serve.shards.node_label", "shard={shard}"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_file(
@@ -196,7 +234,7 @@ def test_a_wrong_setting_is_named_with_its_file(
     *groups, name = field.split(".")
     place = settings
     for group in groups:
-        place = place[group]
+        place = place.setdefault(group, {})
     place[name] = value
     assert "1 wrong setting" in refusal(written(tmp_path, settings), "wrong-setting", field)
 

@@ -10,7 +10,8 @@ from ray._private import utils as ray_utils
 
 import cluster.session as module
 from cluster.cores import usable_cores
-from cluster.session import check_room, check_shared, cluster_address, in_process, session
+from cluster.profile import Placement
+from cluster.session import check_shared, cluster_address, in_process, session
 from commands.console import quoted, with_profile
 from pipelines.local_executor import LocalExecutor
 from retrieval.folder import Folder
@@ -33,22 +34,6 @@ def test_an_address_of_ray_client_is_refused_for_ray_data_does_not_work_over_it(
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     with refused("ray-client", "address"), session():
         pytest.fail("it is used")
-
-
-def test_what_a_local_ray_will_never_have_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.ray, "cluster_resources", lambda: {"CPU": 3.0})
-    check_room("imagining", "imagine", 64, 8)  # a cluster may grow
-    module._local.set()
-    try:
-        check_room("imagining", "imagine", 3)
-        with refused("too-few-resources", "imagine.gpus"):
-            check_room("imagining", "imagine", 1, 1)
-        with refused("too-few-resources", "index.cpus"):
-            check_room("building a shard", "index", 4)
-        with session("none"):
-            check_room("building a shard", "index", 4)  # in this process nothing waits for a CPU
-    finally:
-        module._local.clear()
 
 
 def test_without_ray_and_where_it_is_asked_for_jobs_run_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +59,7 @@ def test_a_local_ray_and_this_process_use_no_more_cpus_than_a_container_has(monk
     with session("local"):
         pass
     assert started == [3]  # one more, to read with
-    assert LocalExecutor().cpus_each(1, 1) == 2
+    assert LocalExecutor().shared_among(1, Placement()).cpus == 2
     monkeypatch.setattr(ray_utils, "_get_docker_cpus", lambda: 0.5)
     assert usable_cores() == 1
 

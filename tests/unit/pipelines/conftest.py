@@ -16,5 +16,5 @@ def in_process() -> Iterator[None]:
     from cluster.session import session
     from pipelines.local_executor import LocalExecutor
 
-    with session("none"), patch.object(LocalExecutor, "cpus_each", lambda self, tasks, least: 1):
+    with session("none"), patch.object(LocalExecutor, "shared_among", lambda self, calls, place: place.resized(1)):
         yield

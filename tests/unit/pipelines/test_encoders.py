@@ -16,7 +16,7 @@ def test_room_is_checked_for_each_stage_though_the_encoders_are_known(
     profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[float] = []
-    monkeypatch.setattr(encoders, "check_room", lambda what, field, cpus, gpus: checked.append(cpus))
+    monkeypatch.setattr(encoders, "check_room", lambda demand: checked.append(demand.stage.cpus))
     larger = profile.model_copy(update={"embed": profile.embed.model_copy(update={"cpus": 64})})
     assert describe_encoders(profile) is describe_encoders(larger)
     assert checked == [profile.embed.cpus, 64]

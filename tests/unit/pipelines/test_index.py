@@ -12,7 +12,8 @@ from plain_shard import build
 from synthetic import D1, D2, directions, write_gallery
 
 import pipelines.quantisers
-from cluster.profile import Profile
+from cluster.profile import Placement, Profile
+from pipelines.executor import ONE_CPU
 from pipelines.index import build_index
 from pipelines.local_executor import LocalExecutor, LocalShared
 from pipelines.publication import worst_recall
@@ -238,9 +239,9 @@ def test_training_is_given_the_gpus_of_the_profile(
 ) -> None:
     asked = []
 
-    def run(self: LocalExecutor, function: Any, *arguments: Any, cpus: float = 1, gpus: float = 0) -> LocalShared:
+    def run(self: LocalExecutor, function: Any, *arguments: Any, place: Placement = ONE_CPU) -> LocalShared:
         if function is pipelines.quantisers._train:
-            asked.append((arguments[-1], gpus))
+            asked.append((arguments[-1], place.gpus))
         return LocalShared(function(*arguments))
 
     monkeypatch.setattr(LocalExecutor, "run", run)

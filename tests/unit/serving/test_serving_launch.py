@@ -18,7 +18,9 @@ from tiny_artifacts import Collection
 import serving.launch
 from cluster.loading import index_folder
 from cluster.ports import free_port
-from serving.app import ServeArgs, build
+from cluster.profile import Replicas, ServeSettings, Shards
+from cluster.room import Node, trouble
+from serving.app import ServeArgs, build, demands
 from serving.launch import prepare, switch
 
 ROOT = Path(__file__).parents[3]
@@ -129,3 +131,20 @@ def test_a_query_set_is_told_of_that_requests_do_not_find_and_refused_where_no_r
     [said] = serve_log.messages
     assert "made with images 4, templates ['{}']" in said
     assert "ask for images 2, templates ['{}', 'a photo of a {}']" in said
+
+
+def test_what_must_run_at_once_asks_for_room() -> None:
+    place = {"labels": {"shard": "{shard}"}, "fallback": []}
+    settings = ServeSettings(
+        generator=Replicas(max_replicas=0, min_replicas=0),
+        vlm=Replicas(gpus=1, min_replicas=2, max_replicas=3),
+        shards=Shards(cpus=2, min_replicas=0, **place),
+    )
+    asked = {demand.what: demand for demand in demands(settings, 2)}
+    assert list(asked) == ["ingress", "vlm", "vision", "ranker", "shard 0", "shard 1"]
+    assert (asked["vlm"].field, asked["vlm"].actors) == ("serve.vlm", 2)
+    nodes = [Node({"shard": "0"}, 4, 2)]
+    found = trouble(list(asked.values()), nodes)
+    assert found
+    assert (found.field, "shard=1" in found.sentence) == ("serve.shards.labels", True)
+    assert trouble(list(asked.values()), [*nodes, Node({"shard": "1"}, 4, 0)]) is None

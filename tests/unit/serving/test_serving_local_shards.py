@@ -13,7 +13,7 @@ import pytest
 from tiny_artifacts import Collection
 
 from cluster.cores import usable_cores
-from cluster.profile import Replicas, ServeSettings
+from cluster.profile import ServeSettings, Shards
 from retrieval.artifacts import Index
 from retrieval.index.hits import merge_topk
 from retrieval.index.shard import Shard
@@ -173,8 +173,9 @@ def test_each_shard_is_searched_on_its_own(collection: Collection, query: np.nda
     [
         ({}, 0),
         ({"local_index_bytes": 0}, 2),
-        ({"shards": Replicas(node_label="shard={shard}", batch=1)}, 2),
-        ({"shards": Replicas(gpus=0.5)}, 2),
+        ({"shards": Shards(labels={"shard": "{shard}"})}, 2),
+        ({"shards": Shards(labels={"mindseye/pool": "index"}, fallback=[])}, 0),
+        ({"shards": Shards(gpus=0.5)}, 2),
     ],
 )
 def test_small_indexes_are_held_by_the_ranker_unless_their_shards_have_a_place(
