@@ -147,6 +147,10 @@ class VLMTowers(PictureEncoder):
         """
         return await self._encode_texts(text)
 
+    async def encode_texts(self, texts: Sequence[str]) -> list[EncodedText]:
+        """Encode queries, and with them those that others send meanwhile. Errors are those of ``encode_text``."""
+        return await asyncio.gather(*map(self._encode_texts, texts))
+
     async def tokens(self, text: str) -> Tokens:
         """Count the tokens of a query whose vector is known."""
         return self._tokens(text)
