@@ -53,6 +53,10 @@ class Admission:
         finally:
             self._leave(caller)
 
+    def refuses(self, caller: str) -> bool:
+        """Whether a search of this caller would be refused now."""
+        return not self._free and len(self._hopeful()) >= self._room and self._displaced(caller) is None
+
     async def _wait(self, caller: str, deadline: Deadline) -> None:
         if len(self._hopeful()) >= self._room:
             self._make_room(caller)
@@ -91,10 +95,15 @@ class Admission:
         """Refuse one search: the last of the caller with the most, or the one that comes now."""
         metrics.refused.count(code="busy")
         refusal = Unavailable("the service", "busy")
-        waiting = self._hopeful()
-        here = self._running + Counter(one.caller for one in waiting)
-        last = max(reversed(waiting), key=lambda one: here[one.caller], default=None)
-        if last is None or here[last.caller] <= here[caller] + 1:
+        last = self._displaced(caller)
+        if last is None:
             raise refusal
         self._waiting.remove(last)
         last.turn.set_exception(refusal)
+
+    def _displaced(self, caller: str) -> _Waiting | None:
+        """Which search would lose its place to wait to one of this caller; None if that one would be refused itself."""
+        waiting = self._hopeful()
+        here = self._running + Counter(one.caller for one in waiting)
+        last = max(reversed(waiting), key=lambda one: here[one.caller], default=None)
+        return None if last is None or here[last.caller] <= here[caller] + 1 else last

@@ -1,7 +1,8 @@
 """Request ids, security headers, the last handler of errors, and what all middlewares here share. Plain ASGI.
 
 From the outside in: ``RequestId``, ``SecurityHeaders``, ``LastResort``, ``keys.Keys`` or ``keys.LoopbackNames``,
-``limits.RateLimit``, ``limits.BodyLimit``, the application. Each answers with ``protocol.FaultAnswer`` what it refuses.
+``places.Places``, ``limits.RateLimit``, ``limits.BodyLimit``, the application. Each answers with
+``protocol.FaultAnswer`` what it refuses.
 """
 
 from __future__ import annotations

@@ -97,6 +97,22 @@ def test_who_asks_for_little_is_next_and_is_not_refused_beside_one_who_asks_for_
     run(check())
 
 
+def test_who_would_be_refused_is_known_before() -> None:
+    async def check() -> None:
+        callers = Callers(2, 2)
+        for i in range(3):
+            await callers.come(f"ann {i}")
+            assert not callers.admission.refuses("ann")
+        await callers.come("ann 3")
+        assert callers.admission.refuses("ann")
+        assert not callers.admission.refuses("bob")  # her last would make room for him
+        await callers.go("ann 0")
+        assert not callers.admission.refuses("ann")
+        await callers.go("ann 1", "ann 2", "ann 3")
+
+    run(check())
+
+
 def test_those_who_ask_for_as_much_refuse_one_another_nothing() -> None:
     async def check() -> None:
         callers = Callers(1, 1)
