@@ -25,7 +25,7 @@ from serving.events import EventStream
 from serving.faults import BadRequest, answer_faults
 from serving.guards.keys import Key, Keys, LoopbackNames
 from serving.guards.limits import BodyLimit, RateLimit
-from serving.guards.middleware import LastResort, RequestId, SecurityHeaders, request_id
+from serving.guards.middleware import FetchWhenAsked, LastResort, RequestId, SecurityHeaders, request_id
 from serving.guards.places import Places, party
 from serving.pictures import GalleryPictures
 from serving.protocol import FaultAnswer, IndexSwitch, Info, Mode, SearchAnswer, SearchRequest
@@ -69,6 +69,7 @@ def make_api(
     """
     limits = settings.limits
     guards = [
+        *([Middleware(FetchWhenAsked)] if behind_serve else []),
         Middleware(RequestId, echo=not behind_serve),
         Middleware(SecurityHeaders),
         Middleware(LastResort),

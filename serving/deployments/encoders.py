@@ -163,7 +163,8 @@ class VLMTowers(PictureEncoder):
         from retrieval.query import text_vectors
 
         encode = partial(text_vectors, self._vlm, self._templates)
-        vectors = np.concatenate(list(self._pool.map(encode, parts_of(texts, self._cores))))
+        parts = parts_of(texts, self._cores)
+        vectors = np.concatenate(list(self._pool.map(encode, parts)) if len(parts) > 1 else [encode(texts)])
         return [EncodedText(vector, self._tokens(text)) for vector, text in zip(vectors, texts, strict=True)]
 
     def _tokens(self, text: str) -> Tokens:
