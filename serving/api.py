@@ -74,7 +74,7 @@ def make_api(
         Middleware(SecurityHeaders),
         Middleware(LastResort),
         Middleware(Keys, keys, open_paths=OPEN_PATHS, admin_paths=ADMIN_PATHS) if keys else Middleware(LoopbackNames),
-        Middleware(Places, full=search.full, paths=SEARCH_PATHS),
+        Middleware(Places, coming=search.admission.coming, paths=SEARCH_PATHS),
         Middleware(RateLimit, per_minute=limits.requests_per_minute, store=store, free_paths=FREE_PATHS),
         Middleware(
             RateLimit, per_minute=limits.pictures_per_minute, store=store, counted="pictures", paths=PICTURE_PATHS

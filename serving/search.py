@@ -71,6 +71,7 @@ class Search:
         memory: of imagined queries.
         places: of the pictures of the gallery.
         defaults: for what a request leaves out.
+        admission: whose search may run.
         ready: every deployment has answered once.
         examples: queries that the gallery has an answer to, if its images have labels.
     """
@@ -84,7 +85,7 @@ class Search:
         self.seconds = settings.deadline_ms / 1000
         """The longest that an answer may take."""
         self._weight: float | None = None
-        self._admission = Admission(settings.ingress.ongoing, settings.ingress.queued)
+        self.admission = Admission(settings.ingress.ongoing, settings.ingress.queued)
         self._texts: Gathering[str, EncodedText] = Gathering.of("the text encoder", self._encode_each, settings.vlm)
         self._rankings: Gathering[Asking, Ranking] = Gathering.of("the ranker", self._rank_each, settings.ranker)
         self.places = Places(parts.ranker, seconds=self.seconds)
@@ -113,10 +114,6 @@ class Search:
             learn("generator", await _start("the generator", generator.model))
             await _start("the generator", generator.imagine, PROBE, 1, 0)
         self.ready = True
-
-    def full(self, caller: str) -> bool:
-        """Whether there is no place for a search of this caller now."""
-        return self._admission.refuses(caller)
 
     async def served(self) -> Served:
         """Return what the ranker serves."""
@@ -183,7 +180,7 @@ class Search:
             method = sized_for(encoder, "encode_file", len(data))
             return await call(part, method, data, seconds=asked.deadline.left, refusals=(ImageRejected,))
 
-        async with self._admission.place(caller, asked.deadline):
+        async with self.admission.place(caller, asked.deadline):
             with asked.timed("text"), metrics.waiting.one(part="pictures"):
                 vlm_D1, vision_D2 = await asyncio.gather(
                     encode("the image encoder", self._parts.vlm), encode("the vision encoder", self._parts.vision)
@@ -195,7 +192,7 @@ class Search:
         self, request: SearchRequest, request_id: str, caller: str, *, each: bool
     ) -> AsyncGenerator[Event]:
         asked = self._asked(request, request_id)
-        async with self._admission.place(caller, asked.deadline), aclosing(self._stages(asked, each=each)) as stages:
+        async with self.admission.place(caller, asked.deadline), aclosing(self._stages(asked, each=each)) as stages:
             async for stage in stages:
                 yield stage
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,22 +25,28 @@ def party(scope: Scope) -> str:
 class Places(HttpMiddleware):
     """Refuses searches while there is no place for them.
 
-    When there is far too much to do, refusing is most of the work. This is the cheapest that a replica can do: Serve
-    fetches a body from its proxy, in calls that cost more than all else here, unless the answer is there at once.
+    When there is far too much to do, refusing is most of the work, and fetching the body from Serve's proxy would be
+    most of that.
 
     Args:
-        full: whether a search of this party would be refused now.
+        coming: ``Admission.coming``.
         paths: those of searches.
     """
 
-    def __init__(self, app: ASGIApp, *, full: Callable[[str], bool], paths: Sequence[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, coming: Callable[[str], AbstractContextManager[bool]], paths: Sequence[str]
+    ) -> None:
         super().__init__(app)
-        self.full = full
+        self.coming = coming
         self.paths = paths
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if listed(scope, self.paths) and self.full(party(scope)):
-            sentence = str(Unavailable("the service", "busy"))
-            await refuse(scope, receive, send, 503, "busy", sentence, {"Retry-After": str(RETRY_SECONDS)})
-        else:
+        if not listed(scope, self.paths):
             await self.app(scope, receive, send)
+            return
+        with self.coming(party(scope)) as may:
+            if may:
+                await self.app(scope, receive, send)
+            else:
+                sentence = str(Unavailable("the service", "busy"))
+                await refuse(scope, receive, send, 503, "busy", sentence, {"Retry-After": str(RETRY_SECONDS)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -381,7 +382,7 @@ def test_a_search_without_a_place_is_refused_before_anything_of_it_is_read(
 ) -> None:
     """Behind Serve, all that an answer waits for is a call to the proxy, for the body or for the client's leaving."""
     search = service.search()
-    monkeypatch.setattr(search, "full", lambda party: party == "127.0.0.1 page")
+    monkeypatch.setattr(search.admission, "coming", lambda party: nullcontext(party != "127.0.0.1 page"))
     api = service.api(search, behind_serve=True)
     sent: list[Any] = []
 

@@ -663,7 +663,7 @@ def test_a_deadline_passes_and_stays_at_zero() -> None:
 async def cramped() -> World:
     """A search with three places, and one to wait in; the generator does not answer yet."""
     world = await World().warmed()
-    world.search._admission = Admission(running=3, waiting=1)
+    world.search.admission = Admission(running=3, waiting=1)
     world.generator.may.clear()
     return world
 
@@ -676,7 +676,7 @@ def test_every_kind_of_search_has_a_place_until_its_answer_is_complete() -> None
         answers = [asyncio.create_task(world.answer(text)) for text in ("one", "two")]
         await until(lambda: {"one", "two"} <= set(world.generator.asked))
         waiting = asyncio.create_task(world.answer("three", mode="text"))
-        await until(lambda: world.search._admission._waiting)
+        await until(lambda: world.search.admission._waiting)
         for asking in (
             world.answer("four", mode="text"),
             world.search.by_picture(b"picture", "id", k=1),
