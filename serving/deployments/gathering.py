@@ -64,8 +64,10 @@ class Gathering(Generic[Item, Answer]):
         send: Callable[[list[Item], float], Awaitable[Sequence[Answer | Exception]]],
         replicas: Replicas,
     ) -> Gathering[Item, Answer]:
-        """For a deployment: enough calls that every replica has one, and the next is on its way."""
-        return cls(part, send, calls=replicas.max_replicas + 1, most=replicas.batch)
+        """For a deployment: as many calls as it may have replicas, and two where that is one. More would mean that
+        fewer items go together.
+        """
+        return cls(part, send, calls=max(2, replicas.max_replicas), most=replicas.batch)
 
     async def ask(self, item: Item, *, seconds: float) -> Answer:
         """Return the answer to an item.

@@ -87,16 +87,17 @@ def test_so_many_calls_are_under_way_and_the_next_waits() -> None:
     run(check())
 
 
-def test_a_deployment_has_a_call_for_each_replica_and_the_next_on_its_way() -> None:
+@pytest.mark.parametrize(("replicas", "calls"), [(1, 2), (2, 2), (3, 3)])
+def test_a_deployment_has_a_call_for_each_replica_and_the_next_is_on_its_way(replicas: int, calls: int) -> None:
     async def check() -> None:
         asked = Asked()
-        asked.gathering = Gathering.of("the part", asked._send, Replicas(max_replicas=2, batch=3))
-        for item in range(8):
+        asked.gathering = Gathering.of("the part", asked._send, Replicas(max_replicas=replicas, batch=3))
+        for item in range(calls + 5):
             await asked.ask(item)
-        assert asked.calls == [[0], [1], [2]]
+        assert asked.calls == [[item] for item in range(calls)]
         asked.may.set()
-        await until(lambda: len(asked.calls) == 5)
-        assert asked.calls[3:] == [[3, 4, 5], [6, 7]]
+        await until(lambda: len(asked.calls) == calls + 2)
+        assert [len(items) for items in asked.calls[calls:]] == [3, 2]
 
     run(check())
 
