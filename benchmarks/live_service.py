@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -37,7 +38,8 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
 async def keep_asking(
     ask: Callable[[aiohttp.ClientSession], Awaitable[str | None]], concurrency: int, seconds: float
 ) -> dict[str, float]:
-    """Keep so many requests under way for so long. Times and rate are of what was answered as asked.
+    """Keep so many requests under way for so long. Times and rate are of what was answered as asked; what was wrong
+    with other answers is printed.
 
     Args:
         ask: one request; it returns what was wrong with the answer, if anything was.
@@ -60,6 +62,8 @@ async def keep_asking(
         started = time.perf_counter()
         await asyncio.gather(*(one() for _ in range(concurrency)))
         spent = time.perf_counter() - started
+    if faults:
+        print("  not as asked:", ", ".join(f"{count} × {fault}" for fault, count in Counter(faults).most_common()))
     result = quantiles(times) | {"req/s": len(times) / spent, "n": len(times)}
     return result | ({"not as asked": len(faults)} if faults else {})
 

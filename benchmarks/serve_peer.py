@@ -172,7 +172,8 @@ def compare(
 
     async def ask_us(client: aiohttp.ClientSession) -> str | None:
         async with client.post(f"{ours}/v1/search", json={"query": next(rotation), "mode": "text", "k": K}) as answer:
-            return None if answer.status == 200 and len((await answer.json())["results"]) == K else str(answer.status)
+            found = await answer.json()
+            return None if len(found.get("results", ())) == K else f"{answer.status}: {found}"
 
     def measured(who: str, ask: Callable[[aiohttp.ClientSession], Any]) -> dict[int, dict[str, float]]:
         asyncio.run(keep_asking(ask, 4, 2))

@@ -160,7 +160,8 @@ class IndexSettings(Placement):
 class Replicas(Placement):
     """How many replicas of one deployment there are, what each may use, and how many requests each accepts.
 
-    Ray Serve adds replicas up to ``max_replicas`` while more than half of ``ongoing`` requests are under way on each.
+    Ray Serve adds replicas up to ``max_replicas`` while more than half of ``ongoing`` requests are under way on each;
+    of ``vlm`` and ``ranker``, which are asked for many searches in one call, while more than 1.5 calls are.
     """
 
     cpus: float = Field(default=0.2, ge=0)

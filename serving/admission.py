@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from serving import metrics
 from serving.deployments.calls import Deadline, Unavailable
+
+COMING_SECONDS = 1
+"""For so long a search counts before it has asked for its place: who sends a body slowly takes none from others."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Waiting:
     caller: str
     turn: asyncio.Future[None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Coming:
+    caller: str
+    since: float
+
+
+_announced: ContextVar[_Coming | None] = ContextVar("announced", default=None)
 
 
 class Admission:
@@ -28,13 +42,34 @@ class Admission:
     Args:
         running: searches under way at most.
         waiting: searches that may wait for a place.
+        clock: in seconds.
     """
 
-    def __init__(self, running: int, waiting: int) -> None:
+    def __init__(self, running: int, waiting: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._free = running
+        self._all = running + waiting
+        self._clock = clock
+        self._coming: set[_Coming | None] = set()
         self._room = waiting
         self._running: Counter[str] = Counter()
         self._waiting: list[_Waiting] = []
+
+    @contextmanager
+    def coming(self, caller: str) -> Iterator[bool]:
+        """Say whether a search may come in at all. If it may, it counts from then on: so many may not come in, while
+        their bodies are read, that most of them have to be refused after that.
+        """
+        if self._crowded(caller):
+            yield False
+            return
+        mine = _Coming(caller, self._clock())
+        self._coming.add(mine)
+        before = _announced.set(mine)
+        try:
+            yield True
+        finally:
+            _announced.reset(before)
+            self._coming.discard(mine)
 
     @asynccontextmanager
     async def place(self, caller: str, deadline: Deadline) -> AsyncIterator[None]:
@@ -43,6 +78,7 @@ class Admission:
         Raises:
             Unavailable: no place was left to wait in (busy), or none became free by the deadline (late).
         """
+        self._coming.discard(_announced.get())
         if self._free:
             self._free -= 1
             self._running[caller] += 1
@@ -86,6 +122,13 @@ class Admission:
     def _hopeful(self) -> list[_Waiting]:
         """Who still waits: one that is cancelled, or late, is in the list until its task runs next."""
         return [one for one in self._waiting if not one.turn.done()]
+
+    def _crowded(self, caller: str) -> bool:
+        """Whether all places are taken, those to wait in too, and nobody has more searches here than this caller."""
+        late = self._clock() - COMING_SECONDS
+        here = self._running + Counter(one.caller for one in self._hopeful())
+        here += Counter(one.caller for one in self._coming if one and one.since > late)
+        return here.total() >= self._all and max(here.values()) <= here[caller] + 1
 
     def _make_room(self, caller: str) -> None:
         """Refuse one search: the last of the caller with the most, or the one that comes now."""

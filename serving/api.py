@@ -25,7 +25,8 @@ from serving.events import EventStream
 from serving.faults import BadRequest, answer_faults
 from serving.guards.keys import Key, Keys, LoopbackNames
 from serving.guards.limits import BodyLimit, RateLimit
-from serving.guards.middleware import LastResort, RequestId, SecurityHeaders, caller, request_id
+from serving.guards.middleware import FetchWhenAsked, LastResort, RequestId, SecurityHeaders, request_id
+from serving.guards.places import Places, party
 from serving.pictures import GalleryPictures
 from serving.protocol import FaultAnswer, IndexSwitch, Info, Mode, SearchAnswer, SearchRequest
 from serving.search import Search
@@ -35,6 +36,8 @@ OPEN_PATHS = ("/", "/page/*", "/healthz", "/readyz", "/openapi.json")
 """What needs no API key."""
 ADMIN_PATHS = ("/v1/index",)
 """What needs an admin key, where there are keys: with an old version, rows come back that were removed since."""
+SEARCH_PATHS = ("/v1/search", "/v1/search/*")
+"""What needs a place."""
 PICTURE_PATHS = ("/v1/images/*", "/v1/imagined/*")
 """What counts as a picture and not as a request: a page shows dozens of them for each search."""
 FREE_PATHS = (*OPEN_PATHS, *PICTURE_PATHS)
@@ -66,10 +69,12 @@ def make_api(
     """
     limits = settings.limits
     guards = [
+        *([Middleware(FetchWhenAsked)] if behind_serve else []),
         Middleware(RequestId, echo=not behind_serve),
         Middleware(SecurityHeaders),
         Middleware(LastResort),
         Middleware(Keys, keys, open_paths=OPEN_PATHS, admin_paths=ADMIN_PATHS) if keys else Middleware(LoopbackNames),
+        Middleware(Places, coming=search.admission.coming, paths=SEARCH_PATHS),
         Middleware(RateLimit, per_minute=limits.requests_per_minute, store=store, free_paths=FREE_PATHS),
         Middleware(
             RateLimit, per_minute=limits.pictures_per_minute, store=store, counted="pictures", paths=PICTURE_PATHS
@@ -93,12 +98,12 @@ def make_api(
     @api.post("/v1/search", tags=["search"])
     async def search_by_text(body: SearchRequest, request: Request) -> SearchAnswer:
         """Answer once: with the fused ranking, or with the best that there is by the deadline."""
-        return await search.answer(within(body, limits), request_id.get(), caller=party(request))
+        return await search.answer(within(body, limits), request_id.get(), caller=party(request.scope))
 
     @api.post("/v1/search/stream", tags=["search"], response_class=EventStream, responses=EventStream.DOCUMENTED)
     async def stream_by_text(body: SearchRequest, request: Request) -> Response:
         """Answer in stages, as server-sent events."""
-        stages = search.stages(within(body, limits), request_id.get(), caller=party(request))
+        stages = search.stages(within(body, limits), request_id.get(), caller=party(request.scope))
         return await EventStream.of(stages, seconds=search.seconds)
 
     @api.get(
@@ -130,7 +135,7 @@ def make_api(
             raise HTTPException(415, "the body must be a picture, with its content type, such as image/jpeg")
         _check("k", k, limits.k)
         return await search.by_picture(
-            await request.body(), request_id.get(), k=k, mode=mode, weight=weight, caller=party(request)
+            await request.body(), request_id.get(), k=k, mode=mode, weight=weight, caller=party(request.scope)
         )
 
     @api.get("/v1/images/{id:path}", tags=["pictures"], response_class=Response)
@@ -202,15 +207,6 @@ def make_api(
 
     api.mount("/page", StaticFiles(directory=PAGE))
     return api
-
-
-def party(request: Request) -> str:
-    """Who competes for places with whom: callers, and the page of a caller apart from programs of the same caller.
-
-    Browsers say so by themselves, over HTTPS and on the loopback (W3C Fetch Metadata); a script in a browser cannot.
-    """
-    asks = caller(request.scope)
-    return f"{asks} page" if request.headers.get("sec-fetch-site") == "same-origin" else asks
 
 
 def within(request: SearchRequest, limits: Limits) -> SearchRequest:

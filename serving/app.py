@@ -20,6 +20,7 @@ from cluster.session import node_count
 from retrieval.artifacts import Index, QuerySet
 from retrieval.errors import UserError
 from serving.deployments.encoders import VisionTower, VLMTowers
+from serving.deployments.gathering import CALLS_A_REPLICA
 from serving.deployments.generator import ImaginingGenerator
 from serving.deployments.pointer import Pointer
 from serving.deployments.ranker import Ranker
@@ -38,11 +39,11 @@ ROUTER = RequestRouterConfig(initial_backoff_s=0.025, backoff_multiplier=1, max_
 order of arrival; their back-off grows to half a second and is not reset when a request of another task gets through, so
 that with Serve's own settings a queue drains at four requests a second however fast the replica is."""
 
-BESIDE_SEARCHES = 16
-"""Requests for pages, pictures and all else that is no search, under way on one replica of the ingress. Searches have
-places of their own (``serving.admission``): browsers open six connections each, and none is to be refused. Many more
-would let all searches come as far as the ingress when there are far too many, where a refusal costs more than in the
-proxy."""
+BESIDE_SEARCHES = 256
+"""Requests under way on one replica of the ingress beside the searches that have places (``serving.admission``): for
+pages and pictures, none of which is to be refused; and searches that the ingress is about to refuse. Serve holds all
+beyond that in its proxy, in no order and with nobody refused until that is full as well, and refuses without looking at
+what is asked for."""
 
 POINTER = Replicas(cpus=0, ongoing=1000, queued=1000)
 """Every replica of shards and rankers asks the one that keeps what is served, at its start and then now and then."""
@@ -119,7 +120,7 @@ def plan(args: ServeArgs) -> Service:
         fingerprint = queries.manifest.models["generator"].fingerprint
     settings = profile.serve
     vision = _scaled(VisionTower, settings.vision, settings).bind(profile)
-    vlm = _scaled(VLMTowers, settings.vlm, settings).bind(profile)
+    vlm = _scaled(VLMTowers, settings.vlm, settings, target=CALLS_A_REPLICA).bind(profile)
     generator = None
     if settings.generator.max_replicas:
         generator = _scaled(ImaginingGenerator, settings.generator, settings).bind(profile, vision, learned)
@@ -131,7 +132,9 @@ def plan(args: ServeArgs) -> Service:
             for i in range(count)
         ]
     encoders = {"vlm": vlm, "vision": vision}
-    ranker = _scaled(Ranker, settings.ranker, settings).bind(profile, pointer, learned, encoders, shards)
+    ranker = _scaled(Ranker, settings.ranker, settings, target=CALLS_A_REPLICA).bind(
+        profile, pointer, learned, encoders, shards
+    )
     defaults = Defaults(profile.queries.images, fingerprint)
     return Service(profile, Parts(vlm, vision, generator, ranker), store, defaults, learned, count, index)
 
@@ -215,14 +218,23 @@ def _warn_of_other_defaults(queries: QuerySet, profile: Profile) -> None:
 
 
 def _scaled(
-    deployment: Any, replicas: Replicas, settings: ServeSettings, shard: int | None = None, **further: Any
+    deployment: Any,
+    replicas: Replicas,
+    settings: ServeSettings,
+    shard: int | None = None,
+    target: float | None = None,
+    **further: Any,
 ) -> Any:
-    """The deployment with what the profile says of its replicas."""
+    """The deployment with what the profile says of its replicas.
+
+    Args:
+        target: calls under way on a replica above which there are to be more; half of ``ongoing`` by default.
+    """
     return deployment.options(
         autoscaling_config=AutoscalingConfig(
             min_replicas=replicas.min_replicas,
             max_replicas=replicas.max_replicas,
-            target_ongoing_requests=max(1, replicas.ongoing / 2),
+            target_ongoing_requests=target or max(1, replicas.ongoing / 2),
         ),
         max_ongoing_requests=replicas.ongoing,
         max_queued_requests=replicas.queued,

@@ -5,15 +5,18 @@ Verified with Ray 2.60. ``tests/unit/serving/test_serving_ray_names.py`` fails w
 
 from __future__ import annotations
 
+import asyncio
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
+from ray.serve._private.http_util import ASGIReceiveProxy
 from ray.serve.config import HTTPOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeInstanceDetails
+from starlette.types import Message, Receive
 
 from retrieval.errors import DamagedError, UserError
 
@@ -31,6 +34,31 @@ def sized_for(handle: Any, method: str, size: int) -> Any:
     private.
     """
     return handle.options(method_name=method, _by_reference=size > BY_VALUE_BYTES or None)
+
+
+def fetched_when_asked(receive: Receive) -> Receive:
+    """Return a ``receive`` in the place of the one that Serve gave to an ASGI application: it fetches when it is asked.
+
+    Serve calls its proxy for the body of each request, and then again to hear of the client's leaving, whether or not
+    anybody wants to know, and each time that is the call of an actor. When the client leaves, the proxy cancels the
+    request in any case. Has to be called before the application first waits for anything.
+    """
+    if not isinstance(receive, ASGIReceiveProxy):  # there is no proxy between
+        return receive
+    proxied, fetch, wanted = receive, receive._receive_asgi_messages, asyncio.Event()
+
+    async def fetch_when_wanted(request: Any) -> bytes:
+        await wanted.wait()
+        wanted.clear()
+        return await fetch(request)
+
+    async def asked() -> Message:
+        if proxied.queue.empty():
+            wanted.set()
+        return await proxied()
+
+    proxied._receive_asgi_messages = fetch_when_wanted
+    return asked
 
 
 def serve_details() -> tuple[HTTPOptions, ServeInstanceDetails] | None:

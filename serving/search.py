@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from ray.serve.handle import DeploymentHandle
@@ -18,7 +18,8 @@ from serving import metrics
 from serving.admission import Admission
 from serving.answers import Asked, Shortfall, answer, imagined_images
 from serving.deployments.calls import Deadline, Unavailable, call, call_every_replica
-from serving.deployments.messages import PROBE, START_SECONDS, EncodedText, Ranking, Served
+from serving.deployments.gathering import Gathering
+from serving.deployments.messages import PROBE, START_SECONDS, EncodedText, Question, Ranking, Served
 from serving.imaginer import Imaginer
 from serving.memory.entry import Remembered, normalised
 from serving.memory.memory import Memory
@@ -52,6 +53,17 @@ class Defaults:
     generator_fingerprint: str | None = None
 
 
+class Asking(NamedTuple):
+    """What the ranker is to be asked: a ``Question`` whose time is not known until it is sent."""
+
+    deadline: Deadline
+    vlm_D1: np.ndarray
+    vision: np.ndarray | None
+    weight: float
+    k: int
+    version: str | None
+
+
 class Search:
     """Answers requests by asking the other deployments. For one event loop.
 
@@ -59,6 +71,7 @@ class Search:
         memory: of imagined queries.
         places: of the pictures of the gallery.
         defaults: for what a request leaves out.
+        admission: whose search may run.
         ready: every deployment has answered once.
         examples: queries that the gallery has an answer to, if its images have labels.
     """
@@ -72,7 +85,9 @@ class Search:
         self.seconds = settings.deadline_ms / 1000
         """The longest that an answer may take."""
         self._weight: float | None = None
-        self._admission = Admission(settings.ingress.ongoing, settings.ingress.queued)
+        self.admission = Admission(settings.ingress.ongoing, settings.ingress.queued)
+        self._texts: Gathering[str, EncodedText] = Gathering.of("the text encoder", self._encode_each, settings.vlm)
+        self._rankings: Gathering[Asking, Ranking] = Gathering.of("the ranker", self._rank_each, settings.ranker)
         self.places = Places(parts.ranker, seconds=self.seconds)
         self._imaginer = Imaginer(
             memory, parts.generator, fingerprint=defaults.generator_fingerprint, seconds=self.seconds
@@ -165,7 +180,7 @@ class Search:
             method = sized_for(encoder, "encode_file", len(data))
             return await call(part, method, data, seconds=asked.deadline.left, refusals=(ImageRejected,))
 
-        async with self._admission.place(caller, asked.deadline):
+        async with self.admission.place(caller, asked.deadline):
             with asked.timed("text"), metrics.waiting.one(part="pictures"):
                 vlm_D1, vision_D2 = await asyncio.gather(
                     encode("the image encoder", self._parts.vlm), encode("the vision encoder", self._parts.vision)
@@ -177,7 +192,7 @@ class Search:
         self, request: SearchRequest, request_id: str, caller: str, *, each: bool
     ) -> AsyncGenerator[Event]:
         asked = self._asked(request, request_id)
-        async with self._admission.place(caller, asked.deadline), aclosing(self._stages(asked, each=each)) as stages:
+        async with self.admission.place(caller, asked.deadline), aclosing(self._stages(asked, each=each)) as stages:
             async for stage in stages:
                 yield stage
 
@@ -256,11 +271,13 @@ class Search:
 
     async def _encode(self, asked: Asked) -> np.ndarray:
         """t of the text, float32 (D1,)."""
-        method = self._parts.vlm.encode_text
         with asked.timed("text"), metrics.waiting.one(part="text"):
-            encoded: EncodedText = await call("the text encoder", method, asked.text, seconds=asked.deadline.left)
+            encoded = await self._texts.ask(asked.text, seconds=asked.deadline.left)
         asked.warn_of(encoded.tokens)
         return encoded.vlm_D1
+
+    async def _encode_each(self, texts: list[str], seconds: float) -> list[EncodedText]:
+        return await call("the text encoder", self._parts.vlm.encode_texts, texts, seconds=seconds)
 
     async def _count_tokens(self, asked: Asked) -> None:
         """Warn of a text whose vector was remembered, as encoding it would have. Most are too short to be counted."""
@@ -275,14 +292,17 @@ class Search:
 
     async def _rank(self, asked: Asked, stage: str, vlm_D1: np.ndarray, vision: np.ndarray | None = None) -> Ranking:
         """Rank by text, or with ``vision`` (``Ranker.rank``) as asked; by one index version throughout a search."""
-        seconds = asked.deadline.left
         weight = 0.0 if vision is None else asked.weight
-        arguments = (vlm_D1, vision, weight, asked.request.k, asked.version, seconds)
+        asking = Asking(asked.deadline, vlm_D1, vision, weight, asked.request.k, asked.version)
         with asked.timed(stage), metrics.waiting.one(part="ranker"):
-            ranking: Ranking = await call("the ranker", self._parts.ranker.rank, *arguments, seconds=seconds)
+            ranking = await self._rankings.ask(asking, seconds=asked.deadline.left)
         asked.version = ranking.version
         self.places.keep(ranking.rows, ranking.version)
         return ranking
+
+    async def _rank_each(self, asking: list[Asking], seconds: float) -> list[Ranking | Exception]:
+        questions = [Question(*one[1:], seconds=one.deadline.left) for one in asking]
+        return await call("the ranker", self._parts.ranker.rank_each, questions, seconds=seconds)
 
 
 async def _start(part: str, method: Any, *arguments: Any) -> Any:

@@ -37,6 +37,10 @@ class Hits:
         """Return the first so many of each query."""
         return Hits(**{field.name: getattr(self, field.name)[:, :count] for field in fields(self)})
 
+    def of(self, query: int) -> Hits:
+        """Return those of one of the queries."""
+        return Hits(**{field.name: getattr(self, field.name)[query : query + 1] for field in fields(self)})
+
 
 def merge_topk(parts: Sequence[Hits], k: int) -> Hits:
     """Return the k best of what several shards, at least one, found for the same queries; ties by ascending id.

@@ -147,6 +147,10 @@ class VLMTowers(PictureEncoder):
         """
         return await self._encode_texts(text)
 
+    async def encode_texts(self, texts: Sequence[str]) -> list[EncodedText]:
+        """Encode queries, and with them those that others send meanwhile. Errors are those of ``encode_text``."""
+        return await asyncio.gather(*map(self._encode_texts, texts))
+
     async def tokens(self, text: str) -> Tokens:
         """Count the tokens of a query whose vector is known."""
         return self._tokens(text)
@@ -159,7 +163,8 @@ class VLMTowers(PictureEncoder):
         from retrieval.query import text_vectors
 
         encode = partial(text_vectors, self._vlm, self._templates)
-        vectors = np.concatenate(list(self._pool.map(encode, parts_of(texts, self._cores))))
+        parts = parts_of(texts, self._cores)
+        vectors = np.concatenate(list(self._pool.map(encode, parts)) if len(parts) > 1 else [encode(texts)])
         return [EncodedText(vector, self._tokens(text)) for vector, text in zip(vectors, texts, strict=True)]
 
     def _tokens(self, text: str) -> Tokens:

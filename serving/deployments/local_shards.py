@@ -52,10 +52,18 @@ class LocalShards:
         Raises:
             Unavailable: the version cannot be opened in that time.
         """
-        answers = await self._ask(version, "search", query_D, k, seconds=seconds)
-        parts = [answer for answer in answers if not isinstance(answer, Unavailable)]
+        [found] = await self.search_each(version, query_D[None], k, seconds=seconds)
+        return found
+
+    async def search_each(self, version: str, query_QD: np.ndarray, k: int, *, seconds: float) -> list[Found]:
+        """Return for each query what ``search`` returns for it; a shard is given all of them at once."""
+        answers = await self._ask(version, "search_each", query_QD, k, seconds=seconds)
+        shards = [answer for answer in answers if not isinstance(answer, Unavailable)]
         troubles = [answer for answer in answers if isinstance(answer, Unavailable)]
-        return Found([part for of_one in parts for part in of_one], len(parts), troubles)
+        return [
+            Found([part for of_each in shards for part in of_each[query]], len(shards), troubles)
+            for query in range(len(query_QD))
+        ]
 
     async def path(self, version: str, id: str, *, seconds: float, shard: int | None = None) -> tuple[str, str] | None:
         """Return path and batch of the row of that id, or None if there is none. All shards are asked, wherever it is

@@ -66,6 +66,27 @@ class Part:
     more: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What is to be ranked by, and how.
+
+    Attributes:
+        vlm_D1: t, float32 of unit norm.
+        vision: vectors of K imagined images, float32 (K, D2), or v itself, (D2,); None with a ``weight`` of 0.
+        weight: λ.
+        k: rows, from 1.
+        version: URI of the index version; by default the current one.
+        seconds: the time there is; shards that take too long are left out.
+    """
+
+    vlm_D1: np.ndarray
+    vision: np.ndarray | None
+    weight: float
+    k: int
+    version: str | None
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Row:
     """One ranked row of the gallery."""

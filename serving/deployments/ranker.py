@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from retrieval.errors import DamagedError, UserError
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
 from serving.deployments.calls import Unavailable, call
 from serving.deployments.local_shards import LocalShards
-from serving.deployments.merging import ranked
-from serving.deployments.messages import START_SECONDS, Model, Ranking, Served
+from serving.deployments.merging import Found, ranked
+from serving.deployments.messages import START_SECONDS, Model, Question, Ranking, Served
 from serving.deployments.pointer import Pointed
 from serving.deployments.remote_shards import RemoteShards
 from serving.deployments.shards import KEPT_VERSIONS
@@ -37,6 +38,15 @@ ASK_SECONDS = 30
 LONGEST_PAUSE = 300
 """Seconds between attempts to open a version that cannot be opened: each may read all its files for their checksums."""
 log = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A question as the shards are asked, and the share of each image in it."""
+
+    index: Index
+    query_D: np.ndarray
+    attention: list[float | None]
 
 
 @serve.deployment
@@ -83,35 +93,51 @@ class Ranker:
         version: str | None,
         seconds: float,
     ) -> Ranking:
-        """Rank the gallery for one query.
-
-        Args:
-            vlm_D1: t, float32 of unit norm.
-            vision: vectors of K imagined images, float32 (K, D2), or v itself, (D2,); None with a ``weight`` of 0.
-            weight: λ.
-            version: URI of the index version; by default the current one.
-            seconds: the time there is; shards that take too long are left out.
+        """Rank the gallery for one query; arguments are those of a ``Question``.
 
         Raises:
             Unavailable: no shard answered.
         """
-        index = await self._version(version)
-        visual_D2, attention = self._pooled(vision, index)
-        [query_D] = fused_query(vlm_D1, visual_D2, weight)
-        bound = min(self._settings.shard_timeout_ms / 1000, SHARE_OF_SHARDS * seconds)
-        found = await self._shards.search(index.uri, query_D, k, seconds=bound)
-        if not found.parts:
-            raise Unavailable("every shard of the index", found.troubles[0].trouble if found.troubles else "down")
-        manifest = index.manifest
-        return Ranking(
-            ranked(found.parts, k, manifest.sources),
-            weight,
-            index.uri,
-            index.version,
-            answered=found.answered,
-            total=len(manifest.shards),
-            attention=attention,
-        )
+        [ranking] = await self.rank_each([Question(vlm_D1, vision, weight, k, version, seconds)])
+        if isinstance(ranking, Unavailable):
+            raise ranking
+        return ranking
+
+    async def rank_each(self, questions: Sequence[Question]) -> list[Ranking | Unavailable]:
+        """Rank the gallery for each question. Those that ask alike are searched for together: scores are exact, so that
+        company changes none. One that has less time than a shard may take is searched for alone.
+        """
+        prepared: dict[int, _Prepared] = {}
+        alike: dict[tuple[str, int, float], list[int]] = {}
+        for place, question in enumerate(questions):
+            try:
+                prepared[place] = await self._prepared(question)
+            except Exception:  # of this question alone
+                log.exception("a query cannot be ranked")
+                continue
+            bound = min(self._settings.shard_timeout_ms / 1000, SHARE_OF_SHARDS * question.seconds)
+            alike.setdefault((prepared[place].index.uri, question.k, bound), []).append(place)
+
+        async def found(places: list[int], version: str, k: int, seconds: float) -> Sequence[Found | Unavailable]:
+            queries = np.stack([prepared[place].query_D for place in places])
+            try:
+                return await self._shards.search_each(version, queries, k, seconds=seconds)
+            except Unavailable as error:
+                return [error] * len(places)
+
+        answers = await asyncio.gather(*(found(places, *asked) for asked, places in alike.items()))
+        rankings: list[Ranking | Unavailable] = [Unavailable("the ranker", "failed") for _ in questions]
+        for places, group in zip(alike.values(), answers, strict=True):
+            for place, answer in zip(places, group, strict=True):
+                rankings[place] = _ranking(questions[place], prepared[place], answer)
+        return rankings
+
+    async def _prepared(self, question: Question) -> _Prepared:
+        index = await self._version(question.version)
+        visual_D2, attention = self._pooled(question.vision, index)
+        [query_D] = fused_query(question.vlm_D1, visual_D2, question.weight)
+        assert np.isfinite(query_D).all()
+        return _Prepared(index, query_D, attention)
 
     async def path(self, id: str, version: str | None = None, shard: int | None = None) -> tuple[str, str] | None:
         """Return the path of the row of that id, and what it is relative to; None if there is none.
@@ -245,6 +271,23 @@ class Ranker:
         with torch.inference_mode():
             [attention_K] = self._network.attention(torch.from_numpy(features_1KD2))
         return visual_D2, [share if math.isfinite(share) else None for share in attention_K.tolist()]
+
+
+def _ranking(question: Question, prepared: _Prepared, found: Found | Unavailable) -> Ranking | Unavailable:
+    if isinstance(found, Unavailable):
+        return found
+    if not found.parts:
+        return Unavailable("every shard of the index", found.troubles[0].trouble if found.troubles else "down")
+    index = prepared.index
+    return Ranking(
+        ranked(found.parts, question.k, index.manifest.sources),
+        question.weight,
+        index.uri,
+        index.version,
+        answered=found.answered,
+        total=len(index.manifest.shards),
+        attention=prepared.attention,
+    )
 
 
 def _open(index: str) -> Index:

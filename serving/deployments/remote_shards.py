@@ -64,6 +64,10 @@ class RemoteShards:
         found: list[Part] = [part for of_one in parts.values() for part in of_one]
         return Found(found, len(found) - missing, troubles)
 
+    async def search_each(self, version: str, query_QD: np.ndarray, k: int, *, seconds: float) -> list[Found]:
+        """Return for each query what ``search`` returns for it."""
+        return await asyncio.gather(*(self.search(version, query_D, k, seconds=seconds) for query_D in query_QD))
+
     async def path(self, version: str, id: str, *, seconds: float, shard: int | None = None) -> tuple[str, str] | None:
         """Return path and batch of the row of that id, or None if there is none.
 

@@ -55,14 +55,29 @@ class Opened:
             k: from 1.
             whole: all k, not only those that are likely to be among the k best of all shards.
         """
-        return [self._part(place, shard, query_D, k, whole) for place, shard in self.shards.items()]
+        [parts] = self.search_each(query_D[None], k, whole)
+        return parts
 
-    def _part(self, place: int, shard: Shard, query_D: np.ndarray, k: int, whole: bool) -> Part:
-        hits = shard.search(query_D, k)
-        found = hits.rows.shape[1]
+    def search_each(self, query_QD: np.ndarray, k: int, whole: bool = True) -> list[list[Part]]:
+        """Return for each query what ``search`` returns for it."""
+        of_shards = [self._parts(place, shard, query_QD, k, whole) for place, shard in self.shards.items()]
+        return [list(parts) for parts in zip(*of_shards, strict=True)]
+
+    def _parts(self, place: int, shard: Shard, query_QD: np.ndarray, k: int, whole: bool) -> list[Part]:
+        """What one shard finds for each query."""
+        hits = shard.search(query_QD, k)
+        queries, found = hits.rows.shape
         sent = found if whole else min(found, self._likely(shard, k))
-        rows = shard.rows.drop_columns("id").take(pa.array(hits.rows[0, :sent]))
-        return Part(place, hits.first(sent), rows.to_pydict(), more=sent < found)
+        taken = shard.rows.drop_columns("id").take(pa.array(hits.rows[:, :sent].ravel())).to_pydict()
+        return [
+            Part(
+                place,
+                hits.of(query).first(sent),
+                {name: values[query * sent : (query + 1) * sent] for name, values in taken.items()},
+                more=sent < found,
+            )
+            for query in range(queries)
+        ]
 
     def _likely(self, shard: Shard, k: int) -> int:
         """How many of the k best of all shards this one may have; seldom more, if rows are spread as shuffling does."""

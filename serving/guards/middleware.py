@@ -1,7 +1,8 @@
 """Request ids, security headers, the last handler of errors, and what all middlewares here share. Plain ASGI.
 
-From the outside in: ``RequestId``, ``SecurityHeaders``, ``LastResort``, ``keys.Keys`` or ``keys.LoopbackNames``,
-``limits.RateLimit``, ``limits.BodyLimit``, the application. Each answers with ``protocol.FaultAnswer`` what it refuses.
+From the outside in: ``FetchWhenAsked``, ``RequestId``, ``SecurityHeaders``, ``LastResort``, ``keys.Keys`` or
+``keys.LoopbackNames``, ``places.Places``, ``limits.RateLimit``, ``limits.BodyLimit``, the application. Each answers
+with ``protocol.FaultAnswer`` what it refuses.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import metrics
 from serving.protocol import Fault, FaultAnswer
+from serving.ray_names import fetched_when_asked
 
 CALLER = "mindseye.caller"
 """Where ``Keys`` leaves in the scope whose key a request came with: a name that says nothing about the key."""
@@ -72,6 +74,13 @@ def listed(scope: Scope, paths: Sequence[str]) -> bool:
     """Whether a request is for one of ``paths``; one that ends in ``/*`` stands for all that begin so."""
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     return any(path.startswith(entry[:-1]) if entry.endswith("/*") else path == entry for entry in paths)
+
+
+class FetchWhenAsked(HttpMiddleware):
+    """Has nothing of a request fetched from Serve's proxy before somebody wants it."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, fetched_when_asked(receive), send)
 
 
 class RequestId(HttpMiddleware):

@@ -19,7 +19,8 @@ class Callers:
     """Searches by name; each runs until it is let go."""
 
     def __init__(self, running: int, waiting: int) -> None:
-        self.admission = Admission(running, waiting)
+        self.now = 0.0
+        self.admission = Admission(running, waiting, lambda: self.now)
         self.running: list[str] = []
         self._may_end: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -93,6 +94,35 @@ def test_who_asks_for_little_is_next_and_is_not_refused_beside_one_who_asks_for_
         await callers.go("ann 0")
         assert callers.running == ["ann 1", "bob 0"]  # before her third, which came first
         await callers.go("ann 1", "bob 0", "ann 2")
+
+    run(check())
+
+
+def test_a_search_that_comes_in_counts_before_it_has_asked_for_its_place() -> None:
+    async def check() -> None:
+        callers = Callers(2, 2)
+        coming = callers.admission.coming
+        for i in range(2):
+            await callers.come(f"ann {i}")
+        with coming("ann") as third, coming("ann") as fourth, coming("ann") as fifth, coming("bob") as other:
+            assert (third, fourth, fifth) == (True, True, False)
+            assert other  # who has fewer here is never refused before those who have more
+            callers.now += 2  # they send their bodies slowly, and take no place from others
+            with coming("ann") as sixth:
+                assert sixth
+        await callers.go("ann 0", "ann 1")
+
+    run(check())
+
+
+def test_a_search_that_has_its_place_counts_once() -> None:
+    async def check() -> None:
+        callers = Callers(2, 1)
+        coming, place = callers.admission.coming, callers.admission.place
+        with coming("ann") as first:
+            async with place("ann", Deadline(60)):
+                with coming("ann") as second, coming("ann") as third, coming("ann") as fourth:
+                    assert (first, second, third, fourth) == (True, True, True, False)
 
     run(check())
 

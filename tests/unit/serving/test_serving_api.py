@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -371,6 +372,37 @@ def test_pictures_have_a_limit_of_their_own(service: Service) -> None:
             assert "at most 3 pictures a minute" in fault(client.get(f"/v1/{path}"), 429, "too-many-requests")
         assert [client.get("/v1/info").status_code for _ in range(3)] == [200, 200, 429]
         assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/v1/search"), ("GET", "/v1/search/stream"), ("POST", "/v1/search/image")]
+)
+def test_a_search_without_a_place_is_refused_before_anything_of_it_is_read(
+    service: Service, monkeypatch: pytest.MonkeyPatch, method: str, path: str
+) -> None:
+    """Behind Serve, all that an answer waits for is a call to the proxy, for the body or for the client's leaving."""
+    search = service.search()
+    monkeypatch.setattr(search.admission, "coming", lambda party: nullcontext(party != "127.0.0.1 page"))
+    api = service.api(search, behind_serve=True)
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        pytest.fail("the body was read")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1"), (b"sec-fetch-site", b"same-origin"), (b"content-length", b"9")]
+    scope = {"type": "http", "method": method, "path": path, "headers": headers, "client": ("127.0.0.1", 1)}
+    with pytest.raises(StopIteration):  # it ended without having waited for anything
+        api({**scope, "query_string": b"", "root_path": ""}, receive, send).send(None)
+    start, body = sent
+    assert (start["status"], dict(start["headers"])[b"retry-after"]) == (503, b"1")
+    assert FaultAnswer.model_validate_json(body["body"]).error.code == "busy"
+    with TestClient(api, "http://127.0.0.1", client=("127.0.0.1", 1)) as client:
+        page = {"Sec-Fetch-Site": "same-origin"}
+        assert client.get("/", headers=page).status_code == 200  # it needs no place
+        assert client.post("/v1/search", json={"query": ""}).status_code == 422  # another party has one
 
 
 def test_a_page_competes_for_places_apart_from_the_programs_of_its_caller(

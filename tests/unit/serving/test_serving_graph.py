@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import shutil
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ from retrieval.index.hits import merge_topk
 from retrieval.query import QueryEncoder
 from serving.deployments.calls import Unavailable, call
 from serving.deployments.generator import ImaginingGenerator
+from serving.deployments.messages import Question
 from serving.deployments.pointer import Pointer
 from serving.deployments.ranker import Ranker
 from serving.deployments.shards import IndexShard, Opened
@@ -158,6 +160,32 @@ def test_any_number_of_shards_gives_the_same_ranking(
             assert (ranking.answered, ranking.total) == (shards, shards)
 
     run(check())
+
+
+def test_questions_that_are_asked_together_are_ranked_as_if_alone(
+    service: Service, query_encoder: QueryEncoder, collection: Collection, serve_log: pytest.LogCaptureFixture
+) -> None:
+    ranker = service.parts.ranker
+    texts_QD1 = query_encoder.text_vectors(QUERIES[:6])
+    images_KD2 = collection.vision_ND2[:3].astype(np.float32)
+    questions = [
+        Question(text_D1, images_KD2 if i % 2 else None, 0.5 * (i % 2), 5 + i // 4, None, SECONDS if i else 1.0)
+        for i, text_D1 in enumerate(texts_QD1)
+    ]
+    wrong = [
+        replace(questions[0], version="/nowhere/index/000001"),
+        replace(questions[0], vlm_D1=texts_QD1[0] * np.nan),
+    ]
+
+    async def check() -> None:
+        together = await call("", ranker.rank_each, [*wrong, *questions], seconds=SECONDS)
+        assert [(str(error), error.trouble) for error in together[:2]] == [("the ranker failed", "failed")] * 2
+        for question, ranking in zip(questions, together[2:], strict=True):
+            alone = await call("", ranker.rank, *vars(question).values(), seconds=SECONDS)
+            assert ranking == alone
+
+    run(check())
+    assert "a query cannot be ranked" in serve_log.text
 
 
 def test_the_shard_that_an_answer_names_is_asked_alone_for_a_picture_and_the_others_if_it_is_wrong(

@@ -81,7 +81,8 @@ def test_a_shard_that_hangs_is_missed_in_time_and_no_other_waits_for_it(
         spoil(monkeypatch, shards, 1, lambda: end.wait(60) and None)
         begun = time.monotonic()
         asked = [shards.search(collection.index.uri, query, 5, seconds=2.0) for _ in range(3 * usable_cores())]
-        for found in await asyncio.gather(*asked):
+        both = shards.search_each(collection.index.uri, np.stack([query, query / 2]), 5, seconds=2.0)
+        for found in [*await asyncio.gather(*asked), *await both]:
             assert (found.answered, [trouble.trouble for trouble in found.troubles]) == (1, ["late"])
         assert time.monotonic() - begun < 20
         monkeypatch.setattr(local_shards, "HEALTH_SECONDS", 0.1)

@@ -5,7 +5,9 @@ When one of these fails: put ``serving/ray_names.py`` right, and then the bound 
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import pickle
 import traceback
 from typing import Any
 
@@ -13,13 +15,14 @@ import pytest
 from ray.exceptions import RayTaskError
 from ray.serve import batching
 from ray.serve._private import client, deployment_state, replica
+from ray.serve._private.http_util import ASGIReceiveProxy
 from ray.serve.handle import DeploymentHandle
 
 from retrieval.errors import DamagedError, UserError
 from serving import ray_names
 from serving.deployments.encoders import VisionTower
 from serving.ingress import Ingress
-from serving.ray_names import BY_VALUE_BYTES, LateBoundApp, sized_for, user_error_in
+from serving.ray_names import BY_VALUE_BYTES, LateBoundApp, fetched_when_asked, sized_for, user_error_in
 
 
 def failed_constructor(error: Exception) -> str:
@@ -75,13 +78,49 @@ def test_serve_asks_the_ingress_for_its_app_under_this_name() -> None:
     assert not hasattr(VisionTower.func_or_class, replica.SERVE_BUILD_ASGI_APP_METHOD)
 
 
+def test_nothing_of_a_request_is_fetched_before_it_is_asked_for() -> None:
+    calls: list[str] = []
+    messages = [b"first", b"last"]
+
+    async def fetch(request: str) -> bytes:
+        calls.append(request)
+        body = messages.pop(0) if messages else None
+        message = {"type": "http.request", "body": body, "more_body": bool(messages)}
+        return pickle.dumps([message if body else {"type": "http.disconnect"}])
+
+    async def check() -> None:
+        proxied = ASGIReceiveProxy({"type": "http"}, "request", fetch)  # type: ignore[arg-type]
+        fetching = asyncio.create_task(proxied.fetch_until_disconnect())  # as Serve does
+        receive = fetched_when_asked(proxied)
+        for count, body in enumerate([b"first", b"last"], 1):
+            await asyncio.sleep(0.01)
+            assert len(calls) == count - 1
+            assert (await receive())["body"] == body
+            assert len(calls) == count
+        await asyncio.sleep(0.01)
+        assert calls == ["request"] * 2  # nobody asked whether the client had gone
+        assert await receive() == {"type": "http.disconnect"}
+        await fetching
+        assert await receive() == {"type": "http.disconnect"}
+        assert len(calls) == 3
+
+    asyncio.run(check())
+
+
+def test_what_comes_without_a_proxy_is_received_as_it_is() -> None:
+    async def receive() -> Any:
+        return {}
+
+    assert fetched_when_asked(receive) is receive
+
+
 def test_the_check_that_local_testing_skips_is_there() -> None:
     """``tests/serving_graph.py`` takes it out of a batch queue, where it looks for a replica."""
     assert "def _warn_if_max_batch_size_exceeds_max_ongoing_requests(self" in inspect.getsource(batching)
 
 
 def test_these_names_stand_in_one_file(pytestconfig: pytest.Config) -> None:
-    names = ("_by_reference", "__serve_build_asgi_app__", "\\x1b[")
+    names = ("_by_reference", "_receive_asgi_messages", "__serve_build_asgi_app__", "\\x1b[")
     for file in sorted((pytestconfig.rootpath / "serving").rglob("*.py")):
         if file.name != "ray_names.py":
             assert not [name for name in names if name in file.read_text(encoding="utf-8")], file

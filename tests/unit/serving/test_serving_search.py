@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Coroutine
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from retrieval.artifacts import ModelRecord
 from retrieval.errors import UserError
 from serving.admission import Admission
 from serving.deployments.calls import Deadline, Unavailable, call
-from serving.deployments.messages import EncodedText, Imagination, Model, Ranking, Row, Served, Tokens
+from serving.deployments.messages import EncodedText, Imagination, Model, Question, Ranking, Row, Served, Tokens
 from serving.ingress import Ingress
 from serving.memory.local import MemoryStore
 from serving.memory.memory import Memory
@@ -56,6 +57,9 @@ class VLM:
     async def encode_text(self, text: str) -> EncodedText:
         self.encoded.append(text)
         return EncodedText(np.array([1, 0], np.float32), Tokens(self.length, 32))
+
+    async def encode_texts(self, texts: list[str]) -> list[EncodedText]:
+        return [await self.encode_text(text) for text in texts]
 
     async def tokens(self, text: str) -> Tokens:
         return Tokens(self.length, 32)
@@ -118,6 +122,9 @@ class Ranker:
         row = Row("a b/c", 3, "a/0.png", "images", "a", {"width": 64}, float(count), 0.0, 0.0)
         used = version or self.current
         return Ranking([row], weight, used, used, self.answered, 5, [1 / count] * count if count else [])
+
+    async def rank_each(self, questions: list[Question]) -> list[Ranking]:
+        return [await self.rank(*(getattr(one, field.name) for field in fields(one))) for one in questions]
 
 
 class World:
@@ -221,6 +228,29 @@ def test_a_new_query_is_answered_in_stages_and_a_remembered_one_without_model() 
         again = await world.answer("  a \n star")
         assert (again.memory, again.query, again.results) == ("hit", "a star", fused.results)
         assert (world.generator.asked, world.vlm.encoded) == (["a star"], texts)
+
+    run(check())
+
+
+def test_searches_that_wait_ask_together_and_each_gets_its_own_answer() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        texts, rankings = world.vlm.encode_texts, world.ranker.rank_each
+        together: list[int] = []
+
+        async def encode_texts(given: list[str]) -> list[EncodedText]:
+            together.append(len(given))
+            return await texts(given)
+
+        async def rank_each(questions: list[Question]) -> list[Ranking]:
+            together.append(len(questions))
+            return await rankings(questions)
+
+        world.vlm.encode_texts, world.ranker.rank_each = encode_texts, rank_each  # type: ignore[method-assign]
+        queries = [f"star {i}" for i in range(8)]
+        answers = await asyncio.gather(*(world.answer(query, mode="text", k=8) for query in queries))
+        assert together == [8, 8]
+        assert [answer.query for answer in answers] == queries
 
     run(check())
 
@@ -633,7 +663,7 @@ def test_a_deadline_passes_and_stays_at_zero() -> None:
 async def cramped() -> World:
     """A search with three places, and one to wait in; the generator does not answer yet."""
     world = await World().warmed()
-    world.search._admission = Admission(running=3, waiting=1)
+    world.search.admission = Admission(running=3, waiting=1)
     world.generator.may.clear()
     return world
 
@@ -646,7 +676,7 @@ def test_every_kind_of_search_has_a_place_until_its_answer_is_complete() -> None
         answers = [asyncio.create_task(world.answer(text)) for text in ("one", "two")]
         await until(lambda: {"one", "two"} <= set(world.generator.asked))
         waiting = asyncio.create_task(world.answer("three", mode="text"))
-        await until(lambda: world.search._admission._waiting)
+        await until(lambda: world.search.admission._waiting)
         for asking in (
             world.answer("four", mode="text"),
             world.search.by_picture(b"picture", "id", k=1),
