@@ -19,8 +19,6 @@ from typing import IO, Any
 import psutil
 
 ROOT = Path(__file__).parents[1]
-SUBNET = "10.213.77"
-"""The last part of this machine's own address there is 254, of the hosts 1, 2, …"""
 INIT = """
 set -e
 hostname "$NAME"
@@ -127,12 +125,15 @@ class Network:
 
     def __init__(self, disk: Path) -> None:
         self.disk = disk
-        self._switch = Host("switch", f"{SUBNET}.253", disk)
+        taken = _run("ip", "-4", "route")
+        self.subnet = next(subnet for n in range(256) if f"{(subnet := f'10.213.{n}')}." not in taken)
+        """The last part of this machine's own address there is 254, of the hosts 1, 2, …"""
+        self._switch = Host("switch", "", disk)
         self.hosts: list[Host] = []
         self._ip("link", "add", "bridge", "type", "bridge")
         self._ip("link", "set", "bridge", "up")
         self._plug("here", os.getpid())
-        _run("ip", "address", "add", f"{SUBNET}.254/24", "dev", self.here)
+        _run("ip", "address", "add", f"{self.subnet}.254/24", "dev", self.here)
         _run("ip", "link", "set", self.here, "up")
 
     @property
@@ -142,12 +143,12 @@ class Network:
 
     def host(self, name: str) -> Host:
         """Add a host."""
-        host = Host(name, f"{SUBNET}.{len(self.hosts) + 1}", self.disk)
+        host = Host(name, f"{self.subnet}.{len(self.hosts) + 1}", self.disk)
         self.hosts.append(host)
         self._plug(name, host.pid)
         host.run("ip", "address", "add", f"{host.address}/24", "dev", "eth0")
         host.run("ip", "link", "set", "eth0", "up")
-        host.run("ip", "route", "add", "default", "via", f"{SUBNET}.254")
+        host.run("ip", "route", "add", "default", "via", f"{self.subnet}.254")
         return host
 
     def cut(self, host: Host) -> None:
@@ -209,7 +210,8 @@ def started(host: Host, log: Path, *command: object, **environment: str) -> Proc
         return host.start(*command, log=output, **environment)
 
 
-def _run(*command: str) -> None:
+def _run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PermissionError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import shutil
 import signal
 import sys
 import threading
@@ -70,6 +71,8 @@ class Hosts(NamedTuple):
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     """A head and two more nodes of Ray, and a host of the stores."""
     pytest.importorskip("flask")
+    if not (redis := shutil.which("redis-server") or shutil.which("valkey-server")):
+        pytest.skip("neither redis-server nor valkey-server is installed")
     logs = tmp_path_factory.mktemp("logs")
     try:
         made = network()
@@ -79,11 +82,11 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     try:
         stores, head, one, two = (net.host(name) for name in ("stores", "head", "one", "two"))
         stores.start(sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", S3_PORT)
-        stores.start("redis-server", "--port", REDIS_PORT, "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "")
+        stores.start(redis, "--port", REDIS_PORT, "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "")
         options = ["--object-store-memory", 150 * 2**20, "--temp-dir", net.disk / "ray", "--disable-usage-stats"]
         ray = [Path(sys.executable).with_name("ray"), "start"]
         address = f"--node-ip-address={head.address}"
-        main = ["--head", address, "--port", RAY_PORT, "--num-cpus", 0, "--include-dashboard=false"]
+        main = ["--head", address, "--port", RAY_PORT, "--num-cpus", 0, "--include-dashboard=true"]
         print(head.run(*ray, *main, *options))
         for node in (one, two):
             join = [f"--address={head.address}:{RAY_PORT}", f"--node-ip-address={node.address}", "--num-cpus", 3]
@@ -151,7 +154,7 @@ def test_index_and_queries_and_train(hosts: Hosts, source: str, profile_on_head:
     assert QuerySet.open(query_set).manifest.queries == LABELS
     hosts.mindseye("train", gallery.uri, query_set, aggregator, "--profile", "profile.yaml")
     assert TrainedAggregator.open(aggregator).manifest.weight > 0
-    hosts.mindseye("index", "verify", target)
+    hosts.mindseye("index", "verify", target, "--profile", "profile.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +257,11 @@ def test_replicas_on_two_hosts_remember_together(hosts: Hosts, service: Service)
         assert (answer.stage, answer.shards.answered, answer.degraded) == ("fused", SHARDS, None)
     assert [answer.memory for answer in answers] == ["miss", "hit"]
     assert answers[0].results == answers[1].results
+
+
+def test_what_listens_where(hosts: Hosts, service: Service) -> None:
+    for host in (hosts.head, hosts.one, hosts.two):
+        print(host.name, host.run("ss", "-ltnpH"), sep="\n")
 
 
 def test_an_index_switch_under_load(hosts: Hosts, service: Service) -> None:

@@ -23,10 +23,10 @@ STREAMS, STEPS, IMAGES = 8, 40, 48
 DEADLINE_SECONDS = 60
 
 
-def settings_of(given: dict[str, Any], *, k: int) -> dict[str, Any]:
+def settings_of(given: dict[str, Any], *, k: int, surge: bool = True) -> dict[str, Any]:
     settings = deepcopy(given)
     settings["models"]["generator"] |= {"steps": STEPS}
-    small = {"cpus": 0.05, "max_replicas": 1}
+    small = {"cpus": 0.05, "max_replicas": 1, "surge": surge}
     settings["serve"] = {
         "watch_seconds": 0.5,
         "local_index_bytes": 0,
@@ -39,8 +39,9 @@ def settings_of(given: dict[str, Any], *, k: int) -> dict[str, Any]:
     return settings
 
 
+@pytest.mark.parametrize("surge", [True, False])
 def test_no_answer_is_lost_while_the_service_is_deployed_anew(
-    ray_session: None, collection: Collection, models_folder: Path, profile_settings: dict[str, Any]
+    ray_session: None, collection: Collection, models_folder: Path, profile_settings: dict[str, Any], surge: bool
 ) -> None:
     from ray import serve
 
@@ -51,7 +52,7 @@ def test_no_answer_is_lost_while_the_service_is_deployed_anew(
 
     def deploy(k: int) -> None:
         profile = folder / f"upgrade-{k}.yaml"
-        profile.write_text(yaml.safe_dump(settings_of(profile_settings, k=k)))
+        profile.write_text(yaml.safe_dump(settings_of(profile_settings, k=k, surge=surge)))
         args = ServeArgs(
             target=str(collection.folder), profile=str(profile), store=f"sqlite:{folder / 'upgrade.sqlite'}"
         )
