@@ -44,8 +44,8 @@ would let all searches come as far as the ingress when there are far too many, w
 proxy."""
 
 LOAD_SECONDS, LOOK_BACK_SECONDS = 2, 10
-"""How often Serve is told of the load that it scales by, and over how long it takes the mean. Its own 10 and 30 s come on
-top of a profile's delay. (Ray calls the first deprecated, but does not read yet what is to replace it.)"""
+"""How often Serve is told of the load that it scales by, and over how long it takes the mean. By default 10 and 30 s
+come on top of a profile's delay. (Ray calls the first deprecated, but does not read yet what is to replace it.)"""
 
 POINTER = Replicas(cpus=0, ongoing=1000, queued=1000)
 """Every replica of shards and rankers asks the one that keeps what is served, at its start and then now and then."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import re
 import shutil
 import signal
 import sys
@@ -260,8 +261,28 @@ def test_replicas_on_two_hosts_remember_together(hosts: Hosts, service: Service)
 
 
 def test_what_listens_where(hosts: Hosts, service: Service) -> None:
-    for host in (hosts.head, hosts.one, hosts.two):
-        print(host.name, host.run("ss", "-ltnpH"), sep="\n")
+    """The table in docs/security.md: what more than the host itself can reach."""
+    found = {host: listening(host) for host in (hosts.head, hosts.one, hosts.two)}
+    for host, where in found.items():
+        print(host.name, *(f"{name}: {sorted(kinds)}" for name, kinds in sorted(where.items())), sep="\n  ")
+    for where in found.values():
+        outward = [name for name, kinds in where.items() if not all(kind.startswith("loopback") for kind in kinds)]
+        assert all(name.startswith(("gcs_server", "raylet", "python", "ray::")) for name in outward), outward
+        # The dashboard and the Jobs API behind it are the head's own.
+        assert not {"all 8265", "own 8265"} & set().union(*where.values())
+        assert f"all {HTTP_PORT}" in set().union(*where.values())
+
+
+def listening(host: Host) -> dict[str, set[str]]:
+    """By the name of the process, what it listens at: all interfaces, the host's address, or its loopback."""
+    found: dict[str, set[str]] = {}
+    for line in host.run("ss", "-ltnpH").splitlines():
+        local, name = line.split()[3], re.findall(r'\(\("([^"]*)"', line)
+        ip, _, port = local.rpartition(":")
+        kind = {"127.0.0.1": "loopback", "[::1]": "loopback", host.address: "own"}.get(ip, "all")
+        kind += f" {port}" if int(port) in (RAY_PORT, HTTP_PORT, 8265, 52365, 10001) else ""
+        found.setdefault(name[0] if name else "?", set()).add(kind)
+    return found
 
 
 def test_an_index_switch_under_load(hosts: Hosts, service: Service) -> None:
