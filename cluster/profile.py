@@ -170,6 +170,13 @@ class Replicas(Placement):
     """Replicas at least; 0 starts the first when it is asked for."""
     max_replicas: int = Field(default=1, ge=0)
     """0 leaves the deployment out; only a service of remembered queries can do so, without its generator."""
+    surge: bool = True
+    """Whether a service that is deployed anew starts its new replicas before it ends the old ones, which needs room for
+    both: where there is none, the old ones serve on, and the new ones wait for it."""
+    upscale_s: float = Field(default=5, ge=0)
+    """Seconds that the load is too high before a replica is added."""
+    downscale_s: float = Field(default=120, ge=0)
+    """Seconds that the load is low before a replica is taken away; it first ends what is under way on it."""
     ongoing: int = Field(default=16, ge=1)
     """Requests under way on one replica."""
     queued: int = Field(default=64, ge=1)

@@ -75,7 +75,7 @@ def build_gallery(source: str, target: str, profile: Profile, *, overwrite: bool
         )
     encoders = describe_encoders(profile)
     batch = open_batch(folder, source, encoders, overwrite=overwrite)
-    record, parts = _embedded(folder, batch, source, profile, encoders, log)
+    record, parts = _embedded(folder, batch, profile, encoders, log)
     manifest = GalleryManifest(
         rows=record.rows, batches=[record], parts=parts, models={"vlm": encoders.vlm, "vision": encoders.vision}
     )
@@ -106,7 +106,7 @@ def grown_gallery(
     manifest, uri = gallery.manifest, Folder(source).uri
     known = [batch.name for batch in manifest.batches if batch.source == uri]
     batch = open_batch(gallery.folder, source, encoders, known, overwrite=overwrite)
-    record, parts = _embedded(gallery.folder, batch, source, profile, encoders, log)
+    record, parts = _embedded(gallery.folder, batch, profile, encoders, log)
     grown = manifest.model_copy(
         update={
             "created": now(),
@@ -129,7 +129,7 @@ def commit_batch(gallery: Folder, manifest: GalleryManifest) -> Gallery:
 
 
 def _embedded(
-    gallery: Folder, batch: OpenBatch, source: str, profile: Profile, encoders: Encoders, log: Log
+    gallery: Folder, batch: OpenBatch, profile: Profile, encoders: Encoders, log: Log
 ) -> tuple[BatchRecord, list[PartRecord]]:
     started = time.monotonic()
     folder, job = batch.folder, batch.job
@@ -146,10 +146,11 @@ def _embedded(
         metadata = [listed.field(name) for name in job.metadata]
         schema = gallery_schema(encoders.vlm.dim or 0, encoders.vision.dim or 0, metadata)
         with progress("embedding images", job.inputs - done) as counter:
-            embed(folder, job.inputs, source, profile, encoders, schema, counter)
+            # Not the source as it was given: workers are in another folder, where a relative path leads elsewhere.
+            embed(folder, job.inputs, job.source, profile, encoders, schema, counter)
             spent = counter.seconds()
     made = contents(folder)
-    _check_complete(made, batch, source)
+    _check_complete(made, batch)
     seconds = time.monotonic() - started
     summary = Summary(
         read=job.inputs,
@@ -184,8 +185,8 @@ def _other(gallery: Gallery, what: str, difference: str) -> UserError:
     )
 
 
-def _check_complete(made: Contents, batch: OpenBatch, source: str) -> None:
-    inputs, rejected = batch.job.inputs, sum(made.rejected.values())
+def _check_complete(made: Contents, batch: OpenBatch) -> None:
+    source, inputs, rejected = batch.job.source, batch.job.inputs, sum(made.rejected.values())
     if not made.rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in made.rejected.items())
         examples = "; ".join(rejection_examples(batch.folder, 3))

@@ -45,6 +45,10 @@ pages and pictures, none of which is to be refused; and searches that the ingres
 beyond that in its proxy, in no order and with nobody refused until that is full as well, and refuses without looking at
 what is asked for."""
 
+LOAD_SECONDS, LOOK_BACK_SECONDS = 2, 10
+"""How often Serve is told of the load that it scales by, and over how long it takes the mean. By default 10 and 30 s
+come on top of a profile's delay. (Ray calls the first deprecated, but does not read yet what is to replace it.)"""
+
 POINTER = Replicas(cpus=0, ongoing=1000, queued=1000)
 """Every replica of shards and rankers asks the one that keeps what is served, at its start and then now and then."""
 
@@ -235,6 +239,10 @@ def _scaled(
             min_replicas=replicas.min_replicas,
             max_replicas=replicas.max_replicas,
             target_ongoing_requests=target or max(1, replicas.ongoing / 2),
+            upscale_delay_s=replicas.upscale_s,
+            downscale_delay_s=replicas.downscale_s,
+            look_back_period_s=LOOK_BACK_SECONDS,
+            metrics_interval_s=LOAD_SECONDS,
         ),
         max_ongoing_requests=replicas.ongoing,
         max_queued_requests=replicas.queued,
@@ -242,6 +250,8 @@ def _scaled(
         request_router_config=ROUTER,
         logging_config=LOGGING,
         health_check_period_s=5,
+        # A service that is deployed anew answers with the old replicas until the new ones are up.
+        max_surge_percent=100 if replicas.surge else 0,
         # As long as a request may take; a replica without one does not wait.
         graceful_shutdown_timeout_s=settings.deadline_ms / 1000,
         **further,

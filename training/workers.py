@@ -23,6 +23,7 @@ from cluster.room import cluster_nodes, preferred
 from cluster.session import in_process
 from retrieval.folder import Folder
 from training import checkpoint
+from training.gloo import RayAddresses
 from training.loop import Line, Outcome, Run, train_loop
 
 T = TypeVar("T")
@@ -90,6 +91,7 @@ def _run_on_ray(run: Run) -> Outcome:
     trainer = ray.train.torch.TorchTrainer(
         _work,
         train_loop_config={"run": ray.put(run)},  # whose arrays the workers map
+        torch_config=RayAddresses(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=_workers(settings),
             use_gpu=settings.gpus > 0,

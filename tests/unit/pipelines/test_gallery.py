@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipelines.batch_contents import summary_of
 from pipelines.batches import is_overwriting
 from pipelines.decoder import image_id
 from pipelines.embedder import Embedder
+from pipelines.embedding import embed
 from pipelines.encoders import describe_encoders
 from pipelines.gallery import build_gallery, gallery_of, grown_gallery
 from pipelines.inspection import state
@@ -64,6 +66,23 @@ def test_own_pictures_give_exactly_the_good_rows_and_ten_reasons(gallery: Galler
     }
     assert gallery.rejected().num_rows == 10
     assert all(row["detail"] for row in gallery.rejected().to_pylist())
+
+
+def test_workers_in_another_folder_find_a_source_that_was_given_as_a_relative_path(
+    source: Path, gallery: Gallery, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+
+    def embed_there(*arguments: Any) -> None:
+        with chdir(tmp_path / "there"):
+            embed(*arguments)
+
+    monkeypatch.setattr("pipelines.gallery.embed", embed_there)
+    monkeypatch.chdir(source.parent)
+    made = build_gallery(source.name, str(tmp_path / "here"), profile)
+    assert rows_of(made)["id"] == rows_of(gallery)["id"]
+    assert made.manifest.sources == {"000001": str(source)}
 
 
 def test_manifest_says_what_is_there_and_where_it_came_from(gallery: Gallery, source: Path, profile: Profile) -> None:

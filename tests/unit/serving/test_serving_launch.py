@@ -18,9 +18,9 @@ from tiny_artifacts import Collection
 import serving.launch
 from cluster.loading import index_folder
 from cluster.ports import free_port
-from cluster.profile import Replicas, ServeSettings, Shards
+from cluster.profile import Profile, Replicas, ServeSettings, Shards
 from cluster.room import Node, trouble
-from serving.app import ServeArgs, build, demands
+from serving.app import ServeArgs, build, demands, plan
 from serving.launch import prepare, switch
 
 ROOT = Path(__file__).parents[3]
@@ -148,3 +148,19 @@ def test_what_must_run_at_once_asks_for_room() -> None:
     assert found
     assert (found.field, "shard=1" in found.sentence) == ("serve.shards.labels", True)
     assert trouble(list(asked.values()), [*nodes, Node({"shard": "1"}, 4, 0)]) is None
+
+
+def test_replicas_come_and_go_as_the_profile_says(profile: Profile, collection: Collection) -> None:
+    asked = Replicas(surge=False, upscale_s=1, downscale_s=2, max_replicas=3)
+    settings = profile.serve.model_copy(update={"vlm": asked})
+    args = ServeArgs(
+        target=str(collection.folder), profile=profile.model_copy(update={"serve": settings}), store="memory:"
+    )
+    parts = plan(args).parts
+    options = {name: getattr(parts, name)._bound_deployment for name in ("vlm", "vision")}
+    given = options["vlm"]._deployment_config
+    scaling = given.autoscaling_config
+    assert (scaling.upscale_delay_s, scaling.downscale_delay_s, given.max_surge_percent) == (1, 2, 0)
+    # Serve is told of the load often enough for such a delay, and without being asked keeps the old replicas meanwhile.
+    assert scaling.metrics_interval_s < scaling.look_back_period_s <= 10
+    assert options["vision"]._deployment_config.max_surge_percent == 100
