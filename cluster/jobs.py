@@ -177,7 +177,7 @@ class _Seen:
 def _url(address: str | None) -> str:
     if not address:
         raise UserError(
-            f"give the cluster's dashboard as --address, such as http://head:{DASHBOARD_PORT}, or in {ADDRESS}",
+            f"give the address of the cluster's dashboard, such as http://head:{DASHBOARD_PORT}, or in {ADDRESS}",
             code="missing",
             field="address",
         )

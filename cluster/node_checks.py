@@ -237,7 +237,7 @@ def write_and_delete(uri: str, *, keep: bool = False) -> tuple[Check, str | None
     remedy = "a source may stay so; for a target, give the cluster the right to write and to delete"
     try:
         folder = Folder(uri)
-        folder.write_bytes(name, b"mindseye doctor")
+        folder.write_bytes(name, b"a probe")
         if not keep:
             folder.delete(name)
     except (OSError, UserError) as error:

@@ -33,7 +33,7 @@ from cluster.session import in_process
 console = Console(stderr=True)
 LINE_SECONDS = 60
 NAMESPACE = "mindseye"
-"""Of Ray: where the counters of all jobs have names, so that ``mindseye status`` finds them."""
+"""Of Ray: where the counters of all jobs have names, so that others find them."""
 Log = Callable[[str], None]
 """What a job is given to log a line for whoever runs it."""
 

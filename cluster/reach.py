@@ -36,7 +36,7 @@ def check_cluster(address: str) -> str:
             for a token that this process does not have (``not-authenticated``).
     """
     found = _host_and_port(address)
-    check_listening(address, *found, "start Ray there (ray start --head), or give its own --address")
+    check_listening(address, *found, "start Ray there (ray start --head), or give another address")
     place = f"{found[0]}:{found[1]}"
     with silent_stderr(), token_asked_for(address):
         gcs(place).check_alive([], timeout=ANSWER_SECONDS)
@@ -92,16 +92,16 @@ def silent_stderr() -> Iterator[None]:
 def _host_and_port(address: str) -> tuple[str, int]:
     if address.startswith(("http://", "https://")):
         raise UserError(
-            f"{address} is that of a dashboard: give the cluster's own, such as head:6379, on one of its machines; or"
-            f" hand the command to the cluster with mindseye submit --address {address} COMMAND",
-            code="malformed",
+            f"{address} is the address of a dashboard: give the cluster's own, such as head:6379, on one of its"
+            " machines",
+            code="dashboard",
             field="address",
         )
     # No public function says what "auto" is.
     found = canonicalize_bootstrap_address("auto") if address == "auto" else address
     if found is None:
         raise UserError(
-            "this machine is part of no Ray cluster: start one with ray start, or give the --address of one",
+            "this machine is part of no Ray cluster: start one with ray start, or give the address of one",
             code="unreachable",
             field="address",
         )

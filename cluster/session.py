@@ -131,7 +131,7 @@ def session(address: str | None = None) -> Iterator[None]:
     if address.startswith("ray://"):
         raise UserError(
             f"{address} is an address of Ray Client, which Ray Data does not work over: give the cluster's own, such as"
-            " head:6379, on one of its machines; or hand the command to `ray job submit`",
+            " head:6379, on one of its machines",
             code="ray-client",
             field="address",
         )

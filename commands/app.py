@@ -15,7 +15,7 @@ from commands.queries import queries
 from commands.search import search
 from commands.serve import serve
 from commands.status import status
-from commands.submit import delimited, submit
+from commands.submit import delimited, submitting
 from commands.train import import_aggregator, train
 
 app = App(
@@ -24,8 +24,9 @@ app = App(
     "A vision-and-language model answers a text; a diffusion model imagines it as images; both rank the gallery.",
     help_format="plaintext",
 )
-for command in (demo, index, queries, evaluate, train, import_aggregator, search, serve, submit, status, doctor):
+for command in (demo, index, queries, evaluate, train, import_aggregator, search, serve, status, doctor):
     app.command(command)
+app.command(submitting(app))
 
 
 def run() -> None:

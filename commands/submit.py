@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from commands.console import err, out
 from retrieval.errors import UserError
@@ -52,52 +52,55 @@ def delimited(arguments: Sequence[str]) -> list[str]:
     return [*arguments[:position], "--", *rest] if rest else list(arguments)
 
 
-def submit(
-    *command: Annotated[str, Parameter(allow_leading_hyphen=True)],
-    address: str | None = None,
-    no_wait: Annotated[bool, Parameter(negative="")] = False,
-) -> None:
-    """Run a command on a cluster, from a machine that need not be part of it; its log and exit code are this one's.
+def submitting(app: App) -> Callable[..., None]:
+    """Return the command that submits those of ``app``."""
 
-    Options of submit stand before COMMAND. Ctrl-C leaves the job running.
+    def submit(
+        *command: Annotated[str, Parameter(allow_leading_hyphen=True)],
+        address: str | None = None,
+        no_wait: Annotated[bool, Parameter(negative="")] = False,
+    ) -> None:
+        """Run a command on a cluster, from a machine that need not be part of it; its log and exit code are this one's.
 
-    Parameters
-    ----------
-    command
-        Command of mindseye and all that it takes. Files of --profile and of a vocabulary are sent along; sources,
-        targets and what else it names are URIs, or absolute paths that every node has.
-    address
-        Dashboard of the cluster's head, such as http://head:8265; by default RAY_API_SERVER_ADDRESS.
-    no_wait
-        End as soon as the cluster has the job, and print its id.
-    """
-    if {"--help", "-h"} & set(command):
-        from commands.app import app
+        Options of submit stand before COMMAND. Ctrl-C leaves the job running.
 
-        return app(list(command))
-    words, files = prepared(command)
-    from cluster.jobs import Jobs, exit_code
+        Parameters
+        ----------
+        command
+            Command of mindseye and all that it takes. Files of --profile and of a vocabulary are sent along; sources,
+            targets and what else it names are URIs, or absolute paths that every node has.
+        address
+            Dashboard of the cluster's head, such as http://head:8265; by default RAY_API_SERVER_ADDRESS.
+        no_wait
+            End as soon as the cluster has the job, and print its id.
+        """
+        if {"--help", "-h"} & set(command):
+            return app(list(command))
+        words, files = prepared(app, command)
+        from cluster.jobs import Jobs, exit_code
 
-    jobs = Jobs(address)
-    job = jobs.send(words, files)
-    following = f"ray job logs --follow --address {jobs.url} {job}"
-    stopping = f"ray job stop --address {jobs.url} {job}"
-    if no_wait:
-        out.print(job)
-        err.print(f"follow it: {following}\nstop it: {stopping}", soft_wrap=True)
-        return None
-    err.print(f"{job} at {jobs.url}: {' '.join(words)}", soft_wrap=True)
-    try:
-        code, why = exit_code(jobs.follow(job, _pass_on))
-    except KeyboardInterrupt:
-        err.print(f"\n{job} goes on.\nfollow it: {following}\nstop it: {stopping}", soft_wrap=True)
-        sys.exit(INTERRUPTED)
-    if code:
-        err.print(f"{job} has failed with exit code {code}{f': {why}' if why else ''}", soft_wrap=True)
-    sys.exit(code)
+        jobs = Jobs(address)
+        job = jobs.send(words, files)
+        following = f"ray job logs --follow --address {jobs.url} {job}"
+        stopping = f"ray job stop --address {jobs.url} {job}"
+        if no_wait:
+            out.print(job)
+            err.print(f"follow it: {following}\nstop it: {stopping}", soft_wrap=True)
+            return None
+        err.print(f"{job} at {jobs.url}: {' '.join(words)}", soft_wrap=True)
+        try:
+            code, why = exit_code(jobs.follow(job, _pass_on))
+        except KeyboardInterrupt:
+            err.print(f"\n{job} goes on.\nfollow it: {following}\nstop it: {stopping}", soft_wrap=True)
+            sys.exit(INTERRUPTED)
+        if code:
+            err.print(f"{job} has failed with exit code {code}{f': {why}' if why else ''}", soft_wrap=True)
+        sys.exit(code)
+
+    return submit
 
 
-def prepared(command: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
+def prepared(app: App, command: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
     """Check a command before it is sent; return it as the cluster runs it, and the files that go with it, by name.
 
     Raises:
@@ -106,7 +109,7 @@ def prepared(command: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
     """
     files: dict[str, Path] = {}
     words = list(command)
-    for name, value in _given(command):
+    for name, value in _given(app, command):
         if "://" in value:
             continue
         if name in PLACES and not Path(value).is_absolute():
@@ -123,16 +126,14 @@ def prepared(command: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
     return ["mindseye", *words], files
 
 
-def _given(command: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _given(app: App, command: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield the paths and words that a command is given, by the names of its parameters, defaults included."""
-    from commands.app import app
-
     try:
-        function, bound, _ = app.parse_args(list(command), print_error=False, exit_on_error=False)
+        _, bound, _ = app.parse_args(list(command), print_error=False, exit_on_error=False)
     except CycloptsError as error:
         message = f"{' '.join(command) or 'nothing'} is no command of mindseye: {error}"
         raise UserError(message, code="not-a-command", field="command") from error
-    if function is submit or not command:
+    if not command or command[0] == "submit":
         raise UserError("give a command to submit, such as: doctor", code="not-a-command", field="command")
     bound.apply_defaults()
     for name, value in bound.arguments.items():

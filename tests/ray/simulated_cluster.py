@@ -10,15 +10,13 @@ import sys
 import ray
 from ray.cluster_utils import Cluster
 
-import cluster.ray_env  # noqa: F401  # before Ray is imported
 from cluster.nodes import POOL
 from cluster.progress import progress
 
 STORE = 100 * 2**20
-head = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": True, "dashboard_port": int(sys.argv[1])}
-simulated = Cluster(
-    initialize_head=True, head_node_args=head | {"object_store_memory": STORE, "labels": {POOL: "head"}}
-)
+head = {"num_cpus": 2, "num_gpus": 0, "object_store_memory": STORE, "labels": {POOL: "head"}}
+head |= {"include_dashboard": True, "dashboard_port": int(sys.argv[1])}
+simulated = Cluster(initialize_head=True, head_node_args=head)
 for pool, gpus in (("cpu", 0), ("cpu", 0), ("gpu", 7)):
     simulated.add_node(num_cpus=1, num_gpus=gpus, labels={POOL: pool}, object_store_memory=STORE)
 ray.init(address=simulated.address, log_to_driver=False)

@@ -1,4 +1,4 @@
-"""``mindseye submit``, ``status`` and ``doctor`` against a simulated cluster of several nodes, as a shell gives them."""
+"""``mindseye submit``, ``status`` and ``doctor``, as a shell gives them, on a simulated cluster of four nodes."""
 
 from __future__ import annotations
 
@@ -103,9 +103,9 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_follow_it(simulated: Simu
     assert f"ray job logs --follow --address {simulated.dashboard} {job}" in said
     assert "Traceback" not in said
     assert JobSubmissionClient(simulated.dashboard).get_job_info(job).status != JobStatus.STOPPED
-    said = mindseye("submit", "--address", simulated.dashboard, "--no-wait", "doctor")
-    assert said.returncode == 0
-    assert said.stdout.strip() in said.stderr
+    sent = mindseye("submit", "--address", simulated.dashboard, "--no-wait", "doctor")
+    assert sent.returncode == 0
+    assert sent.stdout.strip() in sent.stderr
 
 
 def test_a_dashboard_asks_for_the_token_of_its_cluster(simulated: Simulated) -> None:

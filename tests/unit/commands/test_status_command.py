@@ -100,7 +100,7 @@ def test_the_command_of_a_job_is_what_a_person_gave(entrypoint: str, command: st
 
 def test_it_says_in_seconds_that_no_cluster_answers(run: Run) -> None:
     one_line_error(run("status", "--address", "127.0.0.1:1"), "nothing answers at 127.0.0.1:1")
-    one_line_error(run("status", "--address", "http://head:8265"), "mindseye submit --address http://head:8265")
+    one_line_error(run("status", "--address", "http://head:8265"), "mindseye submit")
     one_line_error(run("status", "--address", "none"), "needs Ray")
     one_line_error(run("doctor", "--address", "127.0.0.1:1"), "nothing answers")
     one_line_error(run("doctor", "--uri", "/tmp"), "--address")

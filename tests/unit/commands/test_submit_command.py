@@ -15,10 +15,15 @@ from cyclopts import App
 from errors import refused
 
 from commands.app import app
-from commands.submit import PLACES, SENT, delimited, prepared, submit
+from commands.submit import PLACES, SENT, delimited
+from commands.submit import prepared as prepared_for
 
 WORDS = {"address", "factory", "host", "id", "label", "memory_per_shard", "name", "path", "reason", "store", "text"}
 """Parameters of commands that are no paths of the machine where the command is given."""
+
+
+def prepared(command: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
+    return prepared_for(app, command)
 
 
 def commands(of: App) -> Iterator[Callable[..., Any]]:
@@ -34,7 +39,7 @@ def test_it_is_known_of_every_parameter_whether_it_is_a_path() -> None:
     found = set()
     for command in commands(app):
         for name, hint in get_type_hints(command, include_extras=False).items():
-            if command is not submit and name != "return" and {str, Path} & set(kinds(hint)):
+            if command.__name__ != "submit" and name != "return" and {str, Path} & set(kinds(hint)):
                 found.add(name)
     assert found == WORDS | SENT | PLACES
 
@@ -127,4 +132,4 @@ def test_it_says_in_seconds_that_no_dashboard_answers(run: Run, monkeypatch: pyt
     one_line_error(run("submit", "--address", "127.0.0.1:1", "doctor"), "nothing answers at http://127.0.0.1:1")
     one_line_error(run("submit", "--address", "ray://head:10001", "doctor"), "http://head:8265")
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
-    one_line_error(run("submit", "doctor"), "--address", "RAY_API_SERVER_ADDRESS")
+    one_line_error(run("submit", "doctor"), "dashboard", "RAY_API_SERVER_ADDRESS")
