@@ -44,14 +44,14 @@ def examine_nodes(nodes: Sequence[Node], profile: str | Path | Profile, uris: Se
     about_profile, settings = _profile(profile)
     reports: dict[str, list[Check]] = {node.name: list(about_profile) for node in nodes}
     look = software()
-    here = Software(*look(None))
-    found = _ask(nodes, look)
+    here = Software(*look())
+    found = _ask(look, [(node, ()) for node in nodes])
     for node in nodes:
         answer = found[node.name]
         reports[node.name] += [answer] if isinstance(answer, Check) else list(compare(Software(*answer), here))
     able = [node for node in nodes if not isinstance(found[node.name], Check)]
     with _probes(uris) as probes:
-        inspected = _ask(able, inspect, settings, probes)
+        inspected = _ask(inspect, [(node, (node, settings, probes)) for node in able])
     for node in able:
         answer = inspected[node.name]
         reports[node.name] += [answer] if isinstance(answer, Check) else answer
@@ -82,17 +82,19 @@ def _profile(given: str | Path | Profile) -> tuple[list[Check], Profile | None]:
     return [Check("profile", True, profile.name)], profile
 
 
-def _ask(nodes: Sequence[Node], question: Callable[..., Any], *more: Any) -> dict[str, Any]:
-    """Return what a function returns on each node, by its name; a Check that failed, where it does not answer."""
-    asked = {}
-    for node in nodes:
+def _ask(question: Callable[..., Any], asked: Sequence[tuple[Node, tuple[Any, ...]]]) -> dict[str, Any]:
+    """Return what a function returns on each node that it is asked, with its arguments; a Check that failed, where that
+    does not answer.
+    """
+    answers = {}
+    for node, arguments in asked:
         # Resources of 0 are never waited for. A node that is lost has not the answer of another.
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)
         task = ray.remote(question).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-        asked[node.name] = task.remote(node, *more)
-    if asked:
-        ray.wait(list(asked.values()), num_returns=len(asked), timeout=NODE_SECONDS)
-    return {name: _answer(answer) for name, answer in asked.items()}
+        answers[node.name] = task.remote(*arguments)
+    if answers:
+        ray.wait(list(answers.values()), num_returns=len(answers), timeout=NODE_SECONDS)
+    return {name: _answer(answer) for name, answer in answers.items()}
 
 
 def _answer(asked: Any) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 import ray
 
 from cluster.doctor import SHARED_MEMORY, Check
+from cluster.imports import PACKAGES
 from cluster.model_files import find_model
 from cluster.nodes import Node
 from cluster.profile import Profile
@@ -46,17 +47,16 @@ class Probe:
     file: str | None
 
 
-def software() -> Callable[[Node | None], tuple[dict[str, str], dict[str, str]]]:
+def software() -> Callable[[], tuple[dict[str, str], dict[str, str]]]:
     """Return a function that returns the fields of ``Software`` of the process that calls it.
 
     It needs nothing of mindseye's, which a node may lack, or have of another version: as a nested function it is sent
     whole.
     """
     packages = ("torchvision", "diffusers", "transformers", "open_clip_torch", "timm", "pyarrow", "numpy")
-    ours = ("cluster", "commands", "demo", "pipelines", "retrieval", "serving", "training")
-    names = tuple(DEFAULTS)
+    ours, names = PACKAGES, tuple(DEFAULTS)
 
-    def look(node: object) -> tuple[dict[str, str], dict[str, str]]:
+    def look() -> tuple[dict[str, str], dict[str, str]]:
         import hashlib
         import os
         import platform
@@ -66,7 +66,7 @@ def software() -> Callable[[Node | None], tuple[dict[str, str], dict[str, str]]]
 
         def installed(package: str) -> str:
             try:
-                return version(package)
+                return version(package).partition("+")[0]  # which CUDA it was built for may differ between nodes
             except PackageNotFoundError:
                 return "not installed"
 

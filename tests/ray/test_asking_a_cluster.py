@@ -73,18 +73,18 @@ def test_doctor_checks_a_node_from_a_process_on_it(address: str, run: Run, tmp_p
 
 
 def test_a_node_that_does_not_answer_is_named_in_time(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def sleeping(node: object) -> None:
+    def sleeping() -> None:
         time.sleep(3600)
 
-    def without_ours(node: object) -> None:
+    def without_ours() -> None:
         raise ModuleNotFoundError("No module named 'cluster'")
 
     monkeypatch.setattr(fleet, "NODE_SECONDS", 1)
     [node] = nodes().alive
-    answers: dict[str, Check] = fleet._ask([node], sleeping)
+    answers: dict[str, Check] = fleet._ask(sleeping, [(node, ())])
     assert "no answer within 1 s" in answers[node.name].found
     monkeypatch.undo()
-    answers = fleet._ask([node], without_ours)
+    answers = fleet._ask(without_ours, [(node, ())])
     assert "No module named 'cluster'" in answers[node.name].found
-    answers = fleet._ask([replace(node, id="0" * 56)], without_ours)  # it was lost meanwhile
+    answers = fleet._ask(without_ours, [(replace(node, id="0" * 56), ())])  # it was lost meanwhile
     assert not answers[node.name].ok

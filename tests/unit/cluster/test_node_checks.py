@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from ray import cloudpickle
 
 from cluster import fleet, node_checks
 from cluster.doctor import Check
@@ -32,7 +35,7 @@ def checks_of(found: list[Check]) -> dict[str, Check]:
 
 
 def here() -> Software:
-    return Software(*software()(None))
+    return Software(*software()())
 
 
 # Software
@@ -67,6 +70,17 @@ def test_a_node_s_secrets_stay_on_it() -> None:
     assert set(here().environ) <= set(DEFAULTS)
 
 
+def test_a_node_without_mindseye_can_be_asked_for_its_software(tmp_path: Path) -> None:
+    (tmp_path / "question").write_bytes(cloudpickle.dumps(software()))
+    code = (
+        "import pathlib, sys; from ray import cloudpickle\n"
+        "print(cloudpickle.loads(pathlib.Path('question').read_bytes())()[0]['ray'], 'cluster' in sys.modules)"
+    )
+    command = [sys.executable, "-I", "-c", code]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == [here().versions["ray"], "False"]
+
+
 def test_the_source_tells_versions_apart_that_have_one_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mindseye.py").write_text("")
     (tmp_path / "cluster").mkdir()
@@ -74,7 +88,7 @@ def test_the_source_tells_versions_apart_that_have_one_number(tmp_path: Path, mo
     for text in ("a = 1", "a = 2", "a = 1"):
         (tmp_path / "cluster" / "x.py").write_text(text)
         monkeypatch.syspath_prepend(tmp_path)
-        monkeypatch.delitem(__import__("sys").modules, "mindseye", raising=False)
+        monkeypatch.delitem(sys.modules, "mindseye", raising=False)
         said.append(here().versions["mindseye"])
     assert said[0] == said[2] != said[1]
 
