@@ -373,6 +373,29 @@ def load_profile(name: str | Path | Profile) -> Profile:
     return _with_absolute_paths(profile, PROFILES.parents[1] if str(name) in shipped else file.absolute().parent)
 
 
+def relative_paths(file: Path) -> list[str]:
+    """Return the settings of a profile's own file that are paths from where it lies: they mean files of that machine.
+
+    Raises:
+        UserError: as ``load_profile``.
+    """
+    given = _validated(file, _content(file))
+    found = _with_absolute_paths(given, file.absolute().parent)
+    return [name for name, value in _paths(given).items() if value != _paths(found)[name]]
+
+
+def _paths(profile: Profile) -> dict[str, Any]:
+    models, serve = profile.models, profile.serve
+    return {
+        "models.vlm": models.vlm,
+        "models.vision": models.vision,
+        "models.generator.uri": models.generator.uri,
+        "models.aggregator": models.aggregator,
+        "serve.indexes": serve.indexes,
+        "serve.keys_file": serve.keys_file,
+    }
+
+
 def _content(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import collections
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import ray
 from ray.actor import ActorHandle
@@ -31,6 +32,8 @@ from cluster.session import in_process
 
 console = Console(stderr=True)
 LINE_SECONDS = 60
+NAMESPACE = "mindseye"
+"""Of Ray: where the counters of all jobs have names, so that others find them."""
 Log = Callable[[str], None]
 """What a job is given to log a line for whoever runs it."""
 
@@ -74,16 +77,42 @@ class LocalCounter:
         return dict(self._seconds)
 
 
+class Stage(NamedTuple):
+    """What a job is at: what it does, how much of it is done, of how much, and for how many seconds it has."""
+
+    what: str
+    done: int
+    total: int | None
+    seconds: float
+
+
+class _StageCounter(LocalCounter):
+    """A counter that others can ask what it counts."""
+
+    def __init__(self, what: str, total: int | None) -> None:
+        super().__init__()
+        self._what, self._total, self._began = what, total, time.monotonic()
+
+    def stage(self) -> Stage:
+        return Stage(self._what, self._done, self._total, time.monotonic() - self._began)
+
+
 class RayCounter(NamedTuple):
     """A counter in an actor of its own, which any worker can reach. Its loss costs a job its count alone."""
 
     actor: ActorHandle
 
     @classmethod
-    def start(cls) -> RayCounter:
+    def start(cls, what: str = "", total: int | None = None) -> RayCounter:
         """Start it on this process's own node: the loss of any other must not cost the job its count."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        return cls(ray.remote(LocalCounter).options(num_cpus=0, scheduling_strategy=here).remote())
+        context = ray.get_runtime_context()
+        options: dict[str, Any] = {
+            "num_cpus": 0,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(context.get_node_id(), soft=True),
+            "namespace": NAMESPACE,
+            "name": f"{context.get_job_id()}-{uuid.uuid4().hex[:8]}",
+        }
+        return cls(ray.remote(_StageCounter).options(**options).remote(what, total))
 
     def add(self, count: int = 0, **seconds: float) -> None:
         self.actor.add.remote(count, **seconds)
@@ -120,7 +149,7 @@ def progress(what: str, total: int | None) -> Iterator[ProgressCounter]:
     On a terminal this is a bar with the rate and the time left; elsewhere one line at the start, one a minute and one
     at the end.
     """
-    counter: LocalCounter | RayCounter = LocalCounter() if in_process() else RayCounter.start()
+    counter: LocalCounter | RayCounter = LocalCounter() if in_process() else RayCounter.start(what, total)
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
@@ -156,6 +185,25 @@ def progress(what: str, total: int | None) -> Iterator[ProgressCounter]:
                     console.print(f"{what}: {done:,} in {time.monotonic() - started:.0f} s")
             if isinstance(counter, RayCounter):
                 counter.stop()
+
+
+def stages(seconds: float = 5) -> dict[str, list[Stage]]:
+    """Return what the jobs of the cluster that this process is connected to are at, by the ids of their drivers.
+
+    Args:
+        seconds: to wait for counters, which a busy job may keep from answering.
+    """
+    names = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
+    asked = {}
+    for name in sorted(names):
+        with suppress(ValueError, RayError):  # that stage has ended meanwhile
+            asked[ray.get_actor(name, namespace=NAMESPACE).stage.remote()] = name.partition("-")[0]
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds) if asked else ([], [])
+    found: dict[str, list[Stage]] = {}
+    for answer in answered:
+        with suppress(RayError):
+            found.setdefault(asked[answer], []).append(ray.get(answer))
+    return found
 
 
 def _line(what: str, done: int, total: int | None, seconds: float) -> str:

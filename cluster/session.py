@@ -11,11 +11,12 @@ from contextvars import ContextVar
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.cores import usable_cores
 from cluster.imports import ours_first
+from cluster.reach import check_cluster, silent_stderr, token_asked_for
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 
@@ -90,14 +91,14 @@ def session(address: str | None = None) -> Iterator[None]:
     already open, that one is used. A UserError or OSError of a worker is raised as itself.
 
     Raises:
-        UserError: the address is one of Ray Client, which Ray Data does not work over (``ray-client``), or of a cluster
-            whose token this process does not have (``not-authenticated``).
+        UserError: the address is one of Ray Client, which Ray Data does not work over (``ray-client``), or nothing
+            answers there, or asks for a token that this process does not have (as ``cluster.reach``).
     """
     address = cluster_address(address) or "local"
     if address.startswith("ray://"):
         raise UserError(
             f"{address} is an address of Ray Client, which Ray Data does not work over: give the cluster's own, such as"
-            " head:6379, on one of its machines; or hand the command to `ray job submit`",
+            " head:6379, on one of its machines",
             code="ray-client",
             field="address",
         )
@@ -114,7 +115,9 @@ def session(address: str | None = None) -> Iterator[None]:
         return
     # One CPU more than there are, for tasks that read and write: see pipelines.ray_executor.actor_pool.
     local: dict[str, Any] = {"include_dashboard": False, "num_cpus": usable_cores() + 1} if address == "local" else {}
-    with _silent_stderr(), _token_asked_for(address):
+    if not local:
+        address = check_cluster(address)
+    with silent_stderr(), token_asked_for(address):
         ray.init(address=address, runtime_env=ours_first(), log_to_driver=False, logging_level=logging.ERROR, **local)
     data_defaults()
     try:
@@ -122,36 +125,6 @@ def session(address: str | None = None) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _token_asked_for(address: str) -> Iterator[None]:
-    """Say that a cluster asks for its token. Of one that refuses, Ray's own error says that it was not reached."""
-    try:
-        yield
-    except (AuthenticationError, ConnectionError) as error:
-        if not isinstance(error, AuthenticationError) and AuthenticationError.__name__ not in str(error.__cause__):
-            raise
-        raise UserError(
-            f"the Ray at {address} lets in who has its token, and this process has none, or another, or does not use"
-            " it: set RAY_AUTH_MODE=token, and the token in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names"
-            " or in ~/.ray/auth_token (docs/security.md)",
-            code="not-authenticated",
-            field="address",
-        ) from error
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    # Ray's core writes to the file descriptor itself that it has read its log level; its errors are exceptions.
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
 
 
 @contextmanager

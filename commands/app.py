@@ -14,6 +14,8 @@ from commands.index import app as index
 from commands.queries import queries
 from commands.search import search
 from commands.serve import serve
+from commands.status import status
+from commands.submit import delimited, submitting
 from commands.train import import_aggregator, train
 
 app = App(
@@ -22,14 +24,15 @@ app = App(
     "A vision-and-language model answers a text; a diffusion model imagines it as images; both rank the gallery.",
     help_format="plaintext",
 )
-for command in (demo, index, queries, evaluate, train, import_aggregator, search, serve, doctor):
+for command in (demo, index, queries, evaluate, train, import_aggregator, search, serve, status, doctor):
     app.command(command)
+app.command(submitting(app))
 
 
 def run() -> None:
     """Run the command that ``sys.argv`` names."""
     try:
-        app()
+        app(delimited(sys.argv[1:]))
     except Exception as error:
         if is_mistake(error):
             say_mistake(error)

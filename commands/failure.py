@@ -23,6 +23,8 @@ MAKERS = {
 }
 """The command that makes an artifact."""
 HINTS = {
+    "dashboard": "mindseye submit takes that address.",
+    "ray-client": "mindseye submit hands a command over from any machine.",
     "locked": "With --take-over this command breaks its lock.",
     "lock-lost": "mindseye index status says which job runs there.",
     "too-few-resources": "A cluster is named by --address.",

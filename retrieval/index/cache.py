@@ -43,7 +43,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 log = logging.getLogger(__name__)
 
 
-class _Unusable(Exception):
+class Unusable(Exception):
     """The cache cannot hold a shard; the message says why."""
 
 
@@ -69,8 +69,8 @@ def open_copy(source: Folder, files: Files, opener: Callable[[Path], T], *, veri
         raise DamagedError(f"{source.uri} cannot have a file named {odd[0]!r}", field=odd[0])
     with ExitStack() as held:
         try:
-            place = held.enter_context(_copy(_folder(), source, files, verified))
-        except _Unusable as why:
+            place = held.enter_context(_copy(cache_folder(), source, files, verified))
+        except Unusable as why:
             log.warning("%s is downloaded to a temporary folder: %s", source.uri, why)
             with tempfile.TemporaryDirectory(prefix="mindseye-shard-") as scratch:
                 _download(source, files, Path(scratch))
@@ -80,15 +80,21 @@ def open_copy(source: Folder, files: Files, opener: Callable[[Path], T], *, veri
     return opened
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
+    """Return the folder of the cache, which need not be there yet."""
     given = os.environ.get(FOLDER) or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/mindseye/shards"
     try:
         return Path(given).expanduser().absolute()
     except RuntimeError as error:  # a container may have a user without a home
-        raise _Unusable(f"{given} is nowhere ({error})") from error
+        raise Unusable(f"{given} is nowhere ({error})") from error
 
 
-def _bound() -> int | None:
+def cache_bound() -> int | None:
+    """Return how many bytes the cache may hold; None if that depends on its disk.
+
+    Raises:
+        UserError: as ``open_copy``.
+    """
     given = os.environ.get(BYTES)
     if given and not given.isdecimal():
         raise UserError(f"{BYTES} must be a number of bytes, not {given!r}", code="malformed", field=BYTES)
@@ -100,8 +106,8 @@ def _copy(folder: Path, source: Folder, files: Files, verified: bool) -> Iterato
     """Hold the copy of a shard in a cache."""
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     place, lock = folder / digest, folder / f"{digest}.lock"
-    if _bound() == 0:
-        raise _Unusable(f"{BYTES} is 0")
+    if cache_bound() == 0:
+        raise Unusable(f"{BYTES} is 0")
     with _needed(folder):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600))
@@ -120,7 +126,7 @@ def _copy(folder: Path, source: Folder, files: Files, verified: bool) -> Iterato
                     _fetch(folder, place, source, files)
         except BlockingIOError as error:
             if changed:
-                raise _Unusable(f"{place} has changed since it was downloaded, and is in use") from error
+                raise Unusable(f"{place} has changed since it was downloaded, and is in use") from error
             time.sleep(_PAUSE_S)  # for whoever looks at it for a moment; a download is waited for by the shared lock
         verified = False
 
@@ -163,7 +169,7 @@ def _fetch(folder: Path, place: Path, source: Folder, files: Files) -> None:
             partial.rename(place)
     except OSError as error:
         if error.errno in _FULL:
-            raise _Unusable(f"the disk of {folder} is full ({error})") from error
+            raise Unusable(f"the disk of {folder} is full ({error})") from error
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -173,7 +179,7 @@ def _seal(place: Path, files: Files) -> None:
     for name in files:
         os.utime(place / name, ns=(_SEALED_NS, _SEALED_NS))
         if (place / name).stat().st_mtime_ns != _SEALED_NS:
-            raise _Unusable(f"{place.parent} does not keep the times of files")
+            raise Unusable(f"{place.parent} does not keep the times of files")
 
 
 def _download(source: Folder, files: Files, target: Path) -> None:
@@ -218,7 +224,7 @@ def _evict(folder: Path, needed: int) -> None:
     """Make room for so many bytes, or evict nothing. Whoever calls it keeps others from doing the same."""
     entries = _entries(folder)
     used = sum(entry.bytes for entry in entries)
-    given = _bound()
+    given = cache_bound()
     bound = (shutil.disk_usage(folder).free + used) // 2 if given is None else given
     with ExitStack() as held:
         evicted = []
@@ -230,7 +236,7 @@ def _evict(folder: Path, needed: int) -> None:
                 evicted.append(entry)
                 used -= entry.bytes
         if used + needed > bound:
-            raise _Unusable(
+            raise Unusable(
                 f"it has {needed:,} bytes, {used:,} are in use, and {folder} may hold {bound:,} ({BYTES} sets that)"
             )
         for entry in evicted:
@@ -272,4 +278,4 @@ def _needed(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _Unusable(f"{folder} cannot be written to ({error})") from error
+        raise Unusable(f"{folder} cannot be written to ({error})") from error

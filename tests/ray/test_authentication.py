@@ -53,7 +53,7 @@ CALLERS: dict[str, tuple[dict[str, str], bool]] = {
 
 @pytest.fixture(scope="module")
 def callers(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Iterator[dict[str, subprocess.Popen[str]]]:
-    """Processes that connect to this run's Ray, at once: Ray asks for 20 s before it gives up."""
+    """Processes that connect to this run's Ray, at once."""
     import ray
 
     command = [sys.executable, "-c", CLIENT, ray.get_runtime_context().gcs_address]

@@ -138,6 +138,18 @@ def test_it_answers(url: str) -> None:
     assert refused.json()["request_id"] == "abc"
 
 
+def test_an_operator_is_told_what_is_served(url: str, first: Any) -> None:
+    from serving.running import applications
+
+    [application] = applications()
+    assert (application.name, application.status, application.url) == ("mindseye", "RUNNING", url)
+    assert application.served
+    assert (application.served.version, application.served.rows) == (first.uri, first.manifest.rows)
+    found = {each.name: (each.wanted, each.replicas) for each in application.deployments}
+    assert found.keys() >= {"Ingress", "Ranker", "ImaginingGenerator", *(f"Shard{i}" for i in range(SHARDS))}
+    assert set(map(str, found.values())) == {str((1, {"RUNNING": 1}))}
+
+
 def test_prometheus_sees_every_metric_under_these_names(url: str) -> None:
     search(url, "a red star", images=2, drop=[0, 1])  # degraded
     assert httpx2.get(f"{url}/v1/info", headers={"Host": "elsewhere.example"}, timeout=60).status_code == 421

@@ -86,20 +86,3 @@ def test_a_place_in_a_command_that_is_suggested_is_one_word_and_what_is_inside_i
     assert quoted("my target", "queries") == "'my target/queries'"
     assert quoted("s3://bucket/target?scheme=http&x=y", "queries") == "'s3://bucket/target/queries?scheme=http&x=y'"
     assert quoted("what?", "queries") == "'what?/queries'"
-
-
-@pytest.mark.parametrize("cause", [None, "refused", "ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken"])
-def test_a_cluster_that_asks_for_its_token_is_told_from_one_that_is_not_there(
-    cause: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def init(**_: object) -> None:
-        raise ConnectionError("Failed to connect") from (RuntimeError(cause) if cause else None)
-
-    monkeypatch.setattr(module.ray, "init", init)
-    monkeypatch.setattr(module.ray, "is_initialized", lambda: False)
-    if cause and "Authentication" in cause:
-        with refused("not-authenticated", "address"), session("head:6379"):
-            pytest.fail("it is used")
-    else:
-        with pytest.raises(ConnectionError, match="Failed to connect"), session("head:6379"):
-            pytest.fail("it is used")
