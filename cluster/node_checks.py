@@ -16,7 +16,7 @@ from cluster.imports import PACKAGES
 from cluster.model_files import find_model
 from cluster.nodes import Node
 from cluster.profile import Profile
-from cluster.ray_env import DEFAULTS
+from cluster.ray_env import NODE, differing
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.index.cache import BYTES, FOLDER, Unusable, cache_bound, cache_folder
@@ -54,7 +54,7 @@ def software() -> Callable[[], tuple[dict[str, str], dict[str, str]]]:
     whole.
     """
     packages = ("torchvision", "diffusers", "transformers", "open_clip_torch", "timm", "pyarrow", "numpy")
-    ours, names = PACKAGES, tuple(DEFAULTS)
+    ours, names = PACKAGES, tuple(NODE)
 
     def look() -> tuple[dict[str, str], dict[str, str]]:
         import hashlib
@@ -109,12 +109,10 @@ def compare(there: Software, here: Software) -> Iterator[Check]:
     said = ", ".join(different) or ", ".join(f"{name} {version}" for name, version in others.items())
     yield Check("other packages", not different, said, same)
     wrong = [
-        f"{name} is {there.environ.get(name, 'not set')}, not {value}"
-        for name, value in DEFAULTS.items()
-        if there.environ.get(name) != value
+        f"{name} is {found or 'not set'}, not {value}" for name, (found, value) in differing(there.environ).items()
     ]
-    remedy = "start Ray on that node with the variables that cluster/ray_env.py lists in its environment"
-    yield Check("environment", not wrong, "; ".join(wrong) or f"all {len(DEFAULTS)} variables are set", remedy)
+    remedy = "start Ray on that node with the variables of cluster/node.env in its environment"
+    yield Check("environment", not wrong, "; ".join(wrong) or f"all {len(NODE)} variables are set", remedy)
 
 
 def inspect(node: Node, profile: Profile | None, probes: list[Probe]) -> list[Check]:

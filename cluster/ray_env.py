@@ -34,16 +34,7 @@ def differing(environ: Mapping[str, str]) -> dict[str, tuple[str | None, str]]:
     """Return the variables of ``node.env`` that an environment lacks or has otherwise: what it has, what it should.
 
     Args:
-        environ: of a process of a node; for this one, ``environ_at_start()``, since importing this module fills gaps.
+        environ: that a process was started with; ``os.environ`` has what importing this module has filled in.
     """
     found = {name: environ.get(name) for name in NODE}
     return {name: (found[name], value) for name, value in NODE.items() if found[name] != value}
-
-
-def environ_at_start() -> dict[str, str]:
-    """Return the environment that this process was started with: in a worker of Ray, that of its node."""
-    try:
-        raw = Path("/proc/self/environ").read_bytes()
-    except FileNotFoundError:  # not Linux
-        return dict(os.environ)
-    return dict(entry.split("=", 1) for entry in os.fsdecode(raw).split("\0") if "=" in entry)

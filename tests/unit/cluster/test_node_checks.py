@@ -16,7 +16,7 @@ from cluster.fleet import Finding, grouped, wrong
 from cluster.node_checks import Probe, Software, compare, inspect, software
 from cluster.nodes import Node, Use
 from cluster.profile import Profile
-from cluster.ray_env import DEFAULTS
+from cluster.ray_env import NODE
 from commands.doctor import print_findings
 from retrieval.folder import Folder
 
@@ -43,7 +43,7 @@ def here() -> Software:
 
 def test_this_process_is_like_itself() -> None:
     mine = here()
-    found = checks_of(list(compare(Software(mine.versions, dict(DEFAULTS)), mine)))
+    found = checks_of(list(compare(Software(mine.versions, dict(NODE)), mine)))
     assert all(check.ok for check in found.values()), found
     assert mine.versions["ray"] in found["ray"].found
     assert "source" in found["mindseye"].found
@@ -51,7 +51,7 @@ def test_this_process_is_like_itself() -> None:
 
 def test_another_version_is_named_beside_the_one_here() -> None:
     mine = here()
-    other = Software(mine.versions | {"torch": "1.0", "timm": "0.1", "mindseye": "not installed"}, dict(DEFAULTS))
+    other = Software(mine.versions | {"torch": "1.0", "timm": "0.1", "mindseye": "not installed"}, dict(NODE))
     found = checks_of(list(compare(other, mine)))
     assert {what for what, check in found.items() if not check.ok} == {"torch", "mindseye", "other packages"}
     assert found["torch"].found == f"1.0; here {mine.versions['torch']}"
@@ -59,7 +59,7 @@ def test_another_version_is_named_beside_the_one_here() -> None:
 
 
 def test_variables_that_are_missing_or_otherwise_are_named() -> None:
-    given = dict(DEFAULTS) | {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
+    given = dict(NODE) | {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
     del given["RAY_USAGE_STATS_ENABLED"]
     check = checks_of(list(compare(Software(here().versions, given), here())))["environment"]
     assert not check.ok
@@ -67,7 +67,7 @@ def test_variables_that_are_missing_or_otherwise_are_named() -> None:
 
 
 def test_a_node_s_secrets_stay_on_it() -> None:
-    assert set(here().environ) <= set(DEFAULTS)
+    assert set(here().environ) <= set(NODE)
 
 
 def test_a_node_without_mindseye_can_be_asked_for_its_software(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from ray.serve._private import constants
 
 from cluster.imports import PACKAGES
-from cluster.ray_env import DEFAULTS, NODE, NODE_ENV, differing, environ_at_start
+from cluster.ray_env import DEFAULTS, NODE, NODE_ENV, differing
 
 ROOT = Path(__file__).parents[3]
 SETS = re.compile(r"environ\[[^\]]+\]\s*=[^=]|environ\.(setdefault|update|pop)|putenv")
@@ -60,13 +60,3 @@ def test_what_a_node_lacks_or_has_otherwise_is_found() -> None:
     assert differing(NODE | {"HOME": "/"}) == {}
     assert differing(NODE | {name: "0"}) == {name: ("0", "1")}
     assert differing({}) == {name: (None, value) for name, value in NODE.items()}
-
-
-def test_what_importing_adds_is_not_taken_for_what_the_process_was_started_with() -> None:
-    code = "from cluster.ray_env import *; print(len(differing(os.environ)), len(differing(environ_at_start())))"
-    environment = {"RAY_SERVE_PROXY_USE_GRPC": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["1", str(len(NODE) - 1)]
-    assert environ_at_start().items() >= {"PATH": os.environ["PATH"]}.items()
