@@ -19,7 +19,7 @@ from ray.dashboard.modules.dashboard_sdk import SubmissionClient
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from requests import RequestException
 
-from cluster.reach import check_listening, token_asked_for
+from cluster.reach import check_listening, check_token, token_asked_for
 from retrieval.errors import UserError
 
 DASHBOARD_PORT = 8265
@@ -70,6 +70,7 @@ class Jobs:
             logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
         try:
             with token_asked_for(self.url):
+                check_token()
                 self._client = _Client(self.url)
         except (ConnectionError, RequestException, RuntimeError) as error:
             raise UserError(
@@ -85,14 +86,20 @@ class Jobs:
         Args:
             command: and its arguments. Its environment has ``RAY_ADDRESS``, so that it uses this cluster.
             files: of this machine, by the names that they have in the directory that it runs in.
+
+        Raises:
+            UserError: the dashboard does not take it (``not-accepted``).
         """
-        entrypoint = shlex.join(command)
-        if not files:
-            return self._client.submit_job(entrypoint=entrypoint)
         with tempfile.TemporaryDirectory(prefix="mindseye-submit-") as folder:
             for name, file in files.items():
                 shutil.copyfile(file, Path(folder) / name)
-            return self._client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": folder})
+            environment = {"working_dir": folder} if files else {}
+            try:
+                return self._client.submit_job(entrypoint=shlex.join(command), runtime_env=environment)
+            except _AWAY as error:
+                raise UserError(
+                    f"the dashboard at {self.url} does not take the job: {error}", code="not-accepted", field="address"
+                ) from error
 
     def follow(self, job: str, write: Callable[[str], None]) -> JobDetails:
         """Pass on what a job prints, as it does, until it has ended; return what is known of it then.

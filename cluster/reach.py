@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import AuthenticationError
 
@@ -39,8 +40,18 @@ def check_cluster(address: str) -> str:
     check_listening(address, *found, "start Ray there (ray start --head), or give another address")
     place = f"{found[0]}:{found[1]}"
     with silent_stderr(), token_asked_for(address):
+        check_token()
         gcs(place).check_alive([], timeout=ANSWER_SECONDS)
     return place
+
+
+def check_token() -> None:
+    """Check that there is a token where one is to be used: without one Ray's core would end the process.
+
+    Raises:
+        AuthenticationError: there is none.
+    """
+    ensure_token_if_auth_enabled(create_token_if_missing=False)
 
 
 def gcs(address: str) -> Any:
