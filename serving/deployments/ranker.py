@@ -113,7 +113,7 @@ class Ranker:
             try:
                 prepared[place] = await self._prepared(question)
             except Exception:  # of this question alone
-                log.exception("a query cannot be ranked")
+                log.exception("the ranker failed")
                 continue
             bound = min(self._settings.shard_timeout_ms / 1000, SHARE_OF_SHARDS * question.seconds)
             alike.setdefault((prepared[place].index.uri, question.k, bound), []).append(place)
