@@ -20,7 +20,7 @@ from benchmarks.gpu.measure import copy_limit, machine, product_limit
 from benchmarks.gpu.sizes import Size, size_of
 from retrieval.models.devices import pick_device
 
-PARTS = ("encoders", "generator", "training", "search")
+PARTS = ("encoders", "generator", "training", "search", "compiled")
 
 
 def figures_of(part: str, size: Size, folder: Path, device: torch.device) -> Iterator[Figure]:
@@ -34,13 +34,15 @@ def figures_of(part: str, size: Size, folder: Path, device: torch.device) -> Ite
             yield from training.measure(size, device)
         case "search":
             yield from search.measure(size)
+        case "compiled":
+            yield from encoders.measure_compiled(size, folder, device)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=gpu.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("true", "tiny"), default="true", help="of the models")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
-    parser.add_argument("--json", type=Path, help="file for the figures, written after each part")
+    parser.add_argument("--json", type=Path, help="file for the figures, written after each figure")
     options = parser.parse_args()
     device = pick_device()
     if options.size == "true" and device.type != "cuda":

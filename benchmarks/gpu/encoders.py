@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,29 +17,61 @@ from benchmarks.gpu.measure import in_turns, operations_of, peak_of, product_lim
 from benchmarks.gpu.models import write_vision, write_vlm
 from benchmarks.gpu.sizes import Size
 from retrieval.models.image_encoder import GPU_ROWS, ImageEncoder
+from retrieval.models.transfer import to_device
 from retrieval.models.vision import VisionEncoder
 from retrieval.models.vlm import VLM
 
 WANTED = 0.9
+KINDS = ("VLM", "vision encoder")
 BLOCKS = 4
 """Blocks of rows that one round of a comparison embeds."""
 
 
+@dataclass(frozen=True)
+class Pair:
+    """The encoders of one profile, a VLM and a vision encoder.
+
+    Attributes:
+        name: of both.
+        loaders: what loads each of them once more, given ``device`` and ``dtype``.
+        encoders: on the device.
+        rows: of a block.
+        limit: operations a second of the device, in their dtype.
+    """
+
+    name: str
+    loaders: list[Callable[..., ImageEncoder]]
+    encoders: list[ImageEncoder]
+    rows: int
+    limit: float
+
+
 def measure(size: Size, folder: Path, device: torch.device) -> Iterator[Figure]:
     """Measure each pair of encoders of the size."""
+    for pair in _pairs(size, folder / "encoders", device):
+        yield _against_resident(pair, size.rounds)
+
+
+def measure_compiled(size: Size, folder: Path, device: torch.device) -> Iterator[Figure]:
+    """Measure each of their towers compiled; to compile one takes about as long as to measure a pair."""
+    for pair in _pairs(size, folder / "compiled", device):
+        for encoder, kind in zip(pair.encoders, KINDS, strict=True):
+            yield _compiled(f"{pair.name}: {kind}, compiled", encoder, pair.rows, size.rounds, pair.limit)
+
+
+def _pairs(size: Size, folder: Path, device: torch.device) -> Iterator[Pair]:
     for name, (configuration, vision, rows) in size.encoders.items():
         home = folder / name.replace("/", "-")
-        encoders: list[ImageEncoder] = [
-            VLM.load(write_vlm(home / "vlm", configuration, device), device=str(device)),
-            VisionEncoder.load(write_vision(home / "vision", vision, device), device=str(device)),
+        loaders: list[Callable[..., ImageEncoder]] = [
+            partial(VLM.load, write_vlm(home / "vlm", configuration, device)),
+            partial(VisionEncoder.load, write_vision(home / "vision", vision, device)),
         ]
-        limit = product_limit(device, encoders[0].dtype)
-        yield _against_resident(name, encoders, rows, size.rounds, limit)
-        for encoder, kind in zip(encoders, ("VLM", "vision encoder"), strict=True):
-            yield _compiled(f"{name}: {kind}, compiled", encoder, rows, size.rounds, limit)
+        encoders = [load(device=str(device)) for load in loaders]
+        yield Pair(name, loaders, encoders, rows, product_limit(device, encoders[0].dtype))
 
 
-def _against_resident(name: str, encoders: list[ImageEncoder], rows: int, rounds: int, limit: float) -> Figure:
+def _against_resident(pair: Pair, rounds: int) -> Figure:
+    encoders, rows = pair.encoders, pair.rows
     device = encoders[0].device
     blocks = [_pixels(encoder, rows) for encoder in encoders]
     batches = sorted({rows, min(rows, GPU_ROWS)})
@@ -60,21 +93,47 @@ def _against_resident(name: str, encoders: list[ImageEncoder], rows: int, rounds
     rate = BLOCKS * rows / seconds["ours"]
     operations = sum(operations_of(partial(_tower, encoder, _resident(encoder, 1))) for encoder in encoders)
     return Figure(
-        name,
+        pair.name,
         "rows/s",
         "the same models fed from device memory",
         WANTED,
         ours=rate,
         peer=BLOCKS * rows / seconds[best],
-        limit=rate * operations / limit,
+        limit=rate * operations / pair.limit,
         peak=peak_of(ours, device),
         details={
             "dtype": str(encoders[0].dtype),
             "block": rows,
             "peers_batch": int(best),
             "operations_a_row": operations,
+            "rows_per_s_from_memory": {batch: round(BLOCKS * rows / seconds[batch]) for batch in works},
+            "ms_of_a_batch": {kind: _parts(encoder) for kind, encoder in zip(KINDS, encoders, strict=True)},
+            "least_cosine_to_a_cpu": {
+                kind: _agreement(encoder, load)
+                for kind, encoder, load in zip(KINDS, encoders, pair.loaders, strict=True)
+            },
         },
     )
+
+
+def _parts(encoder: ImageEncoder) -> dict[str, float]:
+    """Milliseconds of each thing that is done for GPU_ROWS rows, one after the other, and of all of them."""
+    pixels, device = _pixels(encoder, GPU_ROWS), encoder.device
+    images = _resident(encoder, GPU_ROWS)
+    works: dict[str, Callable[[], object]] = {
+        "to the device": partial(to_device, pixels, device),
+        "to the device, normalised": partial(encoder._normalise, pixels),
+        "tower": partial(_tower, encoder, images),
+        "all": partial(encoder.encode_images, pixels),
+    }
+    return {name: round(seconds * 1000, 2) for name, seconds in in_turns(works, device, rounds=5).items()}
+
+
+def _agreement(encoder: ImageEncoder, load: Callable[..., ImageEncoder]) -> float:
+    """The least cosine of a few vectors with those of a CPU in float32."""
+    pixels = _pixels(encoder, 4)
+    expected = load(device="cpu", dtype="float32").encode_images(pixels)
+    return round(float((encoder.encode_images(pixels) * expected).sum(axis=1).min()), 5)
 
 
 def _compiled(name: str, encoder: ImageEncoder, rows: int, rounds: int, limit: float) -> Figure:

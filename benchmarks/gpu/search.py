@@ -40,7 +40,7 @@ def measure(size: Size) -> Iterator[Figure]:
     factory = f"IVF{shape['lists']},SQ8"
     reason, cpu = gpu_faiss(), torch.device("cpu")
     sample_ND = rows_ND[: training_rows(factory)]
-    trained = train(sample_ND, factory)
+    trained = train(sample_ND, factory, gpus=0 if reason else 1)
     flat = faiss.IndexFlatIP(shape["dim"])
     flat.add(rows_ND)
 

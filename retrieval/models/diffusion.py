@@ -72,7 +72,7 @@ def call_settings(pipeline: Any, *, steps: int, guidance: float, size: int | Non
     Raises:
         UserError: it cannot make images in so few steps (code ``out-of-range``, field ``steps``).
     """
-    settings: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "np"}
+    settings: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt"}
     match type(pipeline).__name__:
         case "PixArtAlphaPipeline" | "PixArtSigmaPipeline" as name:
             # What it does depends on a library that may be installed or not.

@@ -16,7 +16,7 @@ from retrieval.errors import UserError
 from retrieval.models.devices import map_batches, pick_device, pick_dtype
 from retrieval.models.diffusion import call_settings, load_pipeline, pipeline_files, step_hook
 from retrieval.models.fingerprint import of_files
-from retrieval.models.imagined import Imagined, Painting, painting_of, sort_out
+from retrieval.models.imagined import Imagined, Painting, paintings_of, sort_out
 from retrieval.models.loading import loading
 from retrieval.prompts import usable
 
@@ -160,7 +160,7 @@ class Generator:
             )
         # Most pipelines have no safety checker at all.
         unsafe = getattr(output, "nsfw_content_detected", None) or [False] * len(jobs)
-        return [painting_of(image, flagged) for image, flagged in zip(output.images, unsafe, strict=True)]
+        return paintings_of(output.images, unsafe)
 
 
 def image_seed(prompt: str, seed: int, i: int) -> int:

@@ -19,8 +19,8 @@ from retrieval.models.devices import map_batches
 from retrieval.models.preprocess import Preprocess
 from retrieval.models.transforms import Normalise
 
-# Rows that a GPU is given at once. It copies the next ones while it computes these; of one large batch it would have to
-# have all before it began. Fewer would be too little work for each kernel.
+# Rows that a GPU is given at once. The next ones are put into pinned memory while it computes these; of one large batch
+# it would have to have all before it began. Fewer would be too little work for each kernel.
 GPU_ROWS = 64
 
 

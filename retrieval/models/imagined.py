@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 # An image shows nothing when each of its colour channels spans at most so many of 255 levels.
 CONSTANT_SPAN = 4
@@ -35,18 +36,28 @@ class Painting(NamedTuple):
     fault: str | None
 
 
-def painting_of(image_HWC: np.ndarray, flagged: bool) -> Painting:
-    """From a pipeline's float32 in [0, 1] to uint8; ``flagged`` says that its safety checker blacked it out."""
-    finite = bool(np.isfinite(image_HWC).all())
-    pixels_HWC = ((image_HWC if finite else np.nan_to_num(image_HWC)) * 255).round().astype(np.uint8)
+def paintings_of(images_BCHW: torch.Tensor, flagged: Sequence[bool]) -> list[Painting]:
+    """From a pipeline's images in [0, 1] to uint8; ``flagged`` says which of them its safety checker blacked out.
+
+    All is done where the images are, and bytes are brought to the CPU: a quarter of what floats would be.
+    """
+    images_BCHW = images_BCHW.float()
+    # A sum is finite if all are, as none is above 1; on a CPU this takes a thirtieth of the time of asking each.
+    finite_B = images_BCHW.sum((1, 2, 3)).isfinite()
+    levels_BCHW = (images_BCHW * 255).round_().to(torch.uint8)
+    span_B = (levels_BCHW.amax((2, 3)).int() - levels_BCHW.amin((2, 3)).int()).amax(dim=1)
+    # On a CPU a quarter of the time of `permute` and `contiguous`.
+    pixels_BHWC = torch.stack(levels_BCHW.unbind(dim=1), dim=3).cpu().numpy()
+    faults = map(_fault, flagged, finite_B.tolist(), span_B.tolist())
+    return [Painting(pixels_HWC, fault) for pixels_HWC, fault in zip(pixels_BHWC, faults, strict=True)]
+
+
+def _fault(flagged: bool, finite: bool, span: int) -> str | None:
     if flagged:
-        return Painting(pixels_HWC, "safety")
+        return "safety"
     if not finite:
-        return Painting(pixels_HWC, "nan")
-    # A few pixels tell nearly any picture from a plain one; to look at all takes ten times as long as all of the above.
-    if all(np.ptp(part, axis=(0, 1)).max() <= CONSTANT_SPAN for part in (pixels_HWC[::16, ::16], pixels_HWC)):
-        return Painting(pixels_HWC, "constant")
-    return Painting(pixels_HWC, None)
+        return "nan"
+    return "constant" if span <= CONSTANT_SPAN else None
 
 
 def sort_out(seeds: Sequence[int], paintings: Sequence[Painting]) -> Imagined:

@@ -9,8 +9,9 @@ import torch
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """Copy an array, which may be read-only, to a device.
 
-    A GPU is given it through pinned memory: the call returns before the copy is done, and the GPU copies while it
-    computes. PyTorch keeps the pinned block for the next array, and gives it to none before this copy is done.
+    A GPU is given it through pinned memory: the call returns before the copy is done, so that the next array is read
+    while the GPU is busy with this one. PyTorch keeps the pinned block for the next array, and gives it to none before
+    this copy is done.
     """
     if device.type != "cuda":
         return torch.tensor(array, device=device)

@@ -37,11 +37,14 @@ def test_the_benchmark_measures_tiny_models_on_a_cpu(tmp_path: Path) -> None:
     measured = {what for what, figure in figures.items() if figure["ours"]}
     for what in measured:
         assert figures[what]["ratio"] > 0
-        assert 0 < figures[what]["limit"] < 1
+        assert "channels last" in what or 0 < figures[what]["limit"] < 1
         assert f"| {what} |" in done.stdout
     if not torch.cuda.is_available():
         encoders = {"tiny SigLIP 2 and DINOv2", "tiny CLIP and DINOv2"}
-        assert measured == encoders | {"tiny Stable Diffusion, 2 steps", "training, batches of 16"}
+        generators = {"tiny Stable Diffusion, 2 steps", "tiny Stable Diffusion, channels last"}
+        assert measured == encoders | generators | {"training, batches of 16"}
+        for what in encoders:
+            assert min(figures[what]["details"]["least_cosine_to_a_cpu"].values()) > 0.99
         for what in figures.keys() - measured:
             assert "FAISS" in figures[what]["reason"] or "GPUs" in figures[what]["reason"]
 

@@ -30,6 +30,11 @@ def paint_with(generator: Generator, monkeypatch: pytest.MonkeyPatch, pipeline) 
     monkeypatch.setattr(generator, "_pipeline", pipeline)
 
 
+def as_tensor(images_HWC: list[np.ndarray]) -> torch.Tensor:
+    """As pipelines return them: (B, C, H, W)."""
+    return torch.from_numpy(np.stack(images_HWC)).permute(0, 3, 1, 2)
+
+
 def differ(a: np.ndarray, b: np.ndarray) -> int:
     """The largest difference in grey levels."""
     return int(np.abs(a.astype(int) - b.astype(int)).max())
@@ -91,7 +96,7 @@ def test_faulty_images_are_left_out_with_the_reason(generator: Generator, monkey
     broken[3, 3, 1] = np.nan
     black = np.zeros((8, 8, 3), dtype=np.float32)
     output = SimpleNamespace(
-        images=np.stack([flat.clip(0, 1), good, broken, black]),
+        images=as_tensor([flat.clip(0, 1), good, broken, black]),
         nsfw_content_detected=[False, False, False, True],
     )
     paint_with(generator, monkeypatch, lambda **_: output)
@@ -102,7 +107,7 @@ def test_faulty_images_are_left_out_with_the_reason(generator: Generator, monkey
 
 
 def test_all_images_may_be_faulty(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    paint_with(generator, monkeypatch, lambda **_: SimpleNamespace(images=np.zeros((2, 8, 8, 3), dtype=np.float32)))
+    paint_with(generator, monkeypatch, lambda **_: SimpleNamespace(images=torch.zeros(2, 3, 8, 8)))
     (imagined,) = generator.imagine(["a duck"], 2)
     assert imagined.pixels_KHWC.shape == (0, 8, 8, 3)
     assert imagined.seeds.shape == (0,)
@@ -178,7 +183,7 @@ def test_a_generation_stops_between_batches(generator: Generator, monkeypatch: p
 
     def paint(**arguments: Any) -> SimpleNamespace:
         made.append(len(arguments["prompt"]))
-        return SimpleNamespace(images=np.zeros((made[-1], 8, 8, 3), dtype=np.float32))
+        return SimpleNamespace(images=torch.zeros(made[-1], 3, 8, 8))
 
     paint_with(generator, monkeypatch, paint)
     with pytest.raises(Stopped):
