@@ -5,8 +5,10 @@ from __future__ import annotations
 import collections
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import ray
@@ -74,35 +76,65 @@ class LocalCounter:
         return dict(self._seconds)
 
 
+class _Counts:
+    """Counters by name."""
+
+    def __init__(self) -> None:
+        self._counters: collections.defaultdict[str, LocalCounter] = collections.defaultdict(LocalCounter)
+
+    def add(self, name: str, count: int, seconds: dict[str, float]) -> None:
+        self._counters[name].add(count, **seconds)
+
+    def flush(self) -> None:
+        pass
+
+    def done(self, name: str) -> int:
+        return self._counters[name].done()
+
+    def seconds(self, name: str) -> dict[str, float]:
+        return self._counters[name].seconds()
+
+    def drop(self, name: str) -> None:
+        self._counters.pop(name, None)
+
+
+@lru_cache(maxsize=1)
+def _counts(node: str, job: str) -> ActorHandle:
+    """One actor for all counters of a driver: each that starts takes a worker, and with it what that one has loaded.
+    It is on the driver's own node: the loss of any other must not cost a job its count.
+    """
+    here = NodeAffinitySchedulingStrategy(node, soft=True)
+    return ray.remote(_Counts).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+
+
 class RayCounter(NamedTuple):
-    """A counter in an actor of its own, which any worker can reach. Its loss costs a job its count alone."""
+    """A counter in an actor, which any worker can reach. Its loss costs a job its count alone."""
 
     actor: ActorHandle
+    name: str
 
     @classmethod
     def start(cls) -> RayCounter:
-        """Start it on this process's own node: the loss of any other must not cost the job its count."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        return cls(ray.remote(LocalCounter).options(num_cpus=0, scheduling_strategy=here).remote())
+        context = ray.get_runtime_context()
+        return cls(_counts(context.get_node_id(), context.get_job_id()), uuid.uuid4().hex)
 
     def add(self, count: int = 0, **seconds: float) -> None:
-        self.actor.add.remote(count, **seconds)
+        self.actor.add.remote(self.name, count, seconds)
 
     def flush(self) -> None:
         with suppress(RayError):
             ray.get(self.actor.flush.remote())  # calls of one worker are answered in order
 
     def done(self) -> int:
-        return ray.get(self.actor.done.remote())
+        return ray.get(self.actor.done.remote(self.name))
 
     def seconds(self) -> dict[str, float]:
         with suppress(RayError):
-            return ray.get(self.actor.seconds.remote())
+            return ray.get(self.actor.seconds.remote(self.name))
         return {}
 
     def stop(self) -> None:
-        with suppress(RayError):
-            ray.kill(self.actor)
+        self.actor.drop.remote(self.name)
 
 
 class _Rate(ProgressColumn):

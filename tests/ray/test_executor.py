@@ -20,6 +20,7 @@ from synthetic import D1, D2, directions, write_gallery
 from waiting import wait_until
 
 from cluster.profile import Profile, Stage
+from cluster.progress import RayCounter, progress
 from cluster.session import session
 from demo.grammar import categories
 from demo.world import render
@@ -269,3 +270,18 @@ def test_what_comes_before_workers_on_gpus_does_not_take_their_time(
     workers = Workers(list, (), Stage(cpus=1, gpus=1, max_actors=1, batch=4))
     list(executor.tables([pa.table({"a": [1]})], Each(len), workers))
     assert [(options.get("num_cpus"), options.get("num_gpus")) for options in asked] == [(None, None), (1, 1)]
+
+
+def test_counters_of_all_steps_share_a_worker(ray_session: None) -> None:
+    """A counter that took a worker of its own, and killed it at the end, would take one that has loaded models."""
+    with progress("one", 2) as one, progress("other", 3) as other:
+        one.add(2, read=0.5)
+        other.add(1)
+        other.flush()
+        assert (one.done(), other.done()) == (2, 1)
+        assert (one.seconds(), other.seconds()) == ({"read": 0.5}, {})
+    with progress("later", 1) as later:
+        assert isinstance(one, RayCounter)
+        assert isinstance(later, RayCounter)
+        assert one.actor == later.actor
+        assert later.done() == 0
