@@ -396,7 +396,7 @@ def main() -> None:
     parser.add_argument("--peer", help="the clip-retrieval command of the peer's environment")
     parser.add_argument("--write", action="store_true", help="write docs/embedding.json; what is not measured stays")
     arguments = parser.parse_args()
-    count, file = arguments.images, DOCS / "embedding.json"
+    count = arguments.images
     small = photos(arguments.source, count + FEW)
     large = [enlarged(data, LARGE) for data in small[: count // 2 + FEW if f"{LARGE}" in arguments.only else 32]]
     result: dict[str, Any] = {"cores": CORES, "device": pick_device().type}
@@ -416,9 +416,17 @@ def main() -> None:
                 of = folder / size / dtype
                 measured = end_to_end(of, images, profile(vision, dtype), arguments.peer, folder / "weights.pt")
                 result[f"end_to_end_{size}_{dtype}"] = measured | {"images": len(images) - FEW}
-    print(json.dumps(result, indent=2))
+                show([measured])
+                if arguments.write:
+                    write(result)
     if arguments.write:
-        file.write_text(json.dumps(json.loads(file.read_text()) | result, indent=2) + "\n")
+        write(result)
+
+
+def write(result: dict[str, Any]) -> None:
+    """Put what was measured into docs/embedding.json; what was not stays there."""
+    file = DOCS / "embedding.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | result, indent=2) + "\n")
 
 
 def show(rows: Any) -> list[dict[str, Any]]:
