@@ -2,12 +2,11 @@
 against the same models fed from memory, and against the limit that decoding and models set together, in one run.
 
     .venv/bin/python -m benchmarks.embed --source PHOTOS.parquet [--images 512] [--peer PEER/bin/clip-retrieval]
-        [--write]
+        [--only 300 2000] [--dtype bfloat16 float32] [--write]
 
 The source has a column ``image`` with JPEG bytes. Large images are its photos enlarged to 2,000 pixels and encoded
-again. The VLM is open_clip's ViT-B/32 and the vision encoder timm's DINOv2 ViT-S/14 at 224 pixels, both with random
-weights: their speed is that of trained ones. "VLM alone" has a small vision encoder beside it, since the job always
-holds two: a twentieth of the VLM's time in bfloat16, and part of the limit.
+again. The VLM is open_clip's ViT-B/32 with random weights: its speed is that of trained ones. Beside it is a small
+vision encoder, since the job always holds two: a twentieth of the VLM's time in bfloat16, and part of the limit.
 
 Rates leave start-up out: the job's is the sum of its actors' own rates while all of them have batches, so the last
 ones, when one has none and others have, are left out as well (``with_tail`` has them); the peer's is its own figure,
@@ -37,7 +36,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from unittest.mock import patch
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -62,7 +61,7 @@ from pipelines.decoder import decoded_side
 from pipelines.gallery import build_gallery
 from retrieval.artifacts import Gallery
 from retrieval.images import SIDES_TO_SPARE, decode, decode_reduced
-from retrieval.models.devices import pick_device, pick_dtype
+from retrieval.models.devices import pick_device
 from retrieval.models.image_encoder import ImageEncoder
 from retrieval.models.loading import RANDOM_SEED
 from retrieval.models.vision import VisionEncoder
@@ -71,20 +70,22 @@ from retrieval.models.vlm import VLM
 CORES = os.cpu_count() or 1
 BATCH = 32
 ARCHITECTURE, SIDE = "ViT-B-32", 224
-VISION = f"random:vit_small_patch14_dinov2?img_size={SIDE}"
 LARGE = 2000
+PARTS = ["decode", "cosines", "300", f"{LARGE}"]
+DType = Literal["bfloat16", "float32"]
+DTYPES: list[DType] = ["bfloat16", "float32"]
 FEW = 64 * CORES
 """Images before the rate is taken: a block for each actor."""
 DEMO = Path(__file__).parents[1] / "demo" / "models"
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def profile(vision: str) -> Profile:
+def profile(vision: str, dtype: DType) -> Profile:
     """Return a profile of one actor a core, with ViT-B/32 and the given vision encoder."""
     generator = Generator(uri="unused", steps=1, guidance=0, batch=1)
     return Profile(
         name="benchmark",
-        models=Models(vlm=f"random:{ARCHITECTURE}", vision=vision, generator=generator),
+        models=Models(vlm=f"random:{ARCHITECTURE}", vision=vision, generator=generator, dtype=dtype),
         embed=Stage(cpus=1, max_actors=CORES, batch=BATCH),
         imagine=Stage(max_actors=1, batch=1),
         queries=Queries(images=1, templates="none"),
@@ -195,19 +196,19 @@ def reduction_costs(sets: dict[str, list[bytes]], vlm: VLM) -> Iterator[dict[str
 # End to end
 
 
-def in_memory(settings: Profile, roles: tuple[str, ...]) -> float:
-    """Return the rows per second of the models fed with pixels, by the better of two ways to use the cores."""
-    return max(_in_memory(settings, roles, *way) for way in {(1, CORES), (CORES, 1)})
+def in_memory(settings: Profile) -> float:
+    """Return the rows per second of both models fed with pixels, by the better of two ways to use the cores."""
+    return max(_in_memory(settings, *way) for way in {(1, CORES), (CORES, 1)})
 
 
-def _in_memory(settings: Profile, roles: tuple[str, ...], processes: int, threads: int) -> float:
+def _in_memory(settings: Profile, processes: int, threads: int) -> float:
     batches = 4 * CORES // processes
-    return processes * batches * BATCH / _at_once(_embed_pixels, processes, settings, roles, batches, threads)
+    return processes * batches * BATCH / _at_once(_embed_pixels, processes, settings, batches, threads)
 
 
-def decoding(settings: Profile, roles: tuple[str, ...], images: list[bytes]) -> float:
-    """Return the images per second that all cores turn into the pixels of these encoders."""
-    return CORES * len(images) / _at_once(_decode_images, CORES, settings, roles, images)
+def decode_rate(settings: Profile, images: list[bytes]) -> float:
+    """Return the images per second that all cores turn into the pixels of both encoders."""
+    return CORES * len(images) / _at_once(_decode_images, CORES, settings, images)
 
 
 def _at_once(function: Callable[..., None], processes: int, *arguments: Any) -> float:
@@ -226,15 +227,13 @@ def _at_once(function: Callable[..., None], processes: int, *arguments: Any) -> 
     return max(seconds.get() for _ in workers)
 
 
-def _loaded(settings: Profile, roles: tuple[str, ...]) -> list[ImageEncoder]:
-    return [load_vlm(settings) if role == "vlm" else load_vision(settings) for role in roles]
+def _loaded(settings: Profile) -> list[ImageEncoder]:
+    return [load_vlm(settings), load_vision(settings)]
 
 
-def _embed_pixels(
-    settings: Profile, roles: tuple[str, ...], batches: int, threads: int, ready: Any, seconds: Any
-) -> None:
+def _embed_pixels(settings: Profile, batches: int, threads: int, ready: Any, seconds: Any) -> None:
     torch.set_num_threads(threads)
-    encoders = _loaded(settings, roles)
+    encoders = _loaded(settings)
     pixels = np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3), dtype=np.uint8)
     for encoder in encoders:
         encoder.encode_images(pixels)
@@ -246,15 +245,20 @@ def _embed_pixels(
     seconds.put(time.perf_counter() - start)
 
 
-def _decode_images(settings: Profile, roles: tuple[str, ...], images: list[bytes], ready: Any, seconds: Any) -> None:
-    preprocesses = {encoder.preprocess.geometry: encoder.preprocess for encoder in _loaded(settings, roles)}
+def _decode_images(settings: Profile, images: list[bytes], ready: Any, seconds: Any) -> None:
+    preprocesses = {encoder.preprocess.geometry: encoder.preprocess for encoder in _loaded(settings)}
     side = decoded_side(preprocesses.values())
+
+    def decode_all() -> None:
+        for data in images:
+            image = decode_reduced(data, side)
+            for preprocess in preprocesses.values():
+                preprocess.pixels(image)
+
+    decode_all()  # the first images take twice as long
     ready.wait()
     start = time.perf_counter()
-    for data in images:
-        image = decode_reduced(data, side)
-        for preprocess in preprocesses.values():
-            preprocess.pixels(image)
+    decode_all()
     seconds.put(time.perf_counter() - start)
 
 
@@ -309,7 +313,7 @@ class Clocked(NamedTuple):
         return ray.get(self.clock.seconds.remote())
 
 
-def job_rate(folder: Path, name: str, settings: Profile) -> tuple[dict[str, Any], Gallery]:
+def job_rate(folder: Path, settings: Profile) -> tuple[dict[str, Any], Gallery]:
     """Run the whole gallery job, written result included; return its rate, what else it says, and the gallery."""
     clock = Clocked(Clock.remote())  # type: ignore[attr-defined]
 
@@ -319,7 +323,7 @@ def job_rate(folder: Path, name: str, settings: Profile) -> tuple[dict[str, Any]
 
     start = time.perf_counter()
     with patch.object(pipelines.gallery, "progress", clocked):
-        gallery = build_gallery(str(folder / "images"), str(folder / name), settings)
+        gallery = build_gallery(str(folder / "images"), str(folder / "gallery"), settings)
     seconds = time.perf_counter() - start
     rows, (rate, with_tail) = gallery.manifest.rows, ray.get(clock.clock.rates.remote())
     measured = {
@@ -359,32 +363,31 @@ def peer_rate(command: str, images: Path, weights: Path, output: Path) -> tuple[
     return measured, {Path(name).name: vector for name, vector in zip(names, vectors, strict=True)}
 
 
-def end_to_end(
-    folder: Path, images: list[bytes], profiles: dict[str, Profile], peer: str | None, weights: Path
-) -> dict[str, Any]:
-    """Measure the job with the VLM alone and with both encoders, and the peer, on the same files."""
+def end_to_end(folder: Path, images: list[bytes], settings: Profile, peer: str | None, weights: Path) -> dict[str, Any]:
+    """Measure the parts from memory, the job, and the peer, on the same images; and rates by one another."""
+    embedding, decoding = in_memory(settings), decode_rate(settings, images[:FEW])
+    limit = 1 / (1 / embedding + 1 / decoding)
+    result: dict[str, Any] = {
+        "embedding_rows_per_s": round(embedding, 2),
+        "decoding_rows_per_s": round(decoding, 1),
+        "limit_rows_per_s": round(limit, 2),
+    }
+    show([result])
     write_files(folder / "images", images)
-    result: dict[str, Any] = {}
-    for name, settings in profiles.items():
-        result[name], gallery = job_rate(folder, name.replace(" ", "-"), settings)
+    with session():
+        write_files(folder / "warm-up", images[:BATCH])
+        build_gallery(str(folder / "warm-up"), str(folder / "warm"), settings)
+        result["job"], gallery = job_rate(folder, settings)
+    rate, with_tail = result["job"]["rows_per_s"], result["job"]["with_tail"]
+    result |= {"job / limit": round(rate / limit, 3), "job with tail / limit": round(with_tail / limit, 3)}
     if peer:
-        result["clip-retrieval"], theirs = peer_rate(peer, folder / "images", weights, folder / "peer")
+        theirs, vectors = peer_rate(peer, folder / "images", weights, folder / "peer")
         table = pa.concat_tables(gallery.tables(["path", "vlm"])).to_pydict()
         ours = dict(zip(table["path"], table["vlm"], strict=True))
-        result["cosine_with_clip_retrieval"] = cosines(
-            *(np.array([side[n] for n in theirs]) for side in (ours, theirs))
-        )
+        same = cosines(*(np.array([side[n] for n in vectors]) for side in (ours, vectors)))
+        result |= {"clip-retrieval": theirs, "cosine_with_clip_retrieval": same}
+        result["job / clip-retrieval"] = round(rate / theirs["rows_per_s"], 2)
     return result
-
-
-def ratios(measured: dict[str, Any], memory: dict[str, float], limits: dict[str, float]) -> dict[str, float]:
-    """Return rates by those of the peer (the same VLM), of the models fed from memory, and of the combined limit."""
-    rates = {name: part["rows_per_s"] for name, part in measured.items() if "rows_per_s" in part}
-    found = {f"{name} / from memory": rates[name] / memory[name] for name in memory}
-    found |= {f"{name} / limit": rates[name] / limits[name] for name in limits}
-    if "clip-retrieval" in rates:
-        found |= {f"{name} / clip-retrieval": rates[name] / rates["clip-retrieval"] for name in memory}
-    return {name: round(ratio, 3) for name, ratio in found.items()}
 
 
 def main() -> None:
@@ -393,47 +396,42 @@ def main() -> None:
     parser.add_argument(
         "--images", type=int, default=512, help="N, a multiple of 128 × cores; half as many of the large ones"
     )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what is measured; by default all")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=DTYPES, help="of the models in the jobs")
     parser.add_argument("--peer", help="the clip-retrieval command of the peer's environment")
-    parser.add_argument("--write", action="store_true", help="write docs/embedding.json")
+    parser.add_argument("--write", action="store_true", help="write docs/embedding.json; what is not measured stays")
     arguments = parser.parse_args()
     count = arguments.images
     small = photos(arguments.source, count + FEW)
-    large = [enlarged(data, LARGE) for data in small[: count // 2 + FEW]]
-    device = pick_device()
-    precision = str(pick_dtype("auto", device)).removeprefix("torch.")
-    result: dict[str, Any] = {"cores": CORES, "device": device.type, "dtype": precision, "images": count}
+    large = [enlarged(data, LARGE) for data in small[: count // 2 + FEW if f"{LARGE}" in arguments.only else 32]]
+    result: dict[str, Any] = {"cores": CORES, "device": pick_device().type}
     vlm = VLM.load(f"random:{ARCHITECTURE}", dtype="float32")
-    result["decode"] = show(decode_rates({"300": small[:64], f"{LARGE}": large[:16]}, vlm))
-    middle = [enlarged(data, 1000) for data in small[:64]]
-    result["cosines"] = show(reduction_costs({"300": small[:64], "1000": middle, f"{LARGE}": large[:32]}, vlm))
+    if "decode" in arguments.only:
+        result["decode"] = show(decode_rates({"300": small[:64], f"{LARGE}": large[:16]}, vlm))
+    if "cosines" in arguments.only:
+        middle = [enlarged(data, 1000) for data in small[:64]]
+        result["cosines"] = show(reduction_costs({"300": small[:64], "1000": middle, f"{LARGE}": large[:32]}, vlm))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         torch.manual_seed(RANDOM_SEED)  # as random: does it, so that both have the same weights
         torch.save(open_clip.create_model(ARCHITECTURE).state_dict(), folder / "weights.pt")
-        profiles = {"vlm alone": profile(tiny_vision(folder / "tiny")), "both encoders": profile(VISION)}
-        both = ("vlm", "vision")
-        roles = {"vlm alone": ("vlm",), "both encoders": both}
-        memory = {name: round(in_memory(profiles[name], roles[name]), 2) for name in profiles}
-        result["from_memory_rows_per_s"] = memory
-        embedding = memory | {"vlm alone": in_memory(profiles["vlm alone"], both)}  # what the job embeds with
-        limits = {
-            size: {
-                name: round(1 / (1 / embedding[name] + 1 / decoding(profiles[name], both, few)), 2) for name in profiles
-            }
-            for size, few in (("300", small[:128]), (f"{LARGE}", large[:32]))
-        }
-        show([memory, limits])
-        with session():
-            write_files(folder / "warm-up", small[:BATCH])
-            build_gallery(str(folder / "warm-up"), str(folder / "warm"), profiles["vlm alone"])
-            for size, images in (("300", small), (f"{LARGE}", large)):
-                measured = end_to_end(folder / size, images, profiles, arguments.peer, folder / "weights.pt")
-                measured |= {"limits_rows_per_s": limits[size], "ratios": ratios(measured, memory, limits[size])}
-                result[f"end_to_end_{size}"] = measured
-                show([result[f"end_to_end_{size}"]])
-    print(json.dumps(result, indent=2))
+        vision = tiny_vision(folder / "tiny")
+        for size, images in (("300", small), (f"{LARGE}", large)):
+            for dtype in arguments.dtype if size in arguments.only else ():
+                of = folder / size / dtype
+                measured = end_to_end(of, images, profile(vision, dtype), arguments.peer, folder / "weights.pt")
+                result[f"end_to_end_{size}_{dtype}"] = measured | {"images": len(images) - FEW}
+                show([measured])
+                if arguments.write:
+                    write(result)
     if arguments.write:
-        (DOCS / "embedding.json").write_text(json.dumps(result, indent=2) + "\n")
+        write(result)
+
+
+def write(result: dict[str, Any]) -> None:
+    """Put what was measured into docs/embedding.json; what was not stays there."""
+    file = DOCS / "embedding.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | result, indent=2) + "\n")
 
 
 def show(rows: Any) -> list[dict[str, Any]]:

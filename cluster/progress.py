@@ -8,7 +8,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, Protocol
+from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 import ray
 from ray.actor import ActorHandle
@@ -33,7 +34,7 @@ from cluster.session import in_process
 console = Console(stderr=True)
 LINE_SECONDS = 60
 NAMESPACE = "mindseye"
-"""Of Ray: where the counters of all jobs have names, so that others find them."""
+"""Of Ray: where the counters of each driver have its id as their name, so that others find them."""
 Log = Callable[[str], None]
 """What a job is given to log a line for whoever runs it."""
 
@@ -86,52 +87,77 @@ class Stage(NamedTuple):
     seconds: float
 
 
-class _StageCounter(LocalCounter):
-    """A counter that others can ask what it counts."""
+class _Counts:
+    """The counters of a driver by name, and what each counts."""
 
-    def __init__(self, what: str, total: int | None) -> None:
-        super().__init__()
-        self._what, self._total, self._began = what, total, time.monotonic()
+    def __init__(self) -> None:
+        self._counters: collections.defaultdict[str, LocalCounter] = collections.defaultdict(LocalCounter)
+        self._started: dict[str, tuple[str, int | None, float]] = {}
 
-    def stage(self) -> Stage:
-        return Stage(self._what, self._done, self._total, time.monotonic() - self._began)
+    def start(self, name: str, what: str, total: int | None) -> None:
+        self._started[name] = what, total, time.monotonic()
+
+    def add(self, name: str, count: int, seconds: dict[str, float]) -> None:
+        self._counters[name].add(count, **seconds)
+
+    def flush(self) -> None:
+        pass
+
+    def done(self, name: str) -> int:
+        return self._counters[name].done()
+
+    def seconds(self, name: str) -> dict[str, float]:
+        return self._counters[name].seconds()
+
+    def stages(self) -> list[Stage]:
+        now = time.monotonic()
+        return [Stage(what, self.done(name), total, now - at) for name, (what, total, at) in self._started.items()]
+
+    def drop(self, name: str) -> None:
+        self._counters.pop(name, None)
+        self._started.pop(name, None)
+
+
+@lru_cache(maxsize=1)
+def _counts(node: str, job: str) -> ActorHandle:
+    """One actor for all counters of a driver: each that starts takes a worker, and with it what that one has loaded.
+    It is on the driver's own node: the loss of any other must not cost a job its count.
+    """
+    here = NodeAffinitySchedulingStrategy(node, soft=True)
+    named = {"namespace": NAMESPACE, "name": job, "get_if_exists": True}
+    return ray.remote(_Counts).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here, **named).remote()
 
 
 class RayCounter(NamedTuple):
-    """A counter in an actor of its own, which any worker can reach. Its loss costs a job its count alone."""
+    """A counter in an actor, which any worker can reach. Its loss costs a job its count alone."""
 
     actor: ActorHandle
+    name: str
 
     @classmethod
-    def start(cls, what: str = "", total: int | None = None) -> RayCounter:
-        """Start it on this process's own node: the loss of any other must not cost the job its count."""
+    def start(cls, what: str, total: int | None) -> RayCounter:
         context = ray.get_runtime_context()
-        options: dict[str, Any] = {
-            "num_cpus": 0,
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(context.get_node_id(), soft=True),
-            "namespace": NAMESPACE,
-            "name": f"{context.get_job_id()}-{uuid.uuid4().hex[:8]}",
-        }
-        return cls(ray.remote(_StageCounter).options(**options).remote(what, total))
+        counter = cls(_counts(context.get_node_id(), context.get_job_id()), uuid.uuid4().hex)
+        counter.actor.start.remote(counter.name, what, total)
+        return counter
 
     def add(self, count: int = 0, **seconds: float) -> None:
-        self.actor.add.remote(count, **seconds)
+        self.actor.add.remote(self.name, count, seconds)
 
     def flush(self) -> None:
         with suppress(RayError):
             ray.get(self.actor.flush.remote())  # calls of one worker are answered in order
 
     def done(self) -> int:
-        return ray.get(self.actor.done.remote())
+        return ray.get(self.actor.done.remote(self.name))
 
     def seconds(self) -> dict[str, float]:
         with suppress(RayError):
-            return ray.get(self.actor.seconds.remote())
+            return ray.get(self.actor.seconds.remote(self.name))
         return {}
 
     def stop(self) -> None:
-        with suppress(RayError):
-            ray.kill(self.actor)
+        self.actor.drop.remote(self.name)
 
 
 class _Rate(ProgressColumn):
@@ -193,16 +219,16 @@ def stages(seconds: float = 5) -> dict[str, list[Stage]]:
     Args:
         seconds: to wait for counters, which a busy job may keep from answering.
     """
-    names = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
+    named = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
     asked = {}
-    for name in sorted(names):
-        with suppress(ValueError, RayError):  # that stage has ended meanwhile
-            asked[ray.get_actor(name, namespace=NAMESPACE).stage.remote()] = name.partition("-")[0]
+    for driver in sorted(named):
+        with suppress(ValueError, RayError):  # it has ended meanwhile
+            asked[ray.get_actor(driver, namespace=NAMESPACE).stages.remote()] = driver
     answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds) if asked else ([], [])
     found: dict[str, list[Stage]] = {}
     for answer in answered:
         with suppress(RayError):
-            found.setdefault(asked[answer], []).append(ray.get(answer))
+            found[asked[answer]] = ray.get(answer)
     return found
 
 

@@ -24,6 +24,7 @@ from retrieval.artifacts.manifests import IndexManifest
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.index.kinds import choose_factory
+from retrieval.timing import timed
 
 
 def build_index(
@@ -68,7 +69,8 @@ def build_index(
     plan = plan_of(gallery, manifest.parts, count, chosen, queries.uri if queries else None)
     version = open_version(Folder(target), plan, overwrite)
     started, spent = time.monotonic(), dict[str, float]()
-    write_texts(version, gallery, profile, chosen, queries, log)
+    with timed(spent, "texts"):
+        write_texts(version, gallery, profile, chosen, queries, log)
     trained = train_quantisers(version, gallery, manifest.parts, chosen, settings, spent)
     records = build_shards(version, gallery, cut(manifest.parts, count), chosen, trained, settings, spent, log=log)
     index = Index(

@@ -6,10 +6,12 @@ import math
 import tempfile
 import zlib
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.profile import IndexSettings
 from cluster.progress import ProgressCounter, progress
@@ -24,8 +26,10 @@ from retrieval.index.train import save_trained, train, training_rows
 from retrieval.timing import timed
 
 TRAINED = "trained.faiss"
-_RUNS, _ROWS_PER_RUN = 16, 65_536
-"""The sample is drawn in so many tasks, or more where each would read more rows than that."""
+_ROWS_PER_RUN = 131_072
+"""What one task reads, in less time than a worker takes to start."""
+_BLOCK = 4096
+"""Rows of the sample that are brought to their places at once."""
 
 
 def train_quantisers(
@@ -39,7 +43,7 @@ def train_quantisers(
     """Train the empty index that all shards are copies of, on a sample of the rows; None for kinds without training.
 
     Args:
-        spent: is given the seconds of ``sample`` and ``train``.
+        spent: is given the seconds of ``sample``, ``sort`` and ``train``.
 
     Returns:
         The folder that holds it as ``TRAINED``.
@@ -51,14 +55,15 @@ def train_quantisers(
         return version
     rows, executor = sum(part.rows for part in parts), current_executor()
     with progress("sampling rows to train the index on", min(wanted, rows)) as counter, timed(spent, "sample"):
-        count, shared = min(len(parts), max(_RUNS, rows // _ROWS_PER_RUN)), executor.share(gallery)
+        count, shared = min(len(parts), math.ceil(rows / _ROWS_PER_RUN)), executor.share(gallery)
         runs = [(shared, parts[i::count], wanted / rows, counter) for i in range(count)]
         sample = executor.map_shared(_sampled, runs)
     with progress("training the index", min(wanted, rows)) as counter:
         # The node with the most CPUs may be one without GPUs.
         place = settings if settings.gpus else executor.shared_among(1, settings)
         given = version, sample, factory, place.cpus, math.ceil(place.gpus)
-        trained_on, spent["train"] = executor.run(_train, *given, place=place).get()
+        trained_on, seconds = executor.run(_train, *given, place=place).get()
+        spent.update(seconds)
         counter.add(trained_on)
     return version
 
@@ -76,28 +81,36 @@ def _sampled(shared: Shared[Gallery], parts: Sequence[PartRecord], share: float,
 
 def _train(
     version: Folder, blocks: Sequence[Shared[pa.Table]], factory: str, cpus: float, gpus: int
-) -> tuple[int, float]:
-    """Returns how many rows it was trained on, and the seconds that took. Ray shows a task that asks for GPUs those
-    that it was given, and no others; one that asks for none sees all.
+) -> tuple[int, dict[str, float]]:
+    """Returns how many rows it was trained on, and the seconds of ``sort`` and ``train``. Ray shows a task that asks
+    for GPUs those that it was given, and no others; one that asks for none sees all.
     """
-    sample = _sorted_sample([block.get() for block in blocks])
+    spent: dict[str, float] = {}
+    with timed(spent, "sort"):
+        sample = _sorted_sample([block.get() for block in blocks])
     with faiss_threads(cpus), tempfile.TemporaryDirectory(prefix="mindseye-train-") as scratch:
-        spent: dict[str, float] = {}
         with timed(spent, "train"):
             trained = train(sample, factory, gpus=gpus)
         save_trained(trained, Path(scratch) / TRAINED)
         version.upload(TRAINED, Path(scratch) / TRAINED)
-    return len(sample), spent["train"]
+    return len(sample), spent
 
 
 def _sorted_sample(tables: Sequence[pa.Table]) -> np.ndarray:
     """Joint rows by ascending id, float32 (N, D), which FAISS takes as they are: of what they are made of, nothing is
     kept while it trains.
     """
-    rows = pa.concat_tables([table for table in tables if table.num_rows]).sort_by("id")
-    return joint(rows).astype(np.float32)
+    tables = [table for table in tables if table.num_rows]
+    ids = pa.chunked_array([chunk for table in tables for chunk in table["id"].chunks])
+    places = np.empty(len(ids), np.int64)
+    places[pc.sort_indices(ids).to_numpy()] = np.arange(len(ids))
+    sample, start = np.empty((len(ids), joint(tables[0].slice(0, 1)).shape[1]), np.float32), 0
+    for batch in chain.from_iterable(table.to_batches(max_chunksize=_BLOCK) for table in tables):
+        sample[places[start : start + len(batch)]] = joint(batch)
+        start += len(batch)
+    return sample
 
 
-def joint(rows: pa.Table) -> np.ndarray:
+def joint(rows: pa.Table | pa.RecordBatch) -> np.ndarray:
     """Return [c ; d] of gallery rows, float16 (N, D1 + D2)."""
     return np.concatenate([matrix(rows["vlm"]), matrix(rows["vision"])], axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from retrieval.artifacts import Index
 from retrieval.artifacts.manifests import Recall
 from retrieval.index.effort import LAMBDA_GRID
 from retrieval.index.hits import Hits, merge_topk
+from retrieval.index.threads import in_threads
 from retrieval.index.tuning import RECALL_AT, sample_queries
 from retrieval.metrics import neighbour_recall
 
@@ -35,11 +37,11 @@ def measure_recall(
         counter: of shards.
     """
     executor = current_executor()
-    place = executor.shared_among(len(numbers), settings)
+    alone, place = (executor.shared_among(calls, settings) for calls in (1, len(numbers)))
     vision_dim = index.manifest.models["vision"].dim
     assert vision_dim is not None
     texts = measuring_texts(index.folder, vision_dim)
-    queries = executor.run(_queries, index, numbers, texts, place=settings.resized(settings.cpus))
+    queries = executor.run(_queries, index, numbers, texts, alone.cpus, place=alone)
     shards = [(index, number, queries, place.cpus, counter) for number in numbers]
     best: tuple[Hits, Hits] | None = None
     for answer in executor.as_completed(_found_and_exact, shards, place=place):
@@ -68,8 +70,9 @@ def _merged(one: tuple[Hits, Hits], other: tuple[Hits, Hits]) -> tuple[Hits, Hit
     return found, exact
 
 
-def _queries(index: Index, numbers: Sequence[int], texts: Mapping[float, np.ndarray]) -> np.ndarray:
-    return np.concatenate([_sample_queries(index, numbers), *texts.values()])
+def _queries(index: Index, numbers: Sequence[int], texts: Mapping[float, np.ndarray], cpus: float) -> np.ndarray:
+    with faiss_threads(cpus):
+        return np.concatenate([_sample_queries(index, numbers), *texts.values()])
 
 
 def _sample_queries(index: Index, numbers: Sequence[int]) -> np.ndarray:
@@ -94,7 +97,7 @@ def _found_and_exact(
 ) -> tuple[Hits, Hits]:
     with faiss_threads(cpus):
         shard, query_QD = index.shard(number), queries.get()
-        depth = max(RECALL_AT)
-        found = shard.search(query_QD, depth), shard.exact(query_QD, depth)
+        ways = (partial(way, k=max(RECALL_AT)) for way in (shard.search, shard.exact))
+        found, exact = (in_threads(way, query_QD) for way in ways)
     counter.add(1)
-    return found
+    return found, exact

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
@@ -17,6 +18,7 @@ from retrieval.fusion import fused_query, unit
 from retrieval.index.effort import LAMBDA_GRID
 from retrieval.index.kinds import has_effort, inner, is_ivf
 from retrieval.index.shard import Shard
+from retrieval.index.threads import in_threads
 from retrieval.metrics import neighbour_recall
 
 RECALL_AT: Final = (10, 100)
@@ -50,17 +52,22 @@ def measured_efforts(
     rng = np.random.default_rng(seed)
     queries = sample_queries(shard, rng.choice(np.flatnonzero(shard.alive), _QUERIES), rng)
     depths = {max(min(RECALL_AT), math.ceil(depth * share)) for depth in RECALL_AT}
-    truths = np.split(shard.exact(np.concatenate(queries), max(depths)).ids, len(LAMBDA_GRID))
+    deepest = max(depths)
+
+    def exact(query: NDArray[np.float32]) -> NDArray[np.object_]:
+        return in_threads(partial(shard.exact, k=deepest), query).ids
+
+    truths = np.split(exact(np.concatenate(queries)), len(LAMBDA_GRID))
 
     def recall(query: NDArray[np.float32], truth: NDArray[np.object_], effort: int) -> float:
-        found = {depth: shard.search(query, depth, effort=effort).ids for depth in depths}
+        found = {depth: in_threads(partial(shard.search, k=depth, effort=effort), query).ids for depth in depths}
         return min(neighbour_recall(ids, truth[:, :depth]) for depth, ids in found.items())
 
     efforts = []
     for weight, query, truth in zip(LAMBDA_GRID, queries, truths, strict=True):
         asked = [(query, truth)]
         if weight in texts:
-            asked.append((texts[weight], shard.exact(texts[weight], max(depths)).ids))
+            asked.append((texts[weight], exact(texts[weight])))
         effort = lowest
         while effort < highest and any(recall(*each, effort) < RECALL_TARGET for each in asked):
             effort *= 2
@@ -75,7 +82,7 @@ def sample_queries(shard: Shard, rows: NDArray[np.int64], rng: np.random.Generat
     (itself among them), with noise of the same norm. How such queries compare with real ones is in
     docs/index-kinds.md.
     """
-    near = shard.exact(shard.vectors[rows].astype(np.float32), _NEIGHBOURS).rows
+    near = in_threads(partial(shard.exact, k=_NEIGHBOURS), shard.vectors[rows].astype(np.float32)).rows
     means = shard.vectors[near].astype(np.float32).mean(axis=1)
     text, visual = (
         unit(unit(half) + unit(rng.standard_normal(half.shape))) for half in np.split(means, [shard.vlm_dim], axis=1)

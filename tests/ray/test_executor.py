@@ -20,6 +20,7 @@ from synthetic import D1, D2, directions, write_gallery
 from waiting import wait_until
 
 from cluster.profile import Placement, Profile, Stage
+from cluster.progress import RayCounter, progress, stages
 from cluster.room import Node
 from cluster.session import session
 from demo.grammar import categories
@@ -339,3 +340,20 @@ def test_calls_share_the_cpus_of_the_nodes_that_are_preferred(
     assert [executor.shared_among(calls, place).cpus for calls in (1, 2, 4, 100)] == [8, 8, 4, 2]
     assert executor.shared_among(1, place) == place.resized(8)
     assert executor.shared_among(1, Placement(cpus=2)).cpus == 64
+
+
+def test_counters_of_all_steps_share_a_worker(ray_session: None) -> None:
+    """A counter that took a worker of its own, and killed it at the end, would take one that has loaded models."""
+    with progress("one", 2) as one, progress("other", 3) as other:
+        one.add(2, read=0.5)
+        other.add(1)
+        other.flush()
+        assert (one.done(), other.done()) == (2, 1)
+        assert (one.seconds(), other.seconds()) == ({"read": 0.5}, {})
+        [of_this_driver] = [found for found in stages().values() if found[0].what == "one"]
+        assert [(stage.what, stage.done, stage.total) for stage in of_this_driver] == [("one", 2, 2), ("other", 1, 3)]
+    with progress("later", 1) as later:
+        assert isinstance(one, RayCounter)
+        assert isinstance(later, RayCounter)
+        assert one.actor == later.actor
+        assert later.done() == 0

@@ -44,7 +44,7 @@ def test_prometheus_sees_rows_by_outcome_and_shards(
     vlm, vision = load_vlm(profile), load_vision(profile)
     expected = Encoders(record_of(vlm), record_of(vision), vlm.preprocess, vision.preprocess)
     # An actor of the job ends with it, often before Ray asks for its counts; this one stays.
-    embedder = ray.remote(Embedder).options(num_cpus=0).remote(profile, expected, RayCounter.start())
+    embedder = ray.remote(Embedder).options(num_cpus=0).remote(profile, expected, RayCounter.start("embedding", 4))
     pixels = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
     table = pa.table({"reason": pa.array([None, "empty", None, None], pa.string()), "detail": [None, "x", None, None]})
     table = table.append_column("batch", pa.array(["metrics"] * 4))

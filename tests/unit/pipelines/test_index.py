@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from errors import refused
 from plain_shard import build
@@ -80,7 +81,7 @@ def test_sharded_search_equals_unsharded_to_the_bit(root: Path, version: int, sh
 def test_the_summary_says_how_long_each_step_took(gallery: Gallery, profile: Profile, tmp_path: Path) -> None:
     index = build_index(gallery, str(tmp_path), profile, shards=2, factory="IVF4,SQ8")
     summary = index.folder.read_json("summary.json")
-    assert set(summary["spent"]) == {"sample", "train", "place", "add", "tune", "write", "recall"}
+    assert set(summary["spent"]) == {"texts", "sample", "sort", "train", "place", "add", "tune", "write", "recall"}
     assert all(seconds >= 0 for seconds in summary["spent"].values())
     # In one process steps follow one another; each is rounded.
     assert 0 < sum(summary["spent"].values()) <= summary["seconds"] + 0.1
@@ -250,6 +251,29 @@ def test_training_is_given_the_gpus_of_the_profile(
         given = profile.model_copy(update={"index": settings})
         build_index(gallery, str(tmp_path / str(gpus)), given, factory="IVF4,SQ8")
     assert asked == [(0, 0), (1, 0.5), (2, 2)]
+
+
+def test_as_few_tasks_draw_the_sample_as_its_rows_are_worth(
+    gallery: Gallery, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each task may start a worker, which takes longer than to read a hundred thousand rows."""
+    drawn, sampled = [], pipelines.quantisers._sampled
+
+    def sample(*arguments: Any) -> pa.Table:
+        drawn.append(len(arguments[1]))
+        return sampled(*arguments)
+
+    monkeypatch.setattr(pipelines.quantisers, "_sampled", sample)
+    parts = len(gallery.manifest.parts)
+    assert parts > 2
+    trained = {}
+    for rows, tasks in ((2**17, 1), (ROWS // 2, 2)):
+        monkeypatch.setattr(pipelines.quantisers, "_ROWS_PER_RUN", rows)
+        drawn.clear()
+        index = build_index(gallery, str(tmp_path / str(tasks)), profile, factory="IVF4,SQ8")
+        assert (len(drawn), sum(drawn)) == (tasks, parts)
+        trained[tasks] = index.folder.read_bytes("trained.faiss")
+    assert trained[1] == trained[2]
 
 
 def test_too_few_or_too_many_shards_are_refused(gallery: Gallery, profile: Profile, tmp_path: Path) -> None:
