@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass
 
@@ -84,9 +85,13 @@ def applications() -> list[ApplicationState]:
 def _served(application: str, deployments: list[DeploymentState]) -> Served | None:
     if not any(each.name == RANKER and each.replicas.get("RUNNING") for each in deployments):
         return None
-    handle = serve.get_deployment_handle(RANKER, application)
     try:
-        served: Served = handle.served.remote().result(timeout_s=ANSWER_SECONDS)
+        served = asyncio.run(_ask(application))
     except (RayError, RayServeException, TimeoutError, AttributeError):  # another's Ranker, or one that hangs
         return None
     return served if isinstance(served, Served) else None
+
+
+async def _ask(application: str) -> object:
+    # With the throughput settings of Serve a handle works in an event loop alone.
+    return await asyncio.wait_for(serve.get_deployment_handle(RANKER, application).served.remote(), ANSWER_SECONDS)
