@@ -23,7 +23,7 @@ from tiny_artifacts import Collection
 from cluster import doctor
 from retrieval.aggregator import Aggregator
 
-COMMANDS = ("demo", "index", "queries", "evaluate", "train", "import-aggregator", "search", "doctor")
+COMMANDS = ("demo", "index", "queries", "evaluate", "train", "import-aggregator", "search", "plan", "doctor")
 
 
 @pytest.fixture
