@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.index_scale import DIM, write_gallery
 from cluster.profile import load_profile
 from cluster.rates import Known
-from cluster.sheet import Demand, Sheet, cut_of
+from cluster.sheet import Sheet, Workload, cut_of
 from pipelines.capacity import add_jobs, add_memory, add_storage
 from retrieval.artifacts import Gallery
 from retrieval.index.build import build_shard
@@ -61,8 +61,8 @@ def planned(rows: int, rates: dict[str, float]) -> dict[str, float | None]:
     """Return the figures of a plan for an index of one shard, by section and name."""
     profile = load_profile("tiny")
     profile = profile.model_copy(update={"index": profile.index.model_copy(update={"rows_per_shard": rows})})
-    demand, known = Demand(images=rows), Known.of(given={"vlm_dim": DIM, "vision_dim": DIM, **rates})
-    sheet = Sheet(demand, known, cut_of(demand, known.rates, profile))
+    workload, known = Workload(images=rows), Known.of(given={"vlm_dim": DIM, "vision_dim": DIM, **rates})
+    sheet = Sheet(workload, known, cut_of(workload, known.rates, profile))
     add_storage(sheet, profile)
     add_memory(sheet)
     add_jobs(sheet, profile)

@@ -15,7 +15,7 @@ from retrieval.index.kinds import choose_factory
 
 
 @dataclass(frozen=True)
-class Demand:
+class Workload:
     """What is planned for.
 
     Attributes:
@@ -49,7 +49,7 @@ class Cut:
         return int(found[1]) if found else 0
 
 
-def cut_of(demand: Demand, rates: Rates, profile: Profile) -> Cut:
+def cut_of(workload: Workload, rates: Rates, profile: Profile) -> Cut:
     """Return the shards that the indexing job would make.
 
     Raises:
@@ -64,8 +64,8 @@ def cut_of(demand: Demand, rates: Rates, profile: Profile) -> Cut:
             code="missing",
             field="vlm_dim" if rates.vlm_dim is None else "vision_dim",
         )
-    shards = math.ceil(demand.images / settings.rows_per_shard)
-    rows, dim = math.ceil(demand.images / shards), rates.vlm_dim + rates.vision_dim
+    shards = math.ceil(workload.images / settings.rows_per_shard)
+    rows, dim = math.ceil(workload.images / shards), rates.vlm_dim + rates.vision_dim
     return Cut(shards, rows, dim, choose_factory(settings.factory, rows, dim, settings.memory_per_shard))
 
 
@@ -93,7 +93,7 @@ class Figure:
 class Sheet:
     """Figures in the order in which they are added, and the rates that they are computed from."""
 
-    demand: Demand
+    workload: Workload
     known: Known
     cut: Cut
     figures: list[Figure] = field(default_factory=list)
@@ -140,7 +140,7 @@ class Sheet:
         }
         figures = [asdict(figure) for figure in self.figures]
         return {
-            "demand": asdict(self.demand),
+            "workload": asdict(self.workload),
             "cut": asdict(self.cut),
             "rates": rates,
             "figures": figures,

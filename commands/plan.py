@@ -85,7 +85,7 @@ def plan(
 def _print(sheet: Sheet) -> None:
     cut = sheet.cut
     out.print(
-        f"{sheet.demand.images:,} images of {cut.dim:,} dimensions: {cut.shards:,} shard(s) of {cut.rows:,} rows,"
+        f"{sheet.workload.images:,} images of {cut.dim:,} dimensions: {cut.shards:,} shard(s) of {cut.rows:,} rows,"
         f" {cut.factory}",
         soft_wrap=True,
     )

@@ -8,7 +8,7 @@ from typing import Any
 from cluster.costs import add_costs
 from cluster.profile import Profile
 from cluster.rates import Known
-from cluster.sheet import Demand, Sheet, cut_of
+from cluster.sheet import Sheet, Workload, cut_of
 from pipelines.capacity import add_jobs, add_memory, add_storage
 from retrieval.errors import UserError
 from serving.capacity import Machines, add_fan_out, add_network, add_service
@@ -56,8 +56,8 @@ def capacity_plan(
             )
     dims = {} if {"vlm_dim", "vision_dim"} <= {*given, *measured} else _dims(profile)
     known = Known.of(given=given, measured=measured, of_the_model=dims)
-    demand = Demand(images=int(images), queries=int(queries), load=load, hits=hits, k=k)
-    sheet = Sheet(demand, known, cut_of(demand, known.rates, profile))
+    workload = Workload(images=int(images), queries=int(queries), load=load, hits=hits, k=k)
+    sheet = Sheet(workload, known, cut_of(workload, known.rates, profile))
     stored = add_storage(sheet, profile)
     add_memory(sheet)
     gpu_hours, cpu_hours = add_jobs(sheet, profile)

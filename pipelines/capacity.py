@@ -31,8 +31,8 @@ def entry_bytes(images: int, vlm_dim: int, vision_dim: int, text: float, thumbna
 
 def add_storage(sheet: Sheet, profile: Profile) -> Figure:
     """Add what lies on disks and in object stores; return the total of what mindseye writes."""
-    demand, cut, images = sheet.demand, sheet.cut, profile.queries.images
-    rows, queries = demand.images, demand.queries
+    workload, cut, images = sheet.workload, sheet.cut, profile.queries.images
+    rows, queries = workload.images, workload.queries
     sheet.add("storage", "sources", "B", "N × source_bytes; where they lie", lambda each: rows * each, "source_bytes")
     parts = [
         sheet.add(
@@ -66,7 +66,7 @@ def add_storage(sheet: Sheet, profile: Profile) -> Figure:
 
 def add_memory(sheet: Sheet) -> None:
     """Add the memory of shards, for each kind of index, and of the jobs' processes."""
-    demand, cut = sheet.demand, sheet.cut
+    workload, cut = sheet.workload, sheet.cut
     for kind in KINDS:
         factory = fitted_factory(kind.format(lists=4 * math.isqrt(cut.rows)), cut.rows, cut.dim)
         size = memory_of(factory, cut.rows, cut.dim)
@@ -93,7 +93,7 @@ def add_memory(sheet: Sheet) -> None:
         index,
         table,
     )
-    sample = min(training_rows(cut.factory), demand.images)
+    sample = min(training_rows(cut.factory), workload.images)
     sheet.add(
         "memory of jobs",
         "training the lists",
@@ -103,13 +103,13 @@ def add_memory(sheet: Sheet) -> None:
     )
     for name, each in (("driver", DRIVER_JOB), ("driver of an addition", DRIVER_ADD), ("resuming", WORKER_RESUME)):
         sheet.add(
-            "memory of jobs", name, "B", f"N × {each:g}, docs/indexing.md", lambda each=each: demand.images * each
+            "memory of jobs", name, "B", f"N × {each:g}, docs/indexing.md", lambda each=each: workload.images * each
         )
 
 
 def add_jobs(sheet: Sheet, profile: Profile) -> tuple[list[Figure], list[Figure]]:
     """Add the hours of GPUs and CPUs that the jobs take; return those of GPUs, and those of CPUs."""
-    demand, cut = sheet.demand, sheet.cut
+    workload, cut = sheet.workload, sheet.cut
     gpu: list[Figure] = []
     cpu: list[Figure] = []
 
@@ -122,28 +122,28 @@ def add_jobs(sheet: Sheet, profile: Profile) -> tuple[list[Figure], list[Figure]
         cpu.append(sheet.add("jobs", f"{name}, CPUs", "CPU h", f"× {cpus:g}", lambda one: one * cpus, hours))
 
     embed, imagine, train = profile.embed, profile.imagine, profile.train
-    stage("embedding", "N", "embed_rows_per_s", demand.images, embed.cpus, embed.gpus, embed.max_actors)
+    stage("embedding", "N", "embed_rows_per_s", workload.images, embed.cpus, embed.gpus, embed.max_actors)
     cpu.append(
         sheet.add(
             "jobs",
             "decoding, CPUs",
             "CPU h",
             "N / decode_rows_per_s; by the embedders where they have no GPU",
-            lambda rate: demand.images / rate / HOUR,
+            lambda rate: workload.images / rate / HOUR,
             "decode_rows_per_s",
         )
     )
-    if demand.queries:
-        images = demand.queries * profile.queries.images
+    if workload.queries:
+        images = workload.queries * profile.queries.images
         stage("imagining", "Q × K", "imagine_images_per_s", images, imagine.cpus, imagine.gpus, imagine.max_actors)
         workers = max(1, train.max_workers)
         cpus, gpus = workers * train.cpus, workers * train.gpus
         stage("training the aggregator", "steps", "train_steps_per_s", train.steps, cpus, gpus, 1)
     if cut.lists:
-        sample = min(training_rows(cut.factory), demand.images)
+        sample = min(training_rows(cut.factory), workload.images)
         for name, rows, how, *further in (
             ("training the lists", sample, "kmeans_rounds × sample × L × D", "kmeans_rounds"),
-            ("filling shards", demand.images, "N × L × D"),
+            ("filling shards", workload.images, "N × L × D"),
         ):
             products = float(rows) * cut.lists * cut.dim
             cpu.append(
@@ -163,7 +163,7 @@ def add_jobs(sheet: Sheet, profile: Profile) -> tuple[list[Figure], list[Figure]
             "rest of the shards, CPUs",
             "CPU h",
             "N × D / values_per_s + S × shard_s",
-            lambda rate, each: (demand.images * cut.dim / rate + cut.shards * each) / HOUR,
+            lambda rate, each: (workload.images * cut.dim / rate + cut.shards * each) / HOUR,
             "values_per_s",
             "shard_s",
         )

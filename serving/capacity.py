@@ -40,7 +40,7 @@ def deployments_of(sheet: Sheet, profile: Profile) -> int:
 
 def add_fan_out(sheet: Sheet, profile: Profile) -> Figure:
     """Add what a ranking costs the ranker, and how many deployments it can ask in time; return the CPU milliseconds."""
-    settings, cut, k = profile.serve, sheet.cut, sheet.demand.k
+    settings, cut, k = profile.serve, sheet.cut, sheet.workload.k
     calls = deployments_of(sheet, profile)
     sheet.add("fan-out", "calls of a ranking", "", "deployments of shards", lambda: calls)
     merging = sheet.add(
@@ -92,10 +92,10 @@ def add_fan_out(sheet: Sheet, profile: Profile) -> Figure:
 
 def add_service(sheet: Sheet, profile: Profile, ranking: Figure) -> Machines:
     """Add the replicas for the load. ``ranking`` is the CPU milliseconds of a ranker for one."""
-    settings, demand, cut = profile.serve, sheet.demand, sheet.cut
-    new, images = demand.load * (1 - demand.hits), profile.queries.images
+    settings, workload, cut = profile.serve, sheet.workload, sheet.cut
+    new, images = workload.load * (1 - workload.hits), profile.queries.images
     machines, calls = Machines(), deployments_of(sheet, profile)
-    rankings = demand.load * RANKINGS
+    rankings = workload.load * RANKINGS
 
     def replicas(
         name: str, of: Replicas, how: str, per_s: float, rate: str | Figure, deployments: int = 1, cores: float = 0
@@ -120,7 +120,7 @@ def add_service(sheet: Sheet, profile: Profile, ranking: Figure) -> Machines:
             )
         return found
 
-    replicas("ingress", settings.ingress, "load / (requests_per_s × busy)", demand.load, "requests_per_s")
+    replicas("ingress", settings.ingress, "load / (requests_per_s × busy)", workload.load, "requests_per_s")
     replicas("vlm", settings.vlm, "new queries / (texts_per_s × busy)", new, "texts_per_s")
     if settings.generator.max_replicas:
         how = "new queries × K / (generator_images_per_s × busy)"
@@ -161,8 +161,8 @@ def add_service(sheet: Sheet, profile: Profile, ranking: Figure) -> Machines:
 
 def add_network(sheet: Sheet, profile: Profile) -> list[Figure]:
     """Add what goes over the network; return what leaves for clients in a month."""
-    settings, demand, cut = profile.serve, sheet.demand, sheet.cut
-    rows, calls = demand.images, deployments_of(sheet, profile)
+    settings, workload, cut = profile.serve, sheet.workload, sheet.cut
+    rows, calls = workload.images, deployments_of(sheet, profile)
     sheet.add("network", "sources, read once", "B", "N × source_bytes", lambda each: rows * each, "source_bytes")
     held = settings.shards_per_deployment if calls else cut.shards
     of_shard = memory_of(cut.factory, cut.rows, cut.dim)
@@ -181,7 +181,7 @@ def add_network(sheet: Sheet, profile: Profile) -> list[Figure]:
             "a ranking",
             "B",
             f"calls × 4D + S × (rows sent × ({NUMBERS} + row_bytes) + {PART_BYTES})",
-            lambda row: calls * 4 * cut.dim + cut.shards * answer_bytes(demand.k, cut.rows, rows, cut.shards, row),
+            lambda row: calls * 4 * cut.dim + cut.shards * answer_bytes(workload.k, cut.rows, rows, cut.shards, row),
             "row_bytes",
         )
         sheet.add(
@@ -189,17 +189,17 @@ def add_network(sheet: Sheet, profile: Profile) -> list[Figure]:
             "rankings",
             "B/s",
             f"{RANKINGS} × load × a ranking",
-            lambda each: RANKINGS * demand.load * each,
+            lambda each: RANKINGS * workload.load * each,
             ranking,
         )
-    if demand.load:
+    if workload.load:
         leaving.append(
             sheet.add(
                 "network",
                 "answers, a month",
                 "B",
                 f"{RANKINGS} × load × k × result_bytes; pictures are not in it",
-                lambda each: RANKINGS * demand.load * MONTH_S * demand.k * each,
+                lambda each: RANKINGS * workload.load * MONTH_S * workload.k * each,
                 "result_bytes",
             )
         )

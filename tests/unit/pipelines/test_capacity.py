@@ -13,7 +13,7 @@ from errors import refused
 
 from cluster.profile import Profile, load_profile
 from cluster.rates import Known
-from cluster.sheet import Cut, Demand, Figure, Sheet, cut_of
+from cluster.sheet import Cut, Figure, Sheet, Workload, cut_of
 from pipelines.capacity import add_jobs, add_memory, add_storage, entry_bytes
 from retrieval.artifacts import Gallery, ModelRecord, Role
 from retrieval.artifacts.columns import fixed_size_list
@@ -28,10 +28,10 @@ ROWS = 20_000
 WITHIN = 0.15
 
 
-def sheet_of(demand: Demand, index: dict[str, Any] | None = None, name: str = "tiny", **rates: Any) -> Sheet:
+def sheet_of(workload: Workload, index: dict[str, Any] | None = None, name: str = "tiny", **rates: Any) -> Sheet:
     profile = indexed(index or {}, name)
     known = Known.of(given={"vlm_dim": D1, "vision_dim": D2, **rates})
-    sheet = Sheet(demand, known, cut_of(demand, known.rates, profile))
+    sheet = Sheet(workload, known, cut_of(workload, known.rates, profile))
     add_storage(sheet, profile)
     add_memory(sheet)
     add_jobs(sheet, profile)
@@ -90,7 +90,7 @@ def test_files_and_memory_of_a_shard_are_as_large_as_planned(gallery: Gallery, t
     shard = Shard.open(tmp_path, mmap=False)
     written = {name: int(record["bytes"]) for name, record in files.items()}
     row_file, row = written["rows.parquet"] / ROWS, shard.rows.nbytes / ROWS
-    sheet = sheet_of(Demand(images=ROWS), {"factory": factory}, row_file_bytes=row_file, row_bytes=row)
+    sheet = sheet_of(Workload(images=ROWS), {"factory": factory}, row_file_bytes=row_file, row_bytes=row)
     parts = sum((Path(gallery.folder.path) / name).stat().st_size for name in gallery.parts())
     held = len(faiss.serialize_index(shard.index)) + shard.rows.nbytes + shard.alive.nbytes
     assert value(sheet, "storage", "gallery") == pytest.approx(parts, rel=WITHIN)
@@ -134,19 +134,19 @@ def test_an_imagined_query_is_as_large_as_planned(tmp_path: Path) -> None:
 
 def test_a_billion_images_are_cut_as_the_profile_says() -> None:
     known = Known.of(given={"vlm_dim": 768, "vision_dim": 1024})
-    demand = Demand(images=10**9)
-    assert cut_of(demand, known.rates, load_profile("paper")) == Cut(500, 2_000_000, 1792, "IVF5656,SQ8")
+    workload = Workload(images=10**9)
+    assert cut_of(workload, known.rates, load_profile("paper")) == Cut(500, 2_000_000, 1792, "IVF5656,SQ8")
     small = indexed({"memory_per_shard": 600 * 2**20}, "paper")
-    assert cut_of(demand, known.rates, small).factory == "IVF5656,RaBitQ"
+    assert cut_of(workload, known.rates, small).factory == "IVF5656,RaBitQ"
     with refused("too-large", "memory_per_shard"):
-        cut_of(demand, known.rates, indexed({"memory_per_shard": 2**20}, "paper"))
+        cut_of(workload, known.rates, indexed({"memory_per_shard": 2**20}, "paper"))
     with refused("missing", "vision_dim"):
-        cut_of(demand, Known.of(given={"vlm_dim": 768}).rates, load_profile("paper"))
+        cut_of(workload, Known.of(given={"vlm_dim": 768}).rates, load_profile("paper"))
 
 
 def test_hours_are_rows_by_rate_and_machine() -> None:
     sheet = sheet_of(
-        Demand(images=36_000_000, queries=1000),
+        Workload(images=36_000_000, queries=1000),
         name="paper",
         embed_rows_per_s=500,
         decode_rows_per_s=100,
@@ -169,7 +169,7 @@ def test_hours_are_rows_by_rate_and_machine() -> None:
 
 
 def test_what_is_not_known_says_what_is_missing_and_is_no_number() -> None:
-    sheet = sheet_of(Demand(images=10**9, queries=10), name="paper", imagine_images_per_s=2)
+    sheet = sheet_of(Workload(images=10**9, queries=10), name="paper", imagine_images_per_s=2)
     for name in ("embedding", "embedding, GPUs", "embedding, 64 workers"):
         found = figure(sheet, "jobs", name)
         assert (found.value, found.missing) == (None, ("embed_rows_per_s",))
@@ -179,6 +179,6 @@ def test_what_is_not_known_says_what_is_missing_and_is_no_number() -> None:
 
 
 def test_a_small_gallery_has_no_lists_to_train() -> None:
-    sheet = sheet_of(Demand(images=1000))
+    sheet = sheet_of(Workload(images=1000))
     assert sheet.cut == Cut(1, 1000, D1 + D2, "Flat")
     assert not [one for one in sheet.figures if "lists" in one.name and one.section == "jobs"]

@@ -12,7 +12,7 @@ from plain_shard import build, joint, queries
 
 from cluster.profile import load_profile
 from cluster.rates import Known
-from cluster.sheet import Demand, Figure, Sheet, cut_of
+from cluster.sheet import Figure, Sheet, Workload, cut_of
 from serving.capacity import add_fan_out, add_network, add_service, answer_bytes, deployments_of
 from serving.deployments.shards import Opened
 
@@ -29,14 +29,14 @@ RATES = {
     "row_ms": 0.01,
     "busy": 0.5,
 }
-DEMAND = Demand(images=10**9, load=50, hits=0.9, k=100)
+WORKLOAD = Workload(images=10**9, load=50, hits=0.9, k=100)
 
 
-def planned(demand: Demand = DEMAND, **serve: Any) -> tuple[Sheet, dict[str, float | None]]:
+def planned(workload: Workload = WORKLOAD, **serve: Any) -> tuple[Sheet, dict[str, float | None]]:
     profile = load_profile("paper")
     profile = profile.model_copy(update={"serve": profile.serve.model_copy(update=serve)})
     known = Known.of(given=RATES)
-    sheet = Sheet(demand, known, cut_of(demand, known.rates, profile))
+    sheet = Sheet(workload, known, cut_of(workload, known.rates, profile))
     add_service(sheet, profile, add_fan_out(sheet, profile))
     add_network(sheet, profile)
     return sheet, {f"{one.name} {one.unit}".strip(): one.value for one in sheet.figures}
@@ -72,13 +72,13 @@ def test_more_deployments_than_can_be_asked_in_time_are_noted() -> None:
     assert found["deployments within shard_timeout_ms"] == 448  # (half of 500 ms, less 26 of merging) by half a ms
     assert any("asks 448 deployments" in note and "there are 500" in note and "to 10 " in note for note in sheet.notes)
     assert not any("deployments" in note for note in planned(shard_timeout_ms=500, shards_per_deployment=2)[0].notes)
-    few, found = planned(Demand(images=10**8, load=1))
+    few, found = planned(Workload(images=10**8, load=1))
     assert "shards of a deployment, advised" not in found
     assert not few.notes
 
 
 def test_a_small_index_is_held_by_the_rankers() -> None:
-    sheet, found = planned(Demand(images=10_000, load=10))
+    sheet, found = planned(Workload(images=10_000, load=10))
     assert deployments_of(sheet, load_profile("paper")) == 0
     assert found["calls of a ranking"] == 0
     assert "shards, replicas" not in found
@@ -86,7 +86,7 @@ def test_a_small_index_is_held_by_the_rankers() -> None:
 
 
 def test_a_load_of_nobody_asks_for_the_least_that_the_profile_has() -> None:
-    assert planned(Demand(images=10**9, load=1e-9))[1]["ranker, replicas"] == 1
+    assert planned(Workload(images=10**9, load=1e-9))[1]["ranker, replicas"] == 1
 
 
 @pytest.mark.parametrize("k", [10, 100, 1000])
@@ -107,10 +107,10 @@ def test_a_shard_sends_no_more_than_planned_and_not_much_less(k: int) -> None:
 
 
 def test_a_figure_that_lacks_a_rate_makes_those_lack_it_that_are_computed_from_it() -> None:
-    demand = Demand(images=10**9, load=50)
+    workload = Workload(images=10**9, load=50)
     known = Known.of(given={"vlm_dim": 768, "vision_dim": 1024})
     profile = load_profile("paper")
-    sheet = Sheet(demand, known, cut_of(demand, known.rates, profile))
+    sheet = Sheet(workload, known, cut_of(workload, known.rates, profile))
     machines = add_service(sheet, profile, add_fan_out(sheet, profile))
     of = {one.name: one for one in sheet.figures}
     assert of["shards, replicas"].missing == ("shard_search_ms",)
