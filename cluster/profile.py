@@ -246,6 +246,9 @@ class ServeSettings(Settings):
     local_index_bytes: int = Field(default=512 * 2**20, ge=0)
     """Bytes of an index up to which each replica of the ranker holds its shards itself, which saves every answer a hop.
     Shards of a larger index, or with ``gpus`` or ``{shard}`` in a label, are deployments of their own."""
+    shards_per_deployment: int = Field(default=1, ge=1)
+    """Shards that one deployment holds, where they are deployments. Each call costs the ranker, so a large index wants
+    several: docs/capacity.md."""
     limits: Limits = Limits()
     """What one request may ask for."""
     ingress: Replicas = Replicas(ongoing=256, queued=256)

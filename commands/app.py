@@ -11,6 +11,7 @@ from commands.doctor import doctor
 from commands.evaluate import evaluate
 from commands.failure import FAULT, MISTAKE, is_mistake, report_fault, say_mistake
 from commands.index import app as index
+from commands.plan import plan
 from commands.queries import queries
 from commands.search import search
 from commands.serve import serve
@@ -24,7 +25,7 @@ app = App(
     "A vision-and-language model answers a text; a diffusion model imagines it as images; both rank the gallery.",
     help_format="plaintext",
 )
-for command in (demo, index, queries, evaluate, train, import_aggregator, search, serve, status, doctor):
+for command in (demo, index, queries, evaluate, train, import_aggregator, search, serve, plan, status, doctor):
     app.command(command)
 app.command(submitting(app))
 

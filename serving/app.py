@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -152,11 +153,11 @@ def demands(settings: ServeSettings, shards: int) -> list[Demand]:
 
 
 def shard_deployments(index: Index, settings: ServeSettings) -> int:
-    """Return how many deployments the shards of an index are: one each, or none where the ranker holds them."""
+    """Return how many deployments the shards of an index are: none where the ranker holds them."""
     records, shards = index.manifest.shards, settings.shards
     apart = shards.gpus or shards.selectors(0) != shards.selectors(1)
     local = not apart and sum(record.bytes for record in records) <= settings.local_index_bytes
-    return 0 if local else len(records)
+    return 0 if local else math.ceil(len(records) / settings.shards_per_deployment)
 
 
 def store_uri(given: str | None, profile: Profile) -> str:

@@ -29,7 +29,7 @@ from retrieval.sources.metadata import with_common_types
 from retrieval.timing import timed
 
 # Rows are expanded to float32 this many at a time.
-_BLOCK: Final = 16_384
+BLOCK_ROWS: Final = 16_384
 
 
 def build_shard(
@@ -110,8 +110,8 @@ def fill(
     index: faiss.Index, vectors_ND: NDArray[np.float16], added: Callable[[int], object] = lambda count: None
 ) -> None:
     """Add all rows to a trained index, in blocks; ``added`` is called with the number of rows of each."""
-    for start in range(0, len(vectors_ND), _BLOCK):
-        block = vectors_ND[start : start + _BLOCK].astype(np.float32)
+    for start in range(0, len(vectors_ND), BLOCK_ROWS):
+        block = vectors_ND[start : start + BLOCK_ROWS].astype(np.float32)
         index.add(block)
         added(len(block))
 

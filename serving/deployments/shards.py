@@ -33,6 +33,22 @@ NUMBERS = 32
 """Bytes of the scores and the row number of a row that is sent."""
 
 
+def rows_to_send(k: int, rows: int, of_rows: int, shards: int, row_bytes: float) -> int:
+    """Return how many of its best rows a shard sends: as many of the k best of all as it is likely to have, seldom less
+    than it has if rows are spread as shuffling does; or more, while there is room.
+
+    Args:
+        k: from 1.
+        rows: of the shard.
+        of_rows: of all shards.
+        shards: how many they are.
+        row_bytes: of a row in memory, beside its vectors.
+    """
+    mean = k * rows / max(1, of_rows)
+    room = ROOM / shards / (NUMBERS + row_bytes)
+    return math.ceil(max(mean + 5 * math.sqrt(mean) + 5, room))
+
+
 @dataclass(frozen=True, eq=False)
 class Opened:
     """Some shards of an index version, by their place in its manifest. The version has so many ``rows``, removed ones
@@ -67,7 +83,8 @@ class Opened:
         """What one shard finds for each query."""
         hits = shard.search(query_QD, k)
         queries, found = hits.rows.shape
-        sent = found if whole else min(found, self._likely(shard, k))
+        count, row_bytes = shard.rows.num_rows, shard.rows.nbytes / max(1, shard.rows.num_rows)
+        sent = found if whole else min(found, rows_to_send(k, count, self.rows, self.total, row_bytes))
         taken = shard.rows.drop_columns("id").take(pa.array(hits.rows[:, :sent].ravel())).to_pydict()
         return [
             Part(
@@ -78,12 +95,6 @@ class Opened:
             )
             for query in range(queries)
         ]
-
-    def _likely(self, shard: Shard, k: int) -> int:
-        """How many of the k best of all shards this one may have; seldom more, if rows are spread as shuffling does."""
-        mean = k * shard.rows.num_rows / max(1, self.rows)
-        room = ROOM / self.total / (NUMBERS + shard.rows.nbytes / max(1, shard.rows.num_rows))
-        return math.ceil(max(mean + 5 * math.sqrt(mean) + 5, room))
 
     def path(self, id: str) -> tuple[str, str] | None:
         """Return path and batch of the row of that id, or None if it is not in these shards."""
@@ -174,9 +185,10 @@ class IndexShard:
         await self._versions.of(version, verified=True)
 
     async def search(self, version: str, query_D: np.ndarray, k: int, whole: bool = False) -> list[Part]:
-        """Return what each of its shards finds (``Opened.search``)."""
+        """Return what each of its shards finds (``Opened.search``), each in a thread of its own."""
         opened = await self._versions.of(version)
-        return await asyncio.to_thread(opened.search, query_D, k, whole)
+        found = await asyncio.gather(*(asyncio.to_thread(one.search, query_D, k, whole) for one in opened.each()))
+        return [part for of_one in found for part in of_one]
 
     async def path(self, version: str, id: str) -> tuple[str, str] | None:
         """Return path and batch of the row of that id, or None if it is not in these shards."""

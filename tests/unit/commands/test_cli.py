@@ -25,7 +25,7 @@ from retrieval.aggregator import Aggregator
 
 COMMANDS = (
     *("demo", "index", "queries", "evaluate", "train", "import-aggregator", "search"),
-    *("submit", "status", "doctor"),
+    *("plan", "submit", "status", "doctor"),
 )
 
 

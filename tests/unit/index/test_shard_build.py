@@ -219,7 +219,7 @@ def test_batches_that_disagree_on_metadata_are_brought_together(tmp_path: Path) 
 
 def test_memory_does_not_hold_the_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's memory and Arrow's, without FAISS's own: the compressed index."""
-    monkeypatch.setattr(retrieval.index.build, "_BLOCK", 1024)
+    monkeypatch.setattr(retrieval.index.build, "BLOCK_ROWS", 1024)
     monkeypatch.setattr(retrieval.index.exact, "_FLOAT32_BLOCK", 1024)
     rows, dims = 64_000, 64
     pieces = [gallery_rows(2000, n, first=2000 * n, d1=dims, d2=dims) for n in range(rows // 2000)]

@@ -106,6 +106,23 @@ def test_two_hundred_queries_by_text_equal_the_plain_pipeline(service: Service, 
         assert (answer.stage, answer.weight, answer.degraded) == ("text", 0.0, None)
 
 
+def test_shards_that_share_a_deployment_answer_as_shards_of_their_own(
+    collection: Collection, profile: Profile, finder: Finder
+) -> None:
+    settings = profile.serve.model_copy(update={"local_index_bytes": 0, "shards_per_deployment": 3})
+    together = profile.model_copy(update={"serve": settings})
+    service = local_service(target=str(collection.folder), profile=together, store="memory:")
+    assert service.shards == 1
+
+    async def answers() -> list[SearchAnswer]:
+        search = await warmed(service)
+        return [await search.answer(SearchRequest(query=query, mode="text", k=24), "") for query in QUERIES[::20]]
+
+    for query, answer in zip(QUERIES[::20], run(answers()), strict=True):
+        assert as_tuples(answer) == as_tuples(finder.search(query, 24, mode="text")), query
+        assert (answer.shards.answered, answer.shards.total) == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("mode", "weight"), [("fused", None), ("fused", 0.25), ("visual", None), ("fused", 1.0), ("fused", 0.0)]
 )
