@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from cyclopts import Parameter
 from rich.table import Table
 
 from commands.console import Profile, out, quoted, say_made, say_next
@@ -16,15 +17,17 @@ if TYPE_CHECKING:  # --help need not wait for PyTorch
     from retrieval.evidence import Evidence
     from retrieval.finder import Answer
 
+Repeated = Parameter(negative="")
+
 
 def search(
     text: str,
     target: str | None = None,
     *,
-    image: list[Path] | None = None,
-    like: list[str] | None = None,
-    without: list[str] | None = None,
-    unlike: list[str] | None = None,
+    image: Annotated[list[Path] | None, Repeated] = None,
+    like: Annotated[list[str] | None, Repeated] = None,
+    without: Annotated[list[str] | None, Repeated] = None,
+    unlike: Annotated[list[str] | None, Repeated] = None,
     k: int = 10,
     mode: Literal["text", "visual", "fused"] = "fused",
     weight: float | None = None,
@@ -127,9 +130,11 @@ def _read(file: Path) -> Image.Image:
 def _print(answer: Answer, names: list[str]) -> None:
     if answer.degraded:
         out.print(f"ranked by text alone: {answer.degraded}", style="yellow")
-    table = Table(title=f"{', '.join(names)}   (λ = {answer.weight:.2f})", title_justify="left")
     several = len(names) > 1
-    for heading in ("", "score", *(names if several else ("text part", "visual part"))):
+    pieces = [f"({number})" for number in range(1, len(names) + 1)]
+    lines = [f"{number} {name}" for number, name in zip(pieces, names, strict=True)] if several else names
+    table = Table(title="\n".join(lines) + f"   (λ = {answer.weight:.2f})", title_justify="left")
+    for heading in ("", "score", *(pieces if several else ("text part", "visual part"))):
         table.add_column(heading, justify="right")
     for heading in ("label", "path"):
         table.add_column(heading)
