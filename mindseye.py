@@ -37,6 +37,9 @@ if TYPE_CHECKING:  # what _PUBLIC says, for editors and type checkers
     from retrieval.artifacts import QuerySet as QuerySet
     from retrieval.artifacts import TrainedAggregator as TrainedAggregator
     from retrieval.errors import UserError as UserError
+    from retrieval.evidence import Picture as Picture
+    from retrieval.evidence import Row as Row
+    from retrieval.evidence import Text as Text
     from retrieval.finder import Answer as Answer
     from retrieval.finder import Finder as Finder
     from retrieval.finder import Found as Found
@@ -52,8 +55,11 @@ _PUBLIC = {
     "Found": "retrieval.finder:Found",
     "Gallery": "retrieval.artifacts:Gallery",
     "Index": "retrieval.artifacts:Index",
+    "Picture": "retrieval.evidence:Picture",
     "Profile": "cluster.profile:Profile",
     "QuerySet": "retrieval.artifacts:QuerySet",
+    "Row": "retrieval.evidence:Row",
+    "Text": "retrieval.evidence:Text",
     "TrainedAggregator": "retrieval.artifacts:TrainedAggregator",
     "UserError": "retrieval.errors:UserError",
     "VocabularyEntry": "pipelines.vocabulary:VocabularyEntry",

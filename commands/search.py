@@ -1,23 +1,33 @@
-"""``mindseye search``: one text, answered in this process."""
+"""``mindseye search``: one query of texts, pictures and rows, answered in this process."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from cyclopts import Parameter
 from rich.table import Table
 
 from commands.console import Profile, out, quoted, say_made, say_next
 
 if TYPE_CHECKING:  # --help need not wait for PyTorch
+    from PIL import Image
+
+    from retrieval.evidence import Evidence
     from retrieval.finder import Answer
+
+Repeated = Parameter(negative="")
 
 
 def search(
     text: str,
-    target: str,
+    target: str | None = None,
     *,
+    image: Annotated[list[Path] | None, Repeated] = None,
+    like: Annotated[list[str] | None, Repeated] = None,
+    without: Annotated[list[str] | None, Repeated] = None,
+    unlike: Annotated[list[str] | None, Repeated] = None,
     k: int = 10,
     mode: Literal["text", "visual", "fused"] = "fused",
     weight: float | None = None,
@@ -27,14 +37,22 @@ def search(
     profile: Profile = "tiny",
     sheet: Path | None = None,
 ) -> None:
-    """Find images by words.
+    """Find images by words, by pictures, by images of the gallery, or by all of them.
 
     Parameters
     ----------
     text
-        What to find: a name or a description.
+        What to find: a name or a description. With image or like it can be left out.
     target
         What mindseye index (or mindseye demo) made, or an index itself.
+    image
+        Find what looks like this picture; can be given several times, as the next three.
+    like
+        Find more like this image of the gallery; its id.
+    without
+        Words for what is not wanted.
+    unlike
+        An image of the gallery that is not wanted; its id.
     k
         Number of results.
     mode
@@ -53,27 +71,76 @@ def search(
     from cluster.loading import open_finder
     from cluster.profile import load_profile
 
+    words, place = (text, target) if target is not None else (None, text)
+    evidence = _evidence(words, image or [], like or [], without or [], unlike or [])
+    title = ", ".join(evidence)
     settings = load_profile(profile)
     wanted = settings.queries.images if images is None else images
-    finder = open_finder(target, settings, aggregator=aggregator)
-    answer = finder.search(text, k, mode=mode, weight=weight, images=wanted, seed=seed)
-    _print(answer, text)
+    finder = open_finder(place, settings, aggregator=aggregator)
+    answer = finder.find(list(evidence.values()), k, mode=mode, weight=weight, images=wanted, seed=seed)
+    _print(answer, list(evidence))
     if sheet:
         from pipelines.answer_sheet import answer_sheet
 
-        sheet.write_bytes(answer_sheet(text, answer, finder.index))
+        sheet.write_bytes(answer_sheet(title, answer, finder.index))
         say_made(str(sheet))
-    else:
-        say_next(f"mindseye search {shlex.quote(text)} {quoted(target)} --sheet found.png")
+    elif answer.results:
+        again = f"mindseye search {shlex.quote(words)}" if words else "mindseye search"
+        say_next(
+            f"{again} {quoted(place)} --like {shlex.quote(answer.results[0].id)}",
+            f"{again} {quoted(place)} --sheet found.png",
+        )
 
 
-def _print(answer: Answer, text: str) -> None:
+def _evidence(
+    words: str | None, images: list[Path], like: list[str], without: list[str], unlike: list[str]
+) -> dict[str, Evidence]:
+    """What is searched for, by the name under which the answer shows it.
+
+    Raises:
+        UserError: there is neither text nor picture nor row (``missing``), or a picture cannot be read.
+    """
+    from retrieval.errors import UserError
+    from retrieval.evidence import AGAINST, Picture, Row, Text
+
+    evidence: dict[str, Evidence] = {words: Text(words)} if words is not None else {}
+    evidence |= {f"image {file.name}": Picture(_read(file)) for file in images}
+    evidence |= {f"like {id}": Row(id) for id in like}
+    if not evidence:
+        raise UserError(
+            "give what to find and where: mindseye search TEXT TARGET, or --image FILE or --like ID in place of TEXT",
+            code="missing",
+            field="target",
+        )
+    evidence |= {f"without {text}": Text(text, AGAINST) for text in without}
+    return evidence | {f"unlike {id}": Row(id, AGAINST) for id in unlike}
+
+
+def _read(file: Path) -> Image.Image:
+    from retrieval.errors import UserError
+    from retrieval.images import MAX_BYTES, ImageRejected, decode
+
+    try:
+        with file.open("rb") as stream:
+            return decode(stream.read(MAX_BYTES + 1))
+    except (OSError, ImageRejected) as error:
+        raise UserError(f"the picture {file} cannot be used: {error}", code="unusable-image", field="image") from error
+
+
+def _print(answer: Answer, names: list[str]) -> None:
     if answer.degraded:
         out.print(f"ranked by text alone: {answer.degraded}", style="yellow")
-    table = Table(title=f"{text}   (λ = {answer.weight:.2f})", title_justify="left")
-    for heading in ("", "score", "text part", "visual part", "label", "path"):
-        table.add_column(heading, justify="left" if heading in ("label", "path") else "right")
-    for i, found in enumerate(answer, 1):
-        parts = (f"{value:.4f}" for value in (found.score, found.text_part, found.visual_part))
-        table.add_row(str(i), *parts, found.label or "", found.path)
+    several = len(names) > 1
+    pieces = [f"({number})" for number in range(1, len(names) + 1)]
+    lines = [f"{number} {name}" for number, name in zip(pieces, names, strict=True)] if several else names
+    table = Table(title="\n".join(lines) + f"   (λ = {answer.weight:.2f})", title_justify="left")
+    for heading in ("", "score", *(pieces if several else ("text part", "visual part"))):
+        table.add_column(heading, justify="right")
+    for heading in ("label", "path"):
+        table.add_column(heading)
+    table.add_column("id", no_wrap=True)  # to be copied
+    for i, (found, shares) in enumerate(zip(answer, answer.shares, strict=True), 1):
+        parts = shares if several else (found.text_part, found.visual_part)
+        numbers = (f"{value:.4f}" for value in (found.score, *parts))
+        table.add_row(str(i), *numbers, found.label or "", found.path, found.id)
     out.print(table)

@@ -26,7 +26,7 @@ from pipelines.query_models import describe_query_models, query_models
 from pipelines.running import current_executor
 from pipelines.unfinished_queries import ENTRY, JOB, QUERIES, Job, OpenQueries, open_queries
 from pipelines.vocabulary import VocabularyEntry, read_vocabulary
-from retrieval.artifacts import MANIFEST, QuerySet
+from retrieval.artifacts import QuerySet
 from retrieval.artifacts.manifests import QuerySetManifest
 from retrieval.artifacts.queryset import queryset_schema
 from retrieval.errors import UserError
@@ -107,10 +107,10 @@ def build_queries(
     seed = profile.queries.seed if seed is None else seed
     _check(vocabulary, images)
     folder = Folder(target)
-    _check_new(folder)
+    QuerySet.check_new(folder)
     check_room(Demand("imagining", "imagine", profile.imagine))
     with hold(folder, f"mindseye queries to {folder.uri}", take_over=take_over):
-        _check_new(folder)  # another job may have published meanwhile
+        QuerySet.check_new(folder)  # another job may have published meanwhile
         models = describe_query_models(profile)
         job = Job(images=images, seed=seed, templates=prompt_templates(profile), models=models)
         unfinished = open_queries(folder, vocabulary, job)
@@ -155,12 +155,6 @@ def _check(vocabulary: Sequence[VocabularyEntry], images: int) -> None:
     if images < 1:
         message = f"at least one image must be imagined for each query, not {images}"
         raise UserError(message, code="out-of-range", field="images")
-
-
-def _check_new(target: Folder) -> None:
-    if target.exists(MANIFEST):
-        message = f"{target.uri} already holds a query set; give another target, or delete it first"
-        raise UserError(message, code="target-exists", field="target")
 
 
 class QueriesSink(TableFiles):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,8 @@ from PIL import Image
 from retrieval.artifacts import Index, TrainedAggregator
 from retrieval.artifacts.compatibility import check_made_by
 from retrieval.errors import UserError
-from retrieval.fusion import DEFAULT_WEIGHT, check_weight, fused_query
+from retrieval.evidence import Encoded, Evidence, Picture, Row, Text, check_evidence, shares, summed
+from retrieval.fusion import DEFAULT_WEIGHT, check_weight, fused_query, unit
 from retrieval.index.hits import Hits, checked_k, merge_topk
 from retrieval.query import QueryEncoder, pool
 
@@ -62,14 +63,16 @@ class Answer:
     Attributes:
         results: best first.
         weight: λ, with which they were ranked.
-        imagined: the images that the text was imagined as; None if none were asked for.
+        imagined: the images that each text was imagined as; empty if none were asked for.
         degraded: why the ranking is not the one asked for; None if it is.
+        shares: of each result, what each piece of evidence brought to its score.
     """
 
     results: list[Found]
     weight: float
-    imagined: Imagined | None
+    imagined: list[Imagined]
     degraded: str | None
+    shares: list[list[float]]
 
     def __iter__(self) -> Iterator[Found]:
         return iter(self.results)
@@ -80,7 +83,7 @@ class Answer:
     @property
     def images(self) -> list[Image.Image]:
         """The imagined images that were accepted."""
-        return [Image.fromarray(pixels) for pixels in self.imagined.pixels_KHWC] if self.imagined else []
+        return [Image.fromarray(pixels) for imagined in self.imagined for pixels in imagined.pixels_KHWC]
 
 
 class Finder:
@@ -119,19 +122,36 @@ class Finder:
         images: int = 8,
         seed: int = 0,
     ) -> Answer:
-        """Find the k best images for a text. If no image could be imagined, the answer is the text one and says so.
+        """Find the k best images for a text: what ``find`` does for one ``Text``."""
+        return self.find([Text(text)], k, mode=mode, weight=weight, images=images, seed=seed)
+
+    def find(
+        self,
+        evidence: Sequence[Evidence],
+        k: int = 10,
+        *,
+        mode: Mode = "fused",
+        weight: float | None = None,
+        images: int = 8,
+        seed: int = 0,
+    ) -> Answer:
+        """Find the k best images for texts, pictures and rows of the gallery, for and against (``retrieval.evidence``).
+
+        If nothing has a visual half, since no image could be imagined, the answer is the text one and says so.
 
         Args:
-            text: a name or a description of a category.
+            evidence: up to 16 pieces, one of which is for something.
             k: number of results, from 1.
-            mode: rank by the text alone (``text``), by its imagined images alone (``visual``), or by both (``fused``).
+            mode: rank by the VLM's vectors alone (``text``), by those of the vision encoder alone (``visual``), or by
+                both (``fused``).
             weight: λ of the fused ranking, from 0 to 1; by default the aggregator's, else DEFAULT_WEIGHT.
-            images: K, how many images are imagined.
+            images: K, how many images each text is imagined as.
             seed: of the images.
 
         Raises:
             UserError: k, λ or the number of images is out of range (code ``out-of-range``), the mode is unknown
-                (``unknown``), or the text is ``blank`` or ``too-long``. The field is the argument.
+                (``unknown``), a text is ``blank`` or ``too-long``, a row is not in the index (``missing``), or as
+                ``check_evidence`` and ``summed``. The field is the argument.
         """
         if mode not in _WEIGHTS:
             message = f"the mode is {', '.join(_WEIGHTS)}, not {mode!r}"
@@ -140,17 +160,17 @@ class Finder:
         of_mode = _WEIGHTS[mode]
         weight = float(check_weight(given if of_mode is None else of_mode))
         checked_k(k)  # before imagining, which takes its time
-        vlm_1D = self.encoder.text_vectors([text])
-        imagined, degraded = None, None
-        vision_1D = np.zeros((1, self.encoder.vision.dim), np.float32)
-        if weight > 0:
-            [imagined] = self.encoder.generator.imagine([text], images, seed=seed, batch=self.encoder.batch)
-            [features_KD] = self.encoder.image_vectors([imagined])
-            if len(features_KD):
-                vision_1D = pool(features_KD[None], np.ones((1, len(features_KD)), bool), self.network)
-            else:
-                weight, degraded = 0.0, f"no image could be imagined ({', '.join(sorted(set(imagined.rejected)))})"
-        return Answer(self.rank(fused_query(vlm_1D, vision_1D, weight), k), weight, imagined, degraded)
+        check_evidence(evidence)
+        encoded, imagined = self._encoded(evidence, images if weight > 0 else None, seed)
+        vlm_D1 = summed(encoded.weights_E, encoded.vlm_ED1)
+        vision_D2 = summed(encoded.weights_E, encoded.vision_ED2)
+        reasons = sorted({reason for one in imagined if not len(one.pixels_KHWC) for reason in one.rejected})
+        degraded = f"no image could be imagined ({', '.join(reasons)})" if reasons else None
+        if not vision_D2.any():
+            weight = 0.0
+        hits = self._hits(fused_query(vlm_D1, vision_D2, weight), k)
+        brought = shares(encoded, weight, *self._vectors(hits)).tolist()
+        return Answer(self._results(hits), weight, imagined, degraded, brought)
 
     def rank(self, query_D: NDArray[np.float32], k: int = 10) -> list[Found]:
         """Find the k best images for one joint query [(1 - λ)t ; λv], (D,) or (1, D), of ``fusion.fused_query``.
@@ -158,10 +178,56 @@ class Finder:
         Raises:
             UserError: k is out of range, or the query is of other dimensions or not finite.
         """
-        hits = merge_topk([shard.search(query_D, k) for shard in self.shards], k)
+        return self._results(self._hits(query_D, k))
+
+    def _hits(self, query_D: NDArray[np.float32], k: int) -> Hits:
+        return merge_topk([shard.search(query_D, k) for shard in self.shards], k)
+
+    def _results(self, hits: Hits) -> list[Found]:
         return [self._found(hits, i) for i in range(hits.ids.shape[1])]
 
     def _found(self, hits: Hits, i: int) -> Found:
         rows: pa.Table = self.shards[hits.shards[0, i]].rows
         row = rows.slice(int(hits.rows[0, i]), 1).to_pylist()[0]
         return Found(row, *(float(part[0, i]) for part in (hits.scores, hits.text_part, hits.visual_part)))
+
+    def _vectors(self, hits: Hits) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+        """c and d of what was found."""
+        places = zip(hits.shards[0], hits.rows[0], strict=True)
+        joint_kD = np.array([self.shards[shard].vectors[row] for shard, row in places], np.float16)
+        split = self.encoder.vlm.dim
+        joint_kD = joint_kD.reshape(-1, split + self.encoder.vision.dim)  # if nothing was found
+        return joint_kD[:, :split], joint_kD[:, split:]
+
+    def _encoded(self, evidence: Sequence[Evidence], images: int | None, seed: int) -> tuple[Encoded, list[Imagined]]:
+        """Encode evidence; its texts are imagined as so many images each, or not at all."""
+        texts = [piece.text for piece in evidence if isinstance(piece, Text)]
+        pictures = [piece.cut() for piece in evidence if isinstance(piece, Picture)]
+        rows = [self._row_vectors(piece.id, n) for n, piece in enumerate(evidence) if isinstance(piece, Row)]
+        imagined: list[Imagined] = []
+        of_kind: dict[type, Iterator[tuple[np.ndarray, np.ndarray]]] = {Row: iter(rows)}
+        if texts:
+            vlm_BD1 = self.encoder.text_vectors(texts)
+            vision_BD2 = np.zeros((len(texts), self.encoder.vision.dim), np.float32)
+            if images is not None:
+                imagined = self.encoder.generator.imagine(texts, images, seed=seed, batch=self.encoder.batch)
+                for b, features_KD2 in enumerate(self.encoder.image_vectors(imagined)):
+                    mask = np.ones((1, len(features_KD2)), bool)
+                    vision_BD2[b] = pool(features_KD2[None], mask, self.network)[0]
+            of_kind[Text] = zip(vlm_BD1, vision_BD2, strict=True)
+        if pictures:
+            of_kind[Picture] = zip(*self.encoder.picture_vectors(pictures), strict=True)
+        vlm, vision = zip(*(next(of_kind[type(piece)]) for piece in evidence), strict=True)
+        weights = np.array([piece.weight for piece in evidence], np.float64)
+        return Encoded(weights, np.stack(vlm), np.stack(vision)), imagined
+
+    def _row_vectors(self, id: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+        for shard in self.shards:
+            if (row := shard.row_of(id)) is not None:
+                joint_D = shard.vectors[row].astype(np.float32)
+                return unit(joint_D[: shard.vlm_dim]), unit(joint_D[shard.vlm_dim :])
+        raise UserError(
+            f"no row of {self.index.uri} has the id {id!r}, or it was removed: give an id that a search has returned",
+            code="missing",
+            field=f"evidence.{number}.id",
+        )

@@ -85,6 +85,14 @@ class QueryEncoder:
         pixels_BHWC = np.stack([self.vision.preprocess.pixels(picture) for picture in pictures])
         return np.split(self.vision.encode_images(pixels_BHWC), np.cumsum(counts)[:-1])
 
+    def picture_vectors(self, pictures: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the vectors of RGB pictures as a gallery's images have them: float32 (B, D1) and (B, D2) unit rows."""
+        vlm_BD1, vision_BD2 = (
+            tower.encode_images(np.stack([tower.preprocess.pixels(picture) for picture in pictures]))
+            for tower in (self.vlm, self.vision)
+        )
+        return vlm_BD1, vision_BD2
+
 
 def text_vectors(vlm: VLM, templates: Sequence[str], texts: Sequence[str]) -> np.ndarray:
     """Return t for each text, float32 (B, D1): the unit mean over the templates of the unit text embeddings.

@@ -12,7 +12,7 @@ from retrieval.aggregator import Aggregator
 from retrieval.artifacts import Artifact, TrainedAggregator
 from retrieval.errors import UserError
 from retrieval.folder import Folder
-from training.target import check_new, locked, publish
+from training.target import locked, publish
 
 
 def import_reference(
@@ -30,7 +30,7 @@ def import_reference(
             does not fit the vision encoder of ``like``.
     """
     folder = Folder(target)
-    check_new(folder)
+    TrainedAggregator.check_new(folder)
     if not Path(file).is_file():
         raise UserError(f"there is no file {file}; give the checkpoint's path", code="no-such-file", field="file")
     try:

@@ -8,24 +8,9 @@ from typing import Any
 
 from cluster.hold import check_held, hold
 from retrieval.aggregator import Aggregator
-from retrieval.artifacts import MANIFEST, Role, TrainedAggregator
+from retrieval.artifacts import Role, TrainedAggregator
 from retrieval.artifacts.manifests import ModelRecord
-from retrieval.errors import UserError
 from retrieval.folder import Folder
-
-
-def check_new(target: Folder) -> None:
-    """Refuse a folder that holds an aggregator.
-
-    Raises:
-        UserError: it does (``target-exists``).
-    """
-    if target.exists(MANIFEST):
-        raise UserError(
-            f"{target.uri} already holds an aggregator; give another target, or delete it first",
-            code="target-exists",
-            field="target",
-        )
 
 
 @contextmanager
@@ -33,14 +18,14 @@ def locked(target: Folder, job: str, *, take_over: bool) -> Iterator[None]:
     """Keep other jobs from writing to ``target`` until the block ends.
 
     Args:
-        target: as ``check_new`` wants it.
+        target: in which none was published yet.
         job, take_over: as ``cluster.hold.hold``.
 
     Raises:
         UserError: another job has locked it (``locked``), or has published there (``target-exists``).
     """
     with hold(target, job, take_over=take_over):
-        check_new(target)  # another job may have published meanwhile
+        TrainedAggregator.check_new(target)  # another job may have published meanwhile
         yield
 
 

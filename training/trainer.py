@@ -28,7 +28,7 @@ from training.curves import draw_curves
 from training.dataset import LeftOut, load_examples
 from training.examples import Examples, split_labels
 from training.loop import Line, Run
-from training.target import check_new, locked, publish
+from training.target import locked, publish
 from training.tracking import Tracker
 from training.workers import run_loop
 
@@ -84,7 +84,7 @@ def train(
             labels are shared with ``evaluation``; too few labels are left to learn from; or the loss was not a number.
     """
     folder = Folder(target)
-    check_new(folder)
+    TrainedAggregator.check_new(folder)
     gallery = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery)
     query_set = query_set if isinstance(query_set, QuerySet) else QuerySet.open(query_set)
     if evaluation is not None and not isinstance(evaluation, QuerySet):

@@ -78,6 +78,20 @@ class Artifact(Generic[M]):
             raise DamagedError(f"{file} is damaged: {error}", field=file) from error
 
     @classmethod
+    def check_new(cls, folder: Folder) -> None:
+        """Refuse a folder that an artifact was published in.
+
+        Raises:
+            UserError: there is one (``target-exists``).
+        """
+        if folder.exists(MANIFEST):
+            raise UserError(
+                f"there is a published {cls.kind} at {folder.uri}; give another target, or delete it first",
+                code="target-exists",
+                field="target",
+            )
+
+    @classmethod
     def publish(cls, folder: Folder, manifest: M) -> Self:
         """Write the manifest, which makes the artifact exist. Everything else must have been written before."""
         folder.write_json(MANIFEST, manifest.model_dump(mode="json"))

@@ -9,6 +9,7 @@ the k-th score. Shapes: Q queries, N rows, D = D1 + D2 dimensions (VLM, vision e
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -101,6 +102,12 @@ class Shard:
     def dim(self) -> int:
         """D."""
         return self.vectors.shape[1]
+
+    def row_of(self, id: str) -> int | None:
+        """Return the row that has an id; None if no row has it, or one that was removed."""
+        ids = self.rows["id"]  # they ascend by UTF-8 bytes, which is the order of Python's strings
+        row = bisect_left(range(len(ids)), id, key=lambda row: ids[row].as_py())
+        return row if row < len(ids) and ids[row].as_py() == id and self.alive[row] else None
 
     def search(self, query_QD: ArrayLike, k: int, *, effort: int | None = None) -> Hits:
         """Find the min(k, len(self)) best rows of each query [(1 - λ)t ; λv], with exact scores.

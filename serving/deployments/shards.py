@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -99,8 +98,7 @@ class Opened:
     def path(self, id: str) -> tuple[str, str] | None:
         """Return path and batch of the row of that id, or None if it is not in these shards."""
         for shard in self.shards.values():
-            row = _row(shard.rows["id"], id)
-            if row is not None and shard.alive[row]:
+            if (row := shard.row_of(id)) is not None:
                 return shard.rows["path"][row].as_py(), shard.rows["batch"][row].as_py()
         return None
 
@@ -204,9 +202,3 @@ class IndexShard:
 def _note_failure(opening: asyncio.Task[Opened]) -> None:
     if not opening.cancelled() and (error := opening.exception()):
         log.warning("an index version could not be opened: %s", error)
-
-
-def _row(ids: pa.ChunkedArray, id: str) -> int | None:
-    """The row of an id. They ascend by UTF-8 bytes, which is the order of Python's strings."""
-    row = bisect_left(range(len(ids)), id, key=lambda row: ids[row].as_py())
-    return row if row < len(ids) and ids[row].as_py() == id else None

@@ -191,6 +191,41 @@ def test_search_prints_ranked_results(run: Run, collection: Collection, profile_
     assert "next:" in said.out
 
 
+def test_search_for_and_against_texts_pictures_and_rows(run: Run, collection: Collection, profile_file: Path) -> None:
+    image = next((collection.folder / "images").glob("*/2.png"))
+    wanted, unwanted = collection.ids[4], collection.ids[0]
+    options = ["--profile", profile_file, "--k", 24, "--images", 1]
+    said = run(
+        "search", "a star", collection.folder, "--image", image, "--like", wanted, "--without", "blue", "--unlike",
+        unwanted, *options,
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    for name in ("a star", f"image {image.name}", f"like {wanted}", "without blue", f"unlike {unwanted}"):
+        assert name in said.out
+    ranked = [row for row in rows(said) if row[0]]  # the others go on with long cells
+    assert len(ranked) == 24
+    for row in ranked:
+        assert float(row[1]) == pytest.approx(sum(float(cell) for cell in row[2:7]), abs=5e-4)
+    alone = run("search", collection.folder, "--like", wanted, *options)
+    assert rows(alone)[0][-1] == wanted
+    assert f"mindseye search {collection.folder} --like" in alone.out
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ([], "TARGET"),
+        (["--without", "blue"], "TARGET"),
+        (["--like", "id-999"], "id-999"),
+        (["--image", "nowhere.png"], "nowhere.png"),
+    ],
+)
+def test_a_search_without_anything_to_find(
+    run: Run, collection: Collection, profile_file: Path, given: list[str], named: str
+) -> None:
+    one_line_error(run("search", collection.folder, *given, "--profile", profile_file), named)
+
+
 def test_an_index_itself_and_one_version_of_it_can_be_searched(
     run: Run, collection: Collection, profile_file: Path
 ) -> None:

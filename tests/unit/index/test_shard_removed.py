@@ -63,6 +63,16 @@ def test_what_is_left_is_found_as_if_the_others_had_never_been(
         assert all(len(set(row)) == len(row) for row in hits.ids.tolist())
 
 
+def test_a_row_is_looked_up_by_its_id_unless_it_was_removed(saved: Path) -> None:
+    gone = NAMES[5]
+    shard = Shard.open(saved, removed=[gone])
+    for name in (NAMES[0], NAMES[4], NAMES[-1]):
+        row = shard.row_of(name)
+        assert row is not None
+        assert shard.rows["id"][row].as_py() == name
+    assert [shard.row_of(name) for name in (gone, "", "zzz", NAMES[0] + "x")] == [None] * 4
+
+
 def test_all_removed(saved: Path) -> None:
     shard = Shard.open(saved, removed=NAMES)
     assert len(shard) == 0

@@ -104,8 +104,8 @@ def test_an_answer_is_its_results_and_shows_what_was_imagined(finder: Finder, co
     assert len(answer) == 5
     best = answer.results[0]
     assert (best.id, best.path, best.label) == (best.row["id"], best.row["path"], best.row["label"])
-    assert answer.imagined is not None
-    assert [np.asarray(image).tolist() for image in answer.images] == answer.imagined.pixels_KHWC.tolist()
+    [imagined] = answer.imagined
+    assert [np.asarray(image).tolist() for image in answer.images] == imagined.pixels_KHWC.tolist()
     assert finder.search(TEXT, 5, mode="text").images == []
     assert len(finder.search(TEXT, mode="text")) == 10
 
@@ -125,8 +125,7 @@ def test_the_modes_differ(finder: Finder) -> None:
 
 def test_seed_and_number_of_images_are_used(finder: Finder, collection: Collection) -> None:
     answer = finder.search(TEXT, 24, mode="visual", images=1, seed=9)
-    assert answer.imagined is not None
-    assert len(answer.imagined.pixels_KHWC) == 1
+    assert [len(imagined.pixels_KHWC) for imagined in answer.imagined] == [1]
     check(answer, by_formula(finder.encoder, collection, 1.0, images=1, seed=9), 24)
 
 
@@ -156,8 +155,8 @@ def test_the_aggregator_and_its_weight_are_used(
 
 def test_a_text_search_imagines_nothing(finder: Finder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Generator, "imagine", lambda *_, **__: pytest.fail("images were made"))
-    assert finder.search(TEXT, 3, mode="text").imagined is None
-    assert finder.search(TEXT, 3, weight=0.0).imagined is None
+    assert finder.search(TEXT, 3, mode="text").imagined == []
+    assert finder.search(TEXT, 3, weight=0.0).imagined == []
 
 
 @pytest.mark.parametrize(

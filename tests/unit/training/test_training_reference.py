@@ -122,8 +122,7 @@ def test_a_target_that_another_job_took_over_meanwhile_is_left_to_it(
             with hold(target, "mindseye train", take_over=True):
                 pass
 
-    for module in ("reference", "target"):
-        monkeypatch.setattr(f"training.{module}.check_new", look)
+    monkeypatch.setattr(TrainedAggregator, "check_new", look)
     with refused("lock-lost", "target"):
         import_reference(tmp_path / "released.pth", target.uri, gallery)
     assert len(looked) == 2

@@ -1,0 +1,168 @@
+"""A query made of evidence: texts, pictures and rows of the gallery, for and against, as one joint query.
+
+Every piece e of evidence has a signed weight w and two vectors: τ in the space of the VLM, ν in that of the vision
+encoder. They are summed as Rocchio (1971) sums documents that are relevant and those that are not:
+
+    t = unit(Σ w τ),  v = unit(Σ w ν),  q = [(1 - λ)t ; λv]
+
+| evidence | τ | ν |
+| --- | --- | --- |
+| text | the text tower's vector | its imagined images, pooled |
+| picture | the VLM's image tower | the vision encoder |
+| row of the gallery | c | d |
+
+Scores stay one inner product, so the index is untouched, and each piece has its share of a score. Shapes: E pieces of
+evidence, N rows, D1 and D2 dimensions of VLM and vision encoder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from retrieval.errors import UserError
+from retrieval.fusion import unit
+
+MAX_PIECES = 16
+MAX_WEIGHT = 100.0
+AGAINST = -0.4
+"""Weight of what is not wanted, beside one wanted piece of weight 1. Chosen on fitting categories: docs/evidence.md."""
+_CANCELLED = 1e-6
+"""Length of Σ w e, for Σ |w| = 1, below which its direction is rounding."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Words, which are imagined where images count."""
+
+    text: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image, RGB, or the part of it within ``box``: left, top, right, bottom in pixels."""
+
+    image: Image.Image
+    weight: float = 1.0
+    box: tuple[int, int, int, int] | None = None
+
+    def cut(self) -> Image.Image:
+        """Return the part that is meant."""
+        return self.image.crop(self.box) if self.box else self.image
+
+
+@dataclass(frozen=True)
+class Row:
+    """An image of the gallery, by its id in the index."""
+
+    id: str
+    weight: float = 1.0
+
+
+Evidence = Text | Picture | Row
+
+
+class Encoded(NamedTuple):
+    """The vectors of all pieces.
+
+    Attributes:
+        weights_E: float64, none of them zero.
+        vlm_ED1: τ, float32 unit rows.
+        vision_ED2: ν, float32 unit rows; zero for a text of which no image could be imagined, or none was wanted.
+    """
+
+    weights_E: NDArray[np.float64]
+    vlm_ED1: NDArray[np.float32]
+    vision_ED2: NDArray[np.float32]
+
+
+def check_evidence(evidence: Sequence[Evidence]) -> None:
+    """Check evidence before anything is made of it.
+
+    Raises:
+        UserError: there is none of it (code ``empty``), more than MAX_PIECES (``too-many``), none that is for something
+            (``nothing-wanted``), a weight that is zero, not finite or beyond ±MAX_WEIGHT (``out-of-range``), or a box
+            that does not lie in its picture (``out-of-range``). The field is ``evidence``, with the number of the piece
+            if it is one's fault.
+    """
+    if not evidence:
+        raise UserError(
+            "there is nothing to search for: give a text, a picture or a row", code="empty", field="evidence"
+        )
+    if len(evidence) > MAX_PIECES:
+        message = f"a query has up to {MAX_PIECES} pieces of evidence, not {len(evidence)}"
+        raise UserError(message, code="too-many", field="evidence")
+    for number, piece in enumerate(evidence):
+        field = f"evidence.{number}"
+        if not math.isfinite(piece.weight) or not 0 < abs(piece.weight) <= MAX_WEIGHT:
+            raise UserError(
+                f"the weight of evidence is a number from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g} and not zero, not"
+                f" {piece.weight!r}",
+                code="out-of-range",
+                field=f"{field}.weight",
+            )
+        if isinstance(piece, Picture) and piece.box:
+            _check_box(piece.box, piece.image.size, f"{field}.box")
+    if all(piece.weight < 0 for piece in evidence):
+        raise UserError(
+            "all evidence is against something: give a text, a picture or a row to search for as well",
+            code="nothing-wanted",
+            field="evidence",
+        )
+
+
+def _check_box(box: tuple[int, int, int, int], size: tuple[int, int], field: str) -> None:
+    left, top, right, bottom = box
+    width, height = size
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise UserError(
+            f"the box {box} (left, top, right, bottom) does not lie within a picture of {width} × {height} pixels",
+            code="out-of-range",
+            field=field,
+        )
+
+
+def summed(weights_E: NDArray[np.float64], vectors_ED: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return unit(Σ w e), float32 (D,), over the pieces that have a vector; zero if none has.
+
+    Raises:
+        UserError: pieces cancel each other out (code ``no-direction``, field ``evidence``).
+    """
+    there = vectors_ED.any(axis=1)
+    weights, vectors = weights_E[there], vectors_ED[there]
+    if not len(vectors):
+        return np.zeros(vectors_ED.shape[1], np.float32)
+    if len(vectors) == 1 and weights[0] > 0:
+        return vectors[0]  # as it is: scaled again, it would differ in its last bit
+    total_D = weights @ vectors.astype(np.float64)
+    if np.linalg.norm(total_D) < _CANCELLED * np.abs(weights).sum():
+        raise UserError("the pieces of evidence cancel each other out", code="no-direction", field="evidence")
+    return unit(total_D)
+
+
+def shares(
+    encoded: Encoded, weight: float, vlm_ND1: NDArray[np.float16], vision_ND2: NDArray[np.float16]
+) -> np.ndarray:
+    """Return what each piece brings to the score of each row: float64 (N, E), rows of which sum to their scores.
+
+    Args:
+        encoded: the evidence.
+        weight: λ.
+        vlm_ND1: c of the rows.
+        vision_ND2: d of the same rows.
+    """
+    total = np.zeros((len(vlm_ND1), len(encoded.weights_E)))
+    halves = ((1 - weight, encoded.vlm_ED1, vlm_ND1), (weight, encoded.vision_ED2, vision_ND2))
+    for factor, vectors_ED, rows_ND in halves:
+        parts_ED = encoded.weights_E[:, None] * vectors_ED.astype(np.float64)
+        length = np.linalg.norm(parts_ED.sum(axis=0))
+        if factor and length:
+            total += factor / length * (rows_ND.astype(np.float64) @ parts_ED.T)
+    return total
