@@ -7,8 +7,6 @@ it the same without the two. What ``benchmarks.serve`` measures beyond this is o
 more than that while a text passes so many processes.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import os
