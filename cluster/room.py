@@ -36,7 +36,7 @@ class Node(NamedTuple):
     def holds(self, stage: Placement) -> float:
         """Return how many actors of a stage it has the CPUs and GPUs for."""
         asked = [(self.cpus, stage.cpus), (self.gpus, stage.gpus)]
-        return min((round(has * _UNIT) // round(each * _UNIT) for has, each in asked if each), default=math.inf)
+        return min((round(has * _UNIT) // max(1, round(each * _UNIT)) for has, each in asked if each), default=math.inf)
 
     def __str__(self) -> str:
         own = {key: value for key, value in self.labels.items() if not key.startswith("ray.io/")}
@@ -103,9 +103,10 @@ def check_room(*demands: Demand) -> None:
     if any(_NODE_GROUP in node.labels for node in there):
         log.warning("%s The autoscaler may start such nodes: waiting.", found.sentence)
         return
+    remedy = "Change it or its fallback" if found.field.endswith(".labels") else "Lower it"
     raise UserError(
-        f"{found.sentence} Lower {found.field} or change labels and fallback in the profile, take another profile, or"
-        " add nodes (docs/placement.md)",
+        f"{found.sentence} The profile's {found.field} says so. {remedy}, take another profile, or add nodes"
+        " (docs/placement.md)",
         code="no-room",
         field=found.field,
     )

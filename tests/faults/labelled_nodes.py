@@ -3,8 +3,8 @@
     python labelled_nodes.py placed|jobs|service FOLDER PROFILE TARGET
 
 In ``placed`` nothing is lost; in ``jobs`` a node for models is, in each of them; in ``service`` that of a shard of the
-index in TARGET, which the jobs else make. It prints JSON at its end. What is defined here lies in ``__main__``, so
-workers are sent it whole.
+index in TARGET, which the jobs else make. It writes FOLDER/report.json. What is defined here lies in ``__main__``,
+so workers are sent it whole.
 """
 
 from __future__ import annotations
@@ -354,11 +354,8 @@ if __name__ == "__main__":
     os.environ["RAY_ADDRESS"] = there.cluster.address
     try:
         with session(there.cluster.address):
-            print(
-                json.dumps(
-                    {"placed": placed, "jobs": lose_nodes, "service": lose_a_shard}[MODE](placed_profile(), there)
-                )
-            )
+            run = {"placed": placed, "jobs": lose_nodes, "service": lose_a_shard}[MODE]
+            (FOLDER / "report.json").write_text(json.dumps(run(placed_profile(), there), indent=1))
     finally:
         ray.shutdown()
         there.cluster.shutdown()

@@ -43,13 +43,12 @@ def report(mode: str, folder: Path, profile: Path, target: Path | None = None) -
     script = Path(__file__).parent / "labelled_nodes.py"
     command = [sys.executable, *map(str, [script, mode, folder, profile, target or folder / "target"])]
     with (folder / "output").open("w") as output:
-        done = subprocess.run(
-            command, env=environment, stdout=subprocess.PIPE, stderr=output, text=True, check=False, timeout=1200
-        )
+        done = subprocess.run(command, env=environment, stdout=output, stderr=output, check=False, timeout=1200)
     print((folder / "output").read_text()[-8000:])
     assert done.returncode == 0
-    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(json.dumps(said, indent=1))
+    text = (folder / "report.json").read_text()
+    print(text)
+    said: dict[str, Any] = json.loads(text)
     return said
 
 

@@ -220,7 +220,7 @@ def test_the_worker_of_a_call_with_gpus_ends_with_it_and_others_are_kept(
     assert not any(gone(pid) for pid in kept)
     remote = ray.remote  # there is no GPU here: the call is as one with GPUs in all but that
     monkeypatch.setattr(ray, "remote", lambda **options: remote(**options | {"num_gpus": 0}))
-    own = [executor.run(process, gpus=1).get() for _ in range(3)]
+    own = [executor.run(process, place=Placement(gpus=1)).get() for _ in range(3)]
     assert len(set(own)) == 3
     wait_until(lambda: all(gone(pid) for pid in own))
 
