@@ -48,6 +48,7 @@ from serving.deployments.messages import PROBE
 BATCH, BATCH_SECONDS, BATCHES = 16, 0.5, 24
 """Rows that an embedder sleeps for at once, for how long, and how often each does so."""
 GENERATION_SECONDS = 1.0
+PARTS = ["index", "serve", "autoscale"]
 NOTES = "MINDSEYE_SCALING_NOTES"
 """Names the file in which embedders note what they have done; workers inherit it."""
 
@@ -253,17 +254,13 @@ def autoscale(target: Path, work: Path, least: int) -> dict[str, Any]:
         return asyncio.run(steps(url, least, 3))
 
 
-def _print(what: str, workers: int, figures: dict[str, Any], rate: str, of_one: float | None) -> None:
-    shown = ", ".join(
-        f"{name} {round(value, 2) if isinstance(value, float) else value}" for name, value in figures.items()
-    )
-    efficiency = f"; efficiency {figures[rate] / workers / of_one:.2f}" if of_one else ""
-    print(f"{what}, {workers} workers: {shown}{efficiency}", flush=True)
+def _shown(figures: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {round(v, 2) if isinstance(v, float) else v}" for name, v in figures.items())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=["index", "serve", "autoscale"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--seconds", type=float, default=15, help="of each measurement of the service")
     parser.add_argument("--least", nargs="+", type=int, default=[1, 0], help="replicas that autoscaling leaves")
@@ -274,17 +271,20 @@ def main() -> None:
         work = Path(place)
         os.environ[NOTES] = str(work / "notes")
         pipelines.embedding.Embedder = Sleeping  # type: ignore[assignment, misc]
-        for part, rate in (("index", "rows/s"), ("serve", "req/s")):
+        for part in given.parts:
+            if part == "autoscale":
+                for least in given.least:
+                    print(f"autoscale, from {least}: {_shown(autoscale(demo, work, least))}", flush=True)
+                continue
             of_one = None
-            for workers in given.workers if part in given.parts else ():
+            for workers in given.workers:
                 if part == "index":
-                    figures = index(workers, demo / "images", work)
+                    figures, rate = index(workers, demo / "images", work), "rows/s"
                 else:
-                    figures = answers(workers, demo, work, given.seconds)
+                    figures, rate = answers(workers, demo, work, given.seconds), "req/s"
                 of_one = of_one or figures[rate] / workers
-                _print(part, workers, figures, rate, of_one)
-        for least in given.least if "autoscale" in given.parts else ():
-            _print("autoscale", least, autoscale(demo, work, least), "", None)
+                efficiency = figures[rate] / workers / of_one
+                print(f"{part}, {workers} workers: {_shown(figures)}; efficiency {efficiency:.2f}", flush=True)
 
 
 if __name__ == "__main__":
