@@ -300,12 +300,15 @@ def test_calls_have_the_nodes_of_their_place(executor: RayExecutor, monkeypatch:
         asked.append(options)
         return ray_remote(**options)
 
+    def added(values: list[int]) -> int:
+        return sum(values)
+
     ray_remote = ray.remote
     monkeypatch.setattr(ray, "remote", recorded)
     place = Placement(cpus=0.5, labels={"mindseye/pool": "index"})  # no node here has it, so any will do
-    assert executor.run(sum, [1, 2], place=place).get() == 3
-    assert executor.map(sum, [([1, 2],)], place=place) == [3]
-    assert list(executor.as_completed(sum, [([1, 2],)], place=place)) == [3]
+    assert executor.run(added, [1, 2], place=place).get() == 3
+    assert executor.map(added, [([1, 2],)], place=place) == [3]
+    assert list(executor.as_completed(added, [([1, 2],)], place=place)) == [3]
     assert len(asked) == 3
     for options in asked:
         assert place.options().items() <= options.items()
