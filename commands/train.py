@@ -68,7 +68,7 @@ def _print_trained(made: Trained) -> None:
     say_made(uri, f"{uri}/metrics.jsonl", f"{uri}/curves.png")
 
 
-def import_aggregator(file: Path, target: str, like: str, *, take_over: TakeOver = False) -> None:
+def import_aggregator(file: Path, target: str, gallery: str, *, take_over: TakeOver = False) -> None:
     """Import a checkpoint that CLETIR's authors released.
 
     Parameters
@@ -77,13 +77,13 @@ def import_aggregator(file: Path, target: str, like: str, *, take_over: TakeOver
         The checkpoint (.pth); only tensors are loaded from it.
     target
         Folder or URI of the aggregator.
-    like
+    gallery
         A gallery of the models that the checkpoint was trained with.
     """
     from retrieval.artifacts import Gallery
     from training.reference import import_reference
 
-    made = import_reference(file, target, Gallery.open(like), take_over=take_over)
+    made = import_reference(file, target, Gallery.open(gallery), take_over=take_over)
     manifest = made.manifest
     out.print(f"{manifest.layers} layers of {manifest.dim} dimensions, λ = {manifest.weight:.3f}")
     say_made(made.uri)

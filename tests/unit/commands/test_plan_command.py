@@ -28,7 +28,7 @@ def test_without_rates_what_depends_on_them_is_not_known(run: Run) -> None:
 def test_json_has_every_figure_or_what_it_lacks(run: Run, tmp_path: Path) -> None:
     rates = tmp_path / "rates.yaml"
     rates.write_text("embed_rows_per_s: 500\ngpu_hour: 1\nimagine_images_per_s: 2\n")
-    said = run(*BILLION, "--rates", rates, "--rate", "gpu_hour=2", "--json")
+    said = run(*BILLION, "--rates", rates, "--rate", "gpu_hour=2", "--rate", "train_steps_per_s=10", "--json")
     assert said.code == 0
     report = json.loads(said.out)
     assert report["cut"] == {"shards": 500, "rows": 2_000_000, "dim": 1792, "factory": "IVF5656,SQ8"}
@@ -36,7 +36,7 @@ def test_json_has_every_figure_or_what_it_lacks(run: Run, tmp_path: Path) -> Non
         assert (figure["value"] is None) == bool(figure["missing"])
         assert figure["value"] is None or math.isfinite(figure["value"])
     figures = {(figure["section"], figure["name"], figure["unit"]): figure["value"] for figure in report["figures"]}
-    hours = 1e9 / 500 / 3600 + 1e5 * 16 / 2 / 3600
+    hours = (1e9 / 500 + 1e5 * 16 / 2 + 400 / 10) / 3600
     assert figures["cost", "jobs, GPUs", ""] == pytest.approx(2 * hours)
     assert figures["storage", "gallery", "B"] == pytest.approx(1e9 * (2 * 1792 + 39))
     assert report["rates"]["gpu_hour"] == {"value": 2, "origin": "given"}

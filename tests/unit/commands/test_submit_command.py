@@ -18,7 +18,23 @@ from commands.app import app
 from commands.submit import PLACES, SENT, delimited
 from commands.submit import prepared as prepared_for
 
-WORDS = {"address", "factory", "host", "id", "label", "memory_per_shard", "name", "path", "reason", "store", "text"}
+WORDS = {
+    *(
+        "address",
+        "factory",
+        "host",
+        "id",
+        "kind",
+        "label",
+        "like",
+        "memory_per_shard",
+        "name",
+        "path",
+        "rate",
+        "reason",
+    ),
+    *("store", "text", "unlike", "without"),
+}
 """Parameters of commands that are no paths of the machine where the command is given."""
 
 

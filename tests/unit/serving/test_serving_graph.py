@@ -139,7 +139,7 @@ def test_fused_answers_equal_the_plain_pipeline_made_and_remembered(
                 assert as_tuples(answer) == as_tuples(plain)
                 assert (answer.memory, answer.weight, answer.degraded) == (memory, plain.weight, None)
                 if plain.imagined:
-                    assert [image.seed for image in answer.imagined] == plain.imagined.seeds.tolist()
+                    assert [image.seed for image in answer.imagined] == plain.imagined[0].seeds.tolist()
                     assert sum(image.attention or 0 for image in answer.imagined) == pytest.approx(1)
 
     run(check())

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from retrieval.index.shard import Shard
 from serving.deployments.shards import Opened
 
 NAMES = ["", "Z", "a", "a/b", "ab", "b", "é", "ｆ", "😀", "😀a"]
@@ -20,6 +21,9 @@ class Rows(NamedTuple):
 
     rows: pa.Table
     alive: np.ndarray
+
+    def row_of(self, id: str) -> int | None:
+        return Shard.row_of(self, id)  # type: ignore[arg-type]
 
 
 class Counted:
