@@ -19,20 +19,7 @@ from commands.submit import PLACES, SENT, delimited
 from commands.submit import prepared as prepared_for
 
 WORDS = {
-    *(
-        "address",
-        "factory",
-        "host",
-        "id",
-        "kind",
-        "label",
-        "like",
-        "memory_per_shard",
-        "name",
-        "path",
-        "rate",
-        "reason",
-    ),
+    *("address", "factory", "host", "id", "label", "like", "memory_per_shard", "name", "path", "rate", "reason"),
     *("store", "text", "unlike", "without"),
 }
 """Parameters of commands that are no paths of the machine where the command is given."""
