@@ -30,19 +30,36 @@ class Finding(NamedTuple):
     nodes: list[str]
 
 
-def examine_nodes(nodes: Sequence[Node], profile: str | Path | Profile, uris: Sequence[str] = ()) -> list[Finding]:
+class Read(NamedTuple):
+    """A profile as it was read, and whether it could be."""
+
+    check: Check
+    profile: Profile | None
+
+
+def read_profile(given: str | Path) -> Read:
+    """Read the profile whose models the nodes are to have, before a session begins: Ray may replace the files that were
+    sent along with a job once its driver connects.
+    """
+    try:
+        profile = load_profile(given)
+    except UserError as error:
+        return Read(Check("profile", False, str(error), "correct the profile, or give another"), None)
+    return Read(Check("profile", True, profile.name), profile)
+
+
+def examine_nodes(nodes: Sequence[Node], read: Read, uris: Sequence[str] = ()) -> list[Finding]:
     """Check nodes of the cluster that this process is connected to.
 
     Args:
         nodes: to check.
-        profile: whose models they must find; whether its paths are right is a check as well.
+        read: the profile whose models they must find.
         uris: folders that each must be able to read and to write.
 
     Returns:
         For each thing that was checked, in order, what was found: that of the most nodes first.
     """
-    about_profile, settings = _profile(profile)
-    reports: dict[str, list[Check]] = {node.name: list(about_profile) for node in nodes}
+    reports = {node.name: [read.check] for node in nodes}
     look = software()
     here = Software(*look())
     found = _ask(look, [(node, ()) for node in nodes])
@@ -51,7 +68,7 @@ def examine_nodes(nodes: Sequence[Node], profile: str | Path | Profile, uris: Se
         reports[node.name] += [answer] if isinstance(answer, Check) else list(compare(Software(*answer), here))
     able = [node for node in nodes if not isinstance(found[node.name], Check)]
     with _probes(uris) as probes:
-        inspected = _ask(inspect, [(node, (node, settings, probes)) for node in able])
+        inspected = _ask(inspect, [(node, (node, read.profile, probes)) for node in able])
     for node in able:
         answer = inspected[node.name]
         reports[node.name] += [answer] if isinstance(answer, Check) else answer
@@ -72,14 +89,6 @@ def grouped(reports: Mapping[str, Sequence[Check]]) -> list[Finding]:
 def wrong(findings: Sequence[Finding]) -> Counter[str]:
     """Return how many things are not right on each node that has such."""
     return Counter(node for finding in findings if not finding.check.ok for node in finding.nodes)
-
-
-def _profile(given: str | Path | Profile) -> tuple[list[Check], Profile | None]:
-    try:
-        profile = load_profile(given)
-    except UserError as error:
-        return [Check("profile", False, str(error), "correct the profile, or give another")], None
-    return [Check("profile", True, profile.name)], profile
 
 
 def _ask(question: Callable[..., Any], asked: Sequence[tuple[Node, tuple[Any, ...]]]) -> dict[str, Any]:

@@ -43,12 +43,13 @@ def doctor(
 
     place = cluster_address(address)
     if place not in (None, IN_PROCESS):
-        from cluster.fleet import examine_nodes
+        from cluster.fleet import examine_nodes, read_profile
         from cluster.nodes import nodes
 
+        read = read_profile(profile)
         with session(place):
             alive = nodes().alive
-            findings = examine_nodes(alive, profile, uri or ())
+            findings = examine_nodes(alive, read, uri or ())
         print_findings(findings, [node.name for node in alive])
         if any(not finding.check.ok for finding in findings):
             sys.exit(1)

@@ -12,9 +12,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
+from ray import serve
 from ray.serve._private.http_util import ASGIReceiveProxy
 from ray.serve.config import HTTPOptions
 from ray.serve.context import _get_global_client
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeInstanceDetails
 from starlette.types import Message, Receive
 
@@ -67,6 +69,16 @@ def serve_details() -> tuple[HTTPOptions, ServeInstanceDetails] | None:
     """
     client = _get_global_client(raise_if_no_controller_running=False)
     return (client.http_config, ServeInstanceDetails(**client.get_serve_details())) if client else None
+
+
+def handle_without_a_loop(deployment: str, application: str) -> DeploymentHandle:
+    """Return a handle that any thread of this process may use. With the throughput settings, Serve's own belongs to the
+    event loop in which it was first used, and ends Serve's shutdown with an error once that loop is closed.
+    """
+    handle = serve.get_deployment_handle(deployment, application)
+    if not handle.is_initialized:
+        handle._init(_run_router_in_separate_loop=True)
+    return handle
 
 
 class LateBoundApp(ABC):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from dataclasses import dataclass
 
 import ray
-from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from serving.deployments.messages import Served
 from serving.instance import Instance
-from serving.ray_names import serve_details
+from serving.ray_names import handle_without_a_loop, serve_details
 
 ANSWER_SECONDS = 10
 RANKER = "Ranker"
@@ -86,12 +84,7 @@ def _served(application: str, deployments: list[DeploymentState]) -> Served | No
     if not any(each.name == RANKER and each.replicas.get("RUNNING") for each in deployments):
         return None
     try:
-        served = asyncio.run(_ask(application))
+        served = handle_without_a_loop(RANKER, application).served.remote().result(timeout_s=ANSWER_SECONDS)
     except (RayError, RayServeException, TimeoutError, AttributeError):  # another's Ranker, or one that hangs
         return None
     return served if isinstance(served, Served) else None
-
-
-async def _ask(application: str) -> object:
-    # With the throughput settings of Serve a handle works in an event loop alone.
-    return await asyncio.wait_for(serve.get_deployment_handle(RANKER, application).served.remote(), ANSWER_SECONDS)
