@@ -62,10 +62,8 @@ class Jobs:
                 (``unreachable``), or it asks for a token that this process does not have (``not-authenticated``).
         """
         self.url = _url(address or os.environ.get(ADDRESS))
-        host, port = urlsplit(self.url).hostname or "", urlsplit(self.url).port or DASHBOARD_PORT
-        check_listening(
-            self.url, host, port, "give the address of the head's dashboard, and see that it can be reached"
-        )
+        remedy = "give the address of the head's dashboard, and see that it can be reached"
+        check_listening(self.url, *_host_and_port(self.url), remedy)
         for name in ("job.sdk", "dashboard_sdk"):  # they say what they upload, and that a log has come to its end
             logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
         try:
@@ -203,3 +201,8 @@ def _url(address: str | None) -> str:
     if port is None and parts.scheme == "http" and not parts.path.strip("/"):
         return f"{url.rstrip('/')}:{DASHBOARD_PORT}"
     return url.rstrip("/")
+
+
+def _host_and_port(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)

@@ -203,9 +203,13 @@ def _models(profile: Profile) -> Iterator[Check]:
             remedy = f"put the model there, let the node reach the hub, or correct models.{role} in the profile"
             yield Check(role, False, f"{uri}: {error}", remedy)
     if models.aggregator:
-        there = Folder(models.aggregator).exists("manifest.json")
         remedy = "put it where every node has it, or correct models.aggregator in the profile"
-        yield Check("aggregator", there, f"{models.aggregator}{'' if there else ' is not there'}", remedy)
+        try:
+            there = Folder(models.aggregator).exists("manifest.json")
+        except (OSError, UserError) as error:
+            yield Check("aggregator", False, f"{models.aggregator}: {first_line(error)}", remedy)
+        else:
+            yield Check("aggregator", there, f"{models.aggregator}{'' if there else ' is not there'}", remedy)
 
 
 def _reach(probe: Probe) -> Iterator[Check]:

@@ -21,7 +21,7 @@ Origin = Literal["given", "measured", "of the model", "assumed"]
 class Rates(Settings):
     """What is not known is None, and nothing is guessed for it. Those with another default are assumptions."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
 
     vlm_dim: int | None = Field(default=None, ge=1)
     """D1, dimensions of the VLM."""

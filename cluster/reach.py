@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._private.services import canonicalize_bootstrap_address
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RpcError
 
 from retrieval.errors import UserError
 
@@ -33,15 +33,23 @@ def check_cluster(address: str) -> str:
         address: ``HOST:PORT`` of its head, or ``auto`` for the cluster that this machine is part of.
 
     Raises:
-        UserError: it is no such address (``malformed``), nothing answers there (``unreachable``), or the cluster asks
-            for a token that this process does not have (``not-authenticated``).
+        UserError: it is no such address (``malformed``), no cluster answers there (``unreachable``), or it asks for a
+            token that this process does not have (``not-authenticated``).
     """
     found = _host_and_port(address)
     check_listening(address, *found, "start Ray there (ray start --head), or give another address")
     place = f"{found[0]}:{found[1]}"
     with silent_stderr(), token_asked_for(address):
         check_token()
-        gcs(place).check_alive([], timeout=ANSWER_SECONDS)
+        try:
+            gcs(place).check_alive([], timeout=ANSWER_SECONDS)
+        except RpcError as error:
+            raise UserError(
+                f"what listens at {address} does not answer as a Ray cluster ({error}): give HOST:PORT of its head,"
+                " whose port is 6379 unless Ray was started with another",
+                code="unreachable",
+                field="address",
+            ) from error
     return place
 
 
@@ -108,8 +116,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
             code="dashboard",
             field="address",
         )
-    # No public function says what "auto" is.
-    found = canonicalize_bootstrap_address("auto") if address == "auto" else address
+    found = _this_machines() if address == "auto" else address
     if found is None:
         raise UserError(
             "this machine is part of no Ray cluster: start one with ray start, or give the address of one",
@@ -124,3 +131,11 @@ def _host_and_port(address: str) -> tuple[str, int]:
             field="address",
         )
     return host.strip("[]"), int(port)
+
+
+def _this_machines() -> str | None:
+    """Return the address of the cluster that this machine is part of, else None."""
+    try:
+        return canonicalize_bootstrap_address("auto")  # no public function says it
+    except (ConnectionError, ValueError):  # there is none; RAY_ADDRESS, which Ray asks first, is not of a cluster
+        return None

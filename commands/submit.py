@@ -66,8 +66,8 @@ def submitting(app: App) -> Callable[..., None]:
         Parameters
         ----------
         command
-            Command of mindseye and all that it takes. Files of --profile and of a vocabulary are sent along; sources,
-            targets and what else it names are URIs, or absolute paths that every node has.
+            Command of mindseye and all that it takes. Files of --profile, --image, --rates and of a vocabulary are sent
+            along; sources, targets and what else it names are URIs, or absolute paths that every node has.
         address
             Dashboard of the cluster's head, such as http://head:8265; by default RAY_API_SERVER_ADDRESS.
         no_wait
@@ -107,7 +107,7 @@ def prepared(app: App, command: Sequence[str]) -> tuple[list[str], dict[str, Pat
             or a file that cannot be sent (``missing``, ``too-large``).
     """
     files: dict[str, Path] = {}
-    words = list(command)
+    names: dict[str, str] = {}
     for name, value in _given(app, command):
         if "://" in value:
             continue
@@ -118,11 +118,10 @@ def prepared(app: App, command: Sequence[str]) -> tuple[list[str], dict[str, Pat
                 code="relative-path",
                 field=name,
             )
-        if name in SENT and (file := _file(name, value)):
-            sent = _unused(file.name, files)
-            files[sent] = file
-            words = [_replaced(word, value, sent) for word in words]
-    return ["mindseye", *words], files
+        if name in SENT and value not in names and (file := _file(name, value)):
+            names[value] = _unused(file.name, files)
+            files[names[value]] = file
+    return ["mindseye", *(_replaced(word, names) for word in command)], files
 
 
 def _given(app: App, command: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -178,11 +177,11 @@ def _unused(name: str, files: dict[str, Path]) -> str:
     return unused
 
 
-def _replaced(word: str, value: str, sent: str) -> str:
-    if word == value:
-        return sent
+def _replaced(word: str, names: dict[str, str]) -> str:
+    if word in names:
+        return names[word]
     option, equals, given = word.partition("=")
-    return f"{option}={sent}" if equals and option.startswith("--") and given == value else word
+    return f"{option}={names[given]}" if equals and option.startswith("--") and given in names else word
 
 
 def _pass_on(text: str) -> None:

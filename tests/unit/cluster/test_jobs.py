@@ -101,17 +101,20 @@ def test_the_exit_code_is_that_of_the_job(ended: Any, code: int, said: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("given", "url"),
+    ("given", "url", "place"),
     [
-        ("head", "http://head:8265"),
-        ("head:80", "http://head:80"),
-        ("http://head:8265/", "http://head:8265"),
-        ("https://ray.example.org/cluster/", "https://ray.example.org/cluster"),
-        ("[::1]:8265", "http://[::1]:8265"),
+        ("head", "http://head:8265", ("head", 8265)),
+        ("head:80", "http://head:80", ("head", 80)),
+        ("http://head:8265/", "http://head:8265", ("head", 8265)),
+        ("http://proxy/cluster", "http://proxy/cluster", ("proxy", 80)),
+        ("https://ray.example.org/cluster/", "https://ray.example.org/cluster", ("ray.example.org", 443)),
+        ("https://ray.example.org:8443", "https://ray.example.org:8443", ("ray.example.org", 8443)),
+        ("[::1]:8265", "http://[::1]:8265", ("::1", 8265)),
     ],
 )
-def test_an_address_is_a_url_or_a_host(given: str, url: str) -> None:
+def test_an_address_is_a_url_or_a_host(given: str, url: str, place: tuple[str, int]) -> None:
     assert module._url(given) == url
+    assert module._host_and_port(url) == place
 
 
 @pytest.mark.parametrize(

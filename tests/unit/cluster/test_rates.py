@@ -28,6 +28,7 @@ def test_the_first_source_that_has_a_rate_decides() -> None:
         ({"busy": 1.5}, "busy"),
         ({"gpu_hour": "two"}, "gpu_hour"),
         ({"busy": 0}, "busy"),
+        ({"kmeans_rounds": float("inf")}, "kmeans_rounds"),
     ],
 )
 def test_a_rate_that_cannot_be_is_refused_by_name(rates: dict[str, float], field: str) -> None:

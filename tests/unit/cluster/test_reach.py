@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from errors import refused
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RpcError
 
 from cluster import reach, session
 from cluster.reach import check_cluster
@@ -30,9 +30,14 @@ def test_where_nothing_listens_is_said_long_before_ray_gives_up(monkeypatch: pyt
 
 
 def test_where_this_machine_is_part_of_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reach, "canonicalize_bootstrap_address", lambda _: None)
-    with refused("unreachable", "address"):
-        check_cluster("auto")
+    def no_instance(_: str) -> str:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    for answer in (lambda _: None, no_instance):
+        monkeypatch.setattr(reach, "canonicalize_bootstrap_address", answer)
+        with refused("unreachable", "address") as error:
+            check_cluster("auto")
+        assert "part of no Ray cluster" in str(error.value)
     monkeypatch.setattr(reach, "canonicalize_bootstrap_address", lambda _: "127.0.0.1:1")
     with refused("unreachable", "address"):  # of a cluster that has ended
         check_cluster("auto")
@@ -56,4 +61,14 @@ def test_a_cluster_that_asks_for_its_token_says_so(listener: str, monkeypatch: p
 
     monkeypatch.setattr(reach, "gcs", asking)
     with refused("not-authenticated", "address"):
+        check_cluster(listener)
+
+
+def test_what_listens_there_and_is_no_cluster(listener: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(address: str) -> None:
+        raise RpcError("Timed out while waiting for GCS to become available.")
+
+    monkeypatch.setattr(reach, "gcs", silent)
+    monkeypatch.setattr(reach, "check_token", lambda: None)
+    with refused("unreachable", "address"):
         check_cluster(listener)

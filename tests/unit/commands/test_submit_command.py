@@ -99,6 +99,16 @@ def test_a_profile_and_a_vocabulary_go_along(
     assert prepared(["queries", "/of/the/nodes.csv", "/shared/queries"])[1] == {}
 
 
+def test_files_of_one_name_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    for file in ("a/x.png", "x.png"):
+        (tmp_path / file).write_text(file)
+    monkeypatch.chdir(tmp_path)
+    words, files = prepared(["search", "s3://b", "--image", "a/x.png", "--image=x.png"])
+    assert words == ["mindseye", "search", "s3://b", "--image", "x.png", "--image=x-2.png"]
+    assert {name: file.read_text() for name, file in files.items()} == {"x.png": "a/x.png", "x-2.png": "x.png"}
+
+
 def test_a_profile_with_paths_from_its_own_place_is_refused(profile_file: Path) -> None:
     with refused("relative-path", "profile") as error:
         prepared(["index", "s3://a", "s3://b", "--profile", str(profile_file)])
