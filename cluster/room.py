@@ -92,6 +92,11 @@ def preferred(stage: Placement, there: Sequence[Node], actors: int = 1) -> tuple
     return stage.selectors()[0], []
 
 
+def may_grow(there: Sequence[Node]) -> bool:
+    """Return whether an autoscaler may start other nodes than these."""
+    return any(_NODE_GROUP in node.labels for node in there)
+
+
 def check_room(*demands: Demand) -> None:
     """Refuse what Ray would wait for without end.
 
@@ -100,7 +105,7 @@ def check_room(*demands: Demand) -> None:
     """
     if in_process() or not (found := trouble(demands, there := cluster_nodes())):
         return
-    if any(_NODE_GROUP in node.labels for node in there):
+    if may_grow(there):
         log.warning("%s The autoscaler may start such nodes: waiting.", found.sentence)
         return
     remedy = "Change it or its fallback" if found.field.endswith(".labels") else "Lower it"
@@ -114,7 +119,7 @@ def check_room(*demands: Demand) -> None:
 
 def trouble(demands: Sequence[Demand], there: Sequence[Node]) -> Trouble | None:
     """Return what these nodes cannot hold. That there is nothing is no promise: how actors share nodes is not tried."""
-    has = f"There are {_several(there)}."
+    has = f"There {'is' if len(there) == 1 else 'are'} {_several(there)}."
     for demand in demands:
         stage, nodes = demand.stage, demand.nodes(there)
         wanted, where = _resources(stage.cpus, stage.gpus), _where(demand)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cluster.loading import load_vlm, prompt_templates
 from cluster.profile import Profile
 from cluster.progress import Log
-from cluster.room import Demand, cluster_nodes, trouble
+from cluster.room import Demand, cluster_nodes, may_grow, trouble
 from cluster.session import in_process
 from pipelines.running import current_executor
 from retrieval.artifacts import Gallery, QuerySet
@@ -60,7 +60,8 @@ def _from_query_set(gallery: Gallery, queries: QuerySet) -> pa.Table:
 def _from_class_names(gallery: Gallery, profile: Profile) -> pa.Table | str:
     """Return what cannot be had instead, in words."""
     fingerprint = recorded(gallery, "vlm").fingerprint
-    if not in_process() and (found := trouble([Demand("the VLM", "embed", profile.embed)], cluster_nodes())):
+    there = [] if in_process() else cluster_nodes()
+    if there and not may_grow(there) and (found := trouble([Demand("the VLM", "embed", profile.embed)], there)):
         return found.sentence
     return current_executor().run(_embedded, profile, fingerprint, place=profile.embed).get()
 
