@@ -26,13 +26,11 @@ from retrieval.fusion import DEFAULT_WEIGHT, fused_query
 from serving.deployments.calls import Deadline, Unavailable, bounded, call
 from serving.deployments.local_shards import LocalShards
 from serving.deployments.merging import Found, ranked
-from serving.deployments.messages import START_SECONDS, Model, Question, Ranking, Served
+from serving.deployments.messages import SHARE_OF_SHARDS, START_SECONDS, Model, Question, Ranking, Served
 from serving.deployments.pointer import Pointed
 from serving.deployments.remote_shards import RemoteShards
 from serving.deployments.shards import KEPT_VERSIONS
 
-SHARE_OF_SHARDS = 0.8
-"""Of the time that a call has, so much is for the shards: what they found still has to be merged and sent."""
 ASK_SECONDS = 30
 """How long the pointer to the index may take to answer; it does nothing else."""
 LONGEST_PAUSE = 300
