@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.fan_out [--seconds 2] [--without-serve] [--json FILE]
 
 A simulated shard has two million rows, of which none is there: what it answers is drawn, as many rows as a real one
-would send (``Opened.sends``), with the scores that the best of so many independent rows have, and ids and columns as
+would send (``rows_to_send``), with the scores that the best of so many independent rows have, and ids and columns as
 the demo's index has them. The ranker's side is the service's own: ``RemoteShards``, ``merging.ranked``.
 
 1. In this process, shards that answer at once: what decoding and merging cost. And shards that answer after a time that

@@ -137,7 +137,8 @@ class Finder:
     ) -> Answer:
         """Find the k best images for texts, pictures and rows of the gallery, for and against (``retrieval.evidence``).
 
-        If nothing has a visual half, since no image could be imagined, the answer is the text one and says so.
+        If nothing that is wanted has a visual half, since no image could be imagined, the answer is the text one and
+        says so.
 
         Args:
             evidence: up to 16 pieces, one of which is for something.
@@ -162,12 +163,12 @@ class Finder:
         checked_k(k)  # before imagining, which takes its time
         check_evidence(evidence)
         encoded, imagined = self._encoded(evidence, images if weight > 0 else None, seed)
-        vlm_D1 = summed(encoded.weights_E, encoded.vlm_ED1)
-        vision_D2 = summed(encoded.weights_E, encoded.vision_ED2)
         reasons = sorted({reason for one in imagined if not len(one.pixels_KHWC) for reason in one.rejected})
         degraded = f"no image could be imagined ({', '.join(reasons)})" if reasons else None
-        if not vision_D2.any():
+        if not encoded.vision_ED2[encoded.weights_E > 0].any():  # against alone, a half wants nothing
             weight = 0.0
+        vlm_D1 = summed(encoded.weights_E, encoded.vlm_ED1)
+        vision_D2 = summed(encoded.weights_E, encoded.vision_ED2) if weight else np.zeros_like(encoded.vision_ED2[0])
         hits = self._hits(fused_query(vlm_D1, vision_D2, weight), k)
         brought = shares(encoded, weight, *self._vectors(hits)).tolist()
         return Answer(self._results(hits), weight, imagined, degraded, brought)

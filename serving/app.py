@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from serving.deployments.gathering import CALLS_A_REPLICA
 from serving.deployments.generator import ImaginingGenerator
 from serving.deployments.pointer import Pointer
 from serving.deployments.ranker import Ranker
-from serving.deployments.shards import IndexShard
+from serving.deployments.shards import IndexShard, deployment_count
 from serving.ingress import Ingress, Service
 from serving.memory import open_store
 from serving.memory.warm import warm
@@ -154,10 +153,8 @@ def demands(settings: ServeSettings, shards: int) -> list[Demand]:
 
 def shard_deployments(index: Index, settings: ServeSettings) -> int:
     """Return how many deployments the shards of an index are: none where the ranker holds them."""
-    records, shards = index.manifest.shards, settings.shards
-    apart = shards.gpus or shards.selectors(0) != shards.selectors(1)
-    local = not apart and sum(record.bytes for record in records) <= settings.local_index_bytes
-    return 0 if local else math.ceil(len(records) / settings.shards_per_deployment)
+    records = index.manifest.shards
+    return deployment_count(len(records), sum(record.bytes for record in records), settings)
 
 
 def store_uri(given: str | None, profile: Profile) -> str:

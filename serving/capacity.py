@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from cluster.profile import Profile, Replicas
 from cluster.sheet import Figure, Sheet
 from retrieval.index.kinds import memory_of
-from serving.deployments.shards import NUMBERS, rows_to_send
+from serving.deployments.shards import NUMBERS, deployment_count, rows_to_send
 
 PART_BYTES = 700
 """What the answer of a shard takes on the wire beside its rows (``benchmarks.fan_out``)."""
@@ -35,7 +35,7 @@ def deployments_of(sheet: Sheet, profile: Profile) -> int:
     """Return how many deployments the shards are, 0 where each ranker holds them itself."""
     cut, settings = sheet.cut, profile.serve
     files = cut.shards * (memory_of(cut.factory, cut.rows, cut.dim) + cut.rows * 2 * cut.dim)
-    return 0 if files <= settings.local_index_bytes else math.ceil(cut.shards / settings.shards_per_deployment)
+    return deployment_count(cut.shards, files, settings)
 
 
 def add_fan_out(sheet: Sheet, profile: Profile) -> Figure:
@@ -131,7 +131,7 @@ def add_service(sheet: Sheet, profile: Profile, ranking: Figure) -> Machines:
     ranker = replicas("ranker", settings.ranker, how, rankings, _on_one_core(sheet, ranking, calls), cores=1)
     held, holders = cut.shards, ranker
     if calls:
-        held = settings.shards_per_deployment
+        held = min(cut.shards, settings.shards_per_deployment)
         search = sheet.add(
             "service",
             "search of a deployment",
@@ -164,7 +164,7 @@ def add_network(sheet: Sheet, profile: Profile) -> list[Figure]:
     settings, workload, cut = profile.serve, sheet.workload, sheet.cut
     rows, calls = workload.images, deployments_of(sheet, profile)
     sheet.add("network", "sources, read once", "B", "N × source_bytes", lambda each: rows * each, "source_bytes")
-    held = settings.shards_per_deployment if calls else cut.shards
+    held = min(cut.shards, settings.shards_per_deployment) if calls else cut.shards
     of_shard = memory_of(cut.factory, cut.rows, cut.dim)
     sheet.add(
         "network",

@@ -19,7 +19,15 @@ from serving.admission import Admission
 from serving.answers import Asked, Shortfall, answer, imagined_images
 from serving.deployments.calls import Deadline, Unavailable, call, call_every_replica
 from serving.deployments.gathering import Gathering
-from serving.deployments.messages import PROBE, START_SECONDS, EncodedText, Question, Ranking, Served
+from serving.deployments.messages import (
+    PROBE,
+    SHARE_OF_SHARDS,
+    START_SECONDS,
+    EncodedText,
+    Question,
+    Ranking,
+    Served,
+)
 from serving.imaginer import Imaginer
 from serving.memory.entry import Remembered, normalised
 from serving.memory.memory import Memory
@@ -84,6 +92,7 @@ class Search:
         self._parts = parts
         self.seconds = settings.deadline_ms / 1000
         """The longest that an answer may take."""
+        self._shard_seconds = settings.shard_timeout_ms / 1000
         self._weight: float | None = None
         self.admission = Admission(settings.ingress.ongoing, settings.ingress.queued)
         self._texts: Gathering[str, EncodedText] = Gathering.of("the text encoder", self._encode_each, settings.vlm)
@@ -295,9 +304,18 @@ class Search:
         weight = 0.0 if vision is None else asked.weight
         asking = Asking(asked.deadline, vlm_D1, vision, weight, asked.request.k, asked.version)
         with asked.timed(stage), metrics.waiting.one(part="ranker"):
-            ranking = await self._rankings.ask(asking, seconds=asked.deadline.left)
+            if SHARE_OF_SHARDS * asked.deadline.left < self._shard_seconds:
+                ranking = await self._rank_alone(asking)  # beside others it would wait for a hung shard as they may
+            else:
+                ranking = await self._rankings.ask(asking, seconds=asked.deadline.left)
         asked.version = ranking.version
         self.places.keep(ranking.rows, ranking.version)
+        return ranking
+
+    async def _rank_alone(self, asking: Asking) -> Ranking:
+        [ranking] = await self._rank_each([asking], asking.deadline.left)
+        if isinstance(ranking, Exception):
+            raise ranking
         return ranking
 
     async def _rank_each(self, asking: list[Asking], seconds: float) -> list[Ranking | Exception]:

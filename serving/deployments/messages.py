@@ -15,6 +15,8 @@ PROBE = "a red striped star"
 """The query of warm-ups and health checks."""
 START_SECONDS = 600
 """How long models and shards may take to be there, and shards to fetch and map a new version."""
+SHARE_OF_SHARDS = 0.8
+"""Of the time that a call has, so much is for the shards: what they found still has to be merged and sent."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,16 +23,14 @@ from retrieval.artifacts import Index, Role, TrainedAggregator
 from retrieval.artifacts.compatibility import check_made_by, check_same_models
 from retrieval.errors import DamagedError, UserError
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
-from serving.deployments.calls import Unavailable, call
+from serving.deployments.calls import Deadline, Unavailable, bounded, call
 from serving.deployments.local_shards import LocalShards
 from serving.deployments.merging import Found, ranked
-from serving.deployments.messages import START_SECONDS, Model, Question, Ranking, Served
+from serving.deployments.messages import SHARE_OF_SHARDS, START_SECONDS, Model, Question, Ranking, Served
 from serving.deployments.pointer import Pointed
 from serving.deployments.remote_shards import RemoteShards
 from serving.deployments.shards import KEPT_VERSIONS
 
-SHARE_OF_SHARDS = 0.8
-"""Of the time that a call has, so much is for the shards: what they found still has to be merged and sent."""
 ASK_SECONDS = 30
 """How long the pointer to the index may take to answer; it does nothing else."""
 LONGEST_PAUSE = 300
@@ -107,37 +105,43 @@ class Ranker:
         """Rank the gallery for each question. Those that ask alike are searched for together: scores are exact, so that
         company changes none. One that has less time than a shard may take is searched for alone.
         """
-        prepared: dict[int, _Prepared] = {}
         alike: dict[tuple[str, int, float], list[int]] = {}
         for place, question in enumerate(questions):
-            try:
-                prepared[place] = await self._prepared(question)
-            except Exception:  # of this question alone
-                log.exception("the ranker failed")
-                continue
             bound = min(self._settings.shard_timeout_ms / 1000, SHARE_OF_SHARDS * question.seconds)
-            alike.setdefault((prepared[place].index.uri, question.k, bound), []).append(place)
-
-        async def found(places: list[int], version: str, k: int, seconds: float) -> Sequence[Found | Unavailable]:
-            queries = np.stack([prepared[place].query_D for place in places])
-            try:
-                return await self._shards.search_each(version, queries, k, seconds=seconds)
-            except Unavailable as error:
-                return [error] * len(places)
-
-        answers = await asyncio.gather(*(found(places, *asked) for asked, places in alike.items()))
+            alike.setdefault((question.version or self._current.uri, question.k, bound), []).append(place)
         rankings: list[Ranking | Unavailable] = [Unavailable("the ranker", "failed") for _ in questions]
-        for places, group in zip(alike.values(), answers, strict=True):
-            for place, answer in zip(places, group, strict=True):
-                rankings[place] = _ranking(questions[place], prepared[place], answer)
+
+        async def rank(places: list[int], version: str, k: int, seconds: float) -> None:
+            deadline = Deadline(seconds)
+            try:
+                index = await bounded("the ranker", self._version(version), seconds=seconds)
+                prepared = self._prepared({place: questions[place] for place in places}, index)
+                if prepared:
+                    queries = np.stack([one.query_D for one in prepared.values()])
+                    found = await self._shards.search_each(index.uri, queries, k, seconds=deadline.left)
+                    for (place, one), of_one in zip(prepared.items(), found, strict=True):
+                        rankings[place] = _ranking(questions[place], one, of_one)
+            except Unavailable as error:
+                for place in places:
+                    rankings[place] = error
+            except Exception:  # of these questions alone
+                log.exception("the ranker failed")
+
+        await asyncio.gather(*(rank(places, *asked) for asked, places in alike.items()))
         return rankings
 
-    async def _prepared(self, question: Question) -> _Prepared:
-        index = await self._version(question.version)
-        visual_D2, attention = self._pooled(question.vision, index)
-        [query_D] = fused_query(question.vlm_D1, visual_D2, question.weight)
-        assert np.isfinite(query_D).all()
-        return _Prepared(index, query_D, attention)
+    def _prepared(self, questions: Mapping[int, Question], index: Index) -> dict[int, _Prepared]:
+        """Those that can be asked: what fails is of one question alone, and is logged."""
+        prepared = {}
+        for place, question in questions.items():
+            try:
+                visual_D2, attention = self._pooled(question.vision, index)
+                [query_D] = fused_query(question.vlm_D1, visual_D2, question.weight)
+                assert np.isfinite(query_D).all()
+                prepared[place] = _Prepared(index, query_D, attention)
+            except Exception:
+                log.exception("the ranker failed")
+        return prepared
 
     async def path(self, id: str, version: str | None = None, shard: int | None = None) -> tuple[str, str] | None:
         """Return the path of the row of that id, and what it is relative to; None if there is none.
@@ -273,9 +277,7 @@ class Ranker:
         return visual_D2, [share if math.isfinite(share) else None for share in attention_K.tolist()]
 
 
-def _ranking(question: Question, prepared: _Prepared, found: Found | Unavailable) -> Ranking | Unavailable:
-    if isinstance(found, Unavailable):
-        return found
+def _ranking(question: Question, prepared: _Prepared, found: Found) -> Ranking | Unavailable:
     if not found.parts:
         return Unavailable("every shard of the index", found.troubles[0].trouble if found.troubles else "down")
     index = prepared.index

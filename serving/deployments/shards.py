@@ -13,6 +13,7 @@ from cachetools import LRUCache
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from cluster.profile import ServeSettings
 from retrieval.artifacts import Index
 from retrieval.index.shard import Shard
 from serving.deployments.calls import call
@@ -30,6 +31,14 @@ ROOM = 2**20
 thousand rows of each of five hundred shards would be a hundred times as much."""
 NUMBERS = 32
 """Bytes of the scores and the row number of a row that is sent."""
+
+
+def deployment_count(shards: int, size: float, settings: ServeSettings) -> int:
+    """Return how many deployments so many shards of ``size`` bytes in all are: none where the ranker holds them."""
+    of = settings.shards
+    apart = of.gpus or of.selectors(0) != of.selectors(1)
+    local = not apart and size <= settings.local_index_bytes
+    return 0 if local else math.ceil(shards / settings.shards_per_deployment)
 
 
 def rows_to_send(k: int, rows: int, of_rows: int, shards: int, row_bytes: float) -> int:

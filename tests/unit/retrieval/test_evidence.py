@@ -139,6 +139,26 @@ def test_a_text_without_images_leaves_the_visual_half_to_the_others(
     assert visual == alone
 
 
+def test_where_only_what_is_against_was_imagined_the_text_ranks(
+    finder: Finder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = Imagined(np.zeros((0, 64, 64, 3), np.uint8), np.zeros(0, np.int64), ["safety"])
+    against = finder.encoder.generator.imagine([OTHER], 2)
+    evidence = [Text(TEXT), Text(OTHER, -0.4)]
+    by_text = finder.find(evidence, 24, mode="text")
+    monkeypatch.setattr(Generator, "imagine", lambda *_, **__: [nothing, *against])
+    answer = finder.find(evidence, 24)
+    assert (answer.weight, answer.degraded) == (0.0, "no image could be imagined (safety)")
+    assert [(found.id, found.score) for found in answer] == [(found.id, found.score) for found in by_text]
+
+
+def test_a_visual_half_that_is_not_asked_for_may_cancel_out(finder: Finder, collection: Collection) -> None:
+    row = collection.ids[4]
+    evidence = [Text(TEXT), Row(row), Row(row, -1.0)]
+    answer = finder.find(evidence, 24, mode="text")
+    assert [found.id for found in answer] == [found.id for found in finder.search(TEXT, 24, mode="text")]
+
+
 def test_a_single_vector_is_kept_to_the_bit() -> None:
     vector = np.array([[0.6, 0.8000001]], np.float32)
     assert summed(np.array([2.0]), vector).tolist() == vector[0].tolist()

@@ -85,6 +85,14 @@ def test_a_small_index_is_held_by_the_rankers() -> None:
     assert found["search in the ranker ms"] == pytest.approx(5 + 0.05 + 1)
 
 
+def test_a_small_index_whose_shards_have_gpus_is_planned_as_it_is_served() -> None:
+    shards = load_profile("paper").serve.shards.model_copy(update={"gpus": 0.5})
+    _, found = planned(Workload(images=10_000, load=10), shards=shards, shards_per_deployment=8)
+    assert found["calls of a ranking"] == found["shards, replicas"] == 1
+    _, alone = planned(Workload(images=10_000, load=10), shards=shards)
+    assert found["a replica with shards B"] == alone["a replica with shards B"]  # it has one shard, not eight
+
+
 def test_a_load_of_nobody_asks_for_the_least_that_the_profile_has() -> None:
     assert planned(Workload(images=10**9, load=1e-9))[1]["ranker, replicas"] == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import shutil
+import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from io import BytesIO
@@ -34,9 +35,11 @@ from retrieval.index.hits import merge_topk
 from retrieval.query import QueryEncoder
 from serving.deployments.calls import Unavailable, call
 from serving.deployments.generator import ImaginingGenerator
+from serving.deployments.local_shards import LocalShards
 from serving.deployments.messages import Question
 from serving.deployments.pointer import Pointer
 from serving.deployments.ranker import Ranker
+from serving.deployments.remote_shards import RemoteShards
 from serving.deployments.shards import IndexShard, Opened
 from serving.ingress import Service
 from serving.pictures import GalleryPictures
@@ -203,6 +206,49 @@ def test_questions_that_are_asked_together_are_ranked_as_if_alone(
 
     run(check())
     assert "the ranker failed" in serve_log.text
+
+
+def test_a_version_that_takes_long_to_open_keeps_nobody_else_waiting(
+    service: Service, query_encoder: QueryEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranker, opens = service.parts.ranker, threading.Event()
+    monkeypatch.setattr(Index, "open", lambda _: opens.wait(60))
+    question = Question(query_encoder.text_vectors(QUERIES[:1])[0], None, 0.0, 5, None, SECONDS)
+    hangs = replace(question, version="/hangs/index/000001", seconds=0.5)
+
+    async def check() -> None:
+        late, ranking = await call("", ranker.rank_each, [hangs, question], seconds=10.0)
+        assert (late.part, late.trouble) == ("the ranker", "late")
+        assert len(ranking.rows) == 5
+
+    try:
+        run(check())
+    finally:
+        opens.set()
+
+
+def test_what_fails_of_those_that_ask_alike_is_theirs_alone(
+    service: Service, query_encoder: QueryEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place: Any = RemoteShards if service.shards else LocalShards
+    search_each = place.search_each
+
+    def failing(shards: Any, version: str, query_QD: np.ndarray, k: int, *, seconds: float) -> Any:
+        if k == 3:
+            raise RuntimeError("a fault")
+        return search_each(shards, version, query_QD, k, seconds=seconds)
+
+    monkeypatch.setattr(place, "search_each", failing)
+    question = Question(query_encoder.text_vectors(QUERIES[:1])[0], None, 0.0, 5, None, SECONDS)
+
+    async def check() -> None:
+        first, ranking = await call(
+            "", service.parts.ranker.rank_each, [replace(question, k=3), question], seconds=SECONDS
+        )
+        assert (first.part, first.trouble) == ("the ranker", "failed")
+        assert len(ranking.rows) == 5
+
+    run(check())
 
 
 def test_the_shard_that_an_answer_names_is_asked_alone_for_a_picture_and_the_others_if_it_is_wrong(

@@ -255,6 +255,27 @@ def test_searches_that_wait_ask_together_and_each_gets_its_own_answer() -> None:
     run(check())
 
 
+def test_a_search_in_a_hurry_waits_for_no_shard_as_long_as_others_may() -> None:
+    async def check() -> None:
+        world = await World(shard_timeout_ms=60_000, deadline_ms=100_000).warmed()
+        rankings, hangs = world.ranker.rank_each, asyncio.Event()
+
+        async def rank_each(questions: list[Question]) -> list[Ranking]:
+            if max(question.seconds for question in questions) > 50:
+                await hangs.wait()  # for a shard
+            return await rankings(questions)
+
+        world.ranker.rank_each = rank_each  # type: ignore[method-assign]
+        patient = asyncio.create_task(world.answer("a moon", mode="text"))
+        hurried = asyncio.create_task(world.answer("a star", mode="text", deadline_ms=20_000))
+        assert (await hurried).query == "a star"
+        assert not patient.done()
+        hangs.set()
+        assert (await patient).query == "a moon"
+
+    run(check())
+
+
 @pytest.mark.parametrize("options", [{"mode": "text"}, {"mode": "text", "weight": 0.7}, {"weight": 0.0}])
 def test_a_search_by_text_imagines_nothing(options: dict[str, Any]) -> None:
     async def check() -> None:
