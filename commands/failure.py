@@ -27,7 +27,7 @@ HINTS = {
     "ray-client": "mindseye submit hands a command over from any machine.",
     "locked": "With --take-over this command breaks its lock.",
     "lock-lost": "mindseye index status says which job runs there.",
-    "too-few-resources": "A cluster is named by --address.",
+    "no-room": "A cluster is named by --address.",
 }
 """What the command line has for a mistake, by its code."""
 _OF_A_FILE = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)

@@ -66,8 +66,8 @@ def submitting(app: App) -> Callable[..., None]:
         Parameters
         ----------
         command
-            Command of mindseye and all that it takes. Files of --profile, --image, --rates and of a vocabulary are sent
-            along; sources, targets and what else it names are URIs, or absolute paths that every node has.
+            Command of mindseye and all that it takes. The files of a profile, of rates, of pictures to search by and of
+            a vocabulary are sent along; all else it names are URIs, or absolute paths that every node has.
         address
             Dashboard of the cluster's head, such as http://head:8265; by default RAY_API_SERVER_ADDRESS.
         no_wait

@@ -33,7 +33,7 @@ def commands(of: App) -> Iterator[Callable[..., Any]]:
     if of.default_command:
         yield of.default_command
     for name in of:
-        if not name.startswith("-"):
+        if not name.startswith("-") and of[name].show:  # those of other tests are hidden
             yield from commands(of[name])
 
 
