@@ -12,7 +12,7 @@ from ray import cloudpickle
 
 from cluster import fleet, node_checks
 from cluster.doctor import Check
-from cluster.fleet import Finding, grouped, wrong
+from cluster.fleet import Finding, grouped, read_profile, wrong
 from cluster.node_checks import Probe, Software, compare, inspect, software
 from cluster.nodes import Node, Use
 from cluster.profile import Profile
@@ -273,6 +273,6 @@ def test_nodes_alike_are_one_line_and_those_that_differ_are_named(capsys: pytest
 
 
 def test_a_wrong_profile_is_a_check_that_every_node_fails() -> None:
-    checks, settings = fleet._profile("nothing")
-    assert settings is None
-    assert not checks[0].ok
+    read = read_profile("nothing")
+    assert read.profile is None
+    assert not read.check.ok
