@@ -10,6 +10,8 @@ from typing import Any
 import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
 
+from cluster.session import alive_nodes
+
 POOL = "mindseye/pool"
 """The label of a node that says what it is for: head, cpu, gpu or index."""
 
@@ -69,7 +71,7 @@ def nodes() -> Nodes:
         node.node_id: {each.resource_name: each for each in node.resource_usage.usage} if node.resource_usage else {}
         for node in [*status.active_nodes, *status.idle_nodes]
     }
-    alive = [node for node in ray.nodes() if node["Alive"]]
+    alive = alive_nodes()
     hosts = Counter(node["NodeManagerHostname"] for node in alive)
     found = [_node(node, usage.get(node["NodeID"], {}), hosts[node["NodeManagerHostname"]] > 1) for node in alive]
     demands = status.resource_demands

@@ -12,11 +12,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import ray
-
 from cluster.labels import Labels, selects
 from cluster.profile import Placement
-from cluster.session import in_process
+from cluster.session import alive_nodes, in_process
 from retrieval.errors import UserError
 
 _NODE_GROUP = "ray.io/node-group"
@@ -72,9 +70,7 @@ class Demand(NamedTuple):
 def cluster_nodes() -> list[Node]:
     """Return the nodes that Ray has."""
     return [
-        Node(node["Labels"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
-        for node in ray.nodes()
-        if node["Alive"]
+        Node(node["Labels"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in alive_nodes()
     ]
 
 

@@ -30,9 +30,14 @@ def in_process() -> bool:
     return _in_process.get() or not ray.is_initialized()
 
 
+def alive_nodes() -> list[dict[str, Any]]:
+    """Return the nodes that Ray has, as it tells of them, without those that were lost."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
 def node_count() -> int:
     """Return how many machines the cluster has; 1 where there is no Ray."""
-    return sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
+    return len(alive_nodes()) if ray.is_initialized() else 1
 
 
 def check_shared(folder: Folder, name: str) -> None:
@@ -44,7 +49,7 @@ def check_shared(folder: Folder, name: str) -> None:
     if in_process():
         return
     asked = []
-    for node in (node for node in ray.nodes() if node["Alive"]):
+    for node in alive_nodes():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)  # it may be lost meanwhile
         seen = _exists.options(scheduling_strategy=there).remote(folder, name)
         asked.append((node["NodeManagerHostname"], seen))

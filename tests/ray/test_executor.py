@@ -259,9 +259,9 @@ def test_what_comes_before_workers_on_cpus_runs_within_them(executor: RayExecuto
     assert rows["first"].to_pylist() == rows["second"].to_pylist()
 
 
-def test_what_comes_before_workers_on_gpus_does_not_take_their_time(
-    executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The options with which datasets are mapped, which is then not done."""
     asked: list[dict[str, Any]] = []
 
     def recorded(dataset: Dataset, function: Any, **options: Any) -> Dataset:
@@ -269,21 +269,20 @@ def test_what_comes_before_workers_on_gpus_does_not_take_their_time(
         return dataset
 
     monkeypatch.setattr(Dataset, "map_batches", recorded)
+    return asked
+
+
+def test_what_comes_before_workers_on_gpus_does_not_take_their_time(
+    executor: RayExecutor, asked: list[dict[str, Any]]
+) -> None:
     workers = Workers(list, (), Stage(cpus=1, gpus=1, max_actors=1, batch=4))
     list(executor.tables([pa.table({"a": [1]})], Each(len), workers))
     assert [(options.get("num_cpus"), options.get("num_gpus")) for options in asked] == [(None, None), (1, 1)]
 
 
 def test_workers_and_what_runs_within_them_have_the_nodes_of_their_stage(
-    executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+    executor: RayExecutor, asked: list[dict[str, Any]]
 ) -> None:
-    asked: list[dict[str, Any]] = []
-
-    def recorded(dataset: Dataset, function: Any, **options: Any) -> Dataset:
-        asked.append(options)
-        return dataset
-
-    monkeypatch.setattr(Dataset, "map_batches", recorded)
     there = {"labels": {"mindseye/pool": "gpu"}, "fallback": [{"mindseye/pool": "cpu"}]}
     for gpus in (0, 1):
         stage = Stage(cpus=1, gpus=gpus, max_actors=1, batch=4, **there)

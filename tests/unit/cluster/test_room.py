@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import ray
 from errors import refused
 
 import cluster.room as module
@@ -110,7 +111,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Node]], None]:
             {"Labels": node.labels, "Resources": has, "Alive": True} for node, has in zip(nodes, resources, strict=True)
         ]
         of_ray.append({"Labels": {"pool": "lost"}, "Resources": {"CPU": 99.0}, "Alive": False})
-        monkeypatch.setattr(module.ray, "nodes", lambda: of_ray)
+        monkeypatch.setattr(ray, "nodes", lambda: of_ray)
 
     return there
 
