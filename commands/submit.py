@@ -86,8 +86,8 @@ def submitting(app: App) -> Callable[..., None]:
             out.print(job)
             err.print(f"follow it: {following}\nstop it: {stopping}", soft_wrap=True)
             return None
-        err.print(f"{job} at {jobs.url}: {' '.join(words)}", soft_wrap=True)
         try:
+            err.print(f"{job} at {jobs.url}: {' '.join(words)}", soft_wrap=True)
             code, why = exit_code(jobs.follow(job, _pass_on))
         except KeyboardInterrupt:
             err.print(f"\n{job} goes on.\nfollow it: {following}\nstop it: {stopping}", soft_wrap=True)
