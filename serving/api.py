@@ -116,7 +116,7 @@ def make_api(
     async def stream_by_parameters(
         body: Annotated[SearchRequest, Depends(from_parameters)], request: Request
     ) -> Response:
-        """The same for `EventSource`, which can only GET. `drop` may be given several times."""
+        """The same for `EventSource`, which can only GET. `drop` may be given several times; `evidence` is JSON."""
         return await stream_by_text(body, request)
 
     @api.post(
@@ -215,9 +215,11 @@ def within(request: SearchRequest, limits: Limits) -> SearchRequest:
     Raises:
         BadRequest: it does.
     """
-    if len(request.query) > limits.query_characters:
-        most, given = limits.query_characters, len(request.query)
-        raise BadRequest("query", f"a query may have at most {most:,} characters, and this one has {given:,}")
+    texts = {"query": request.query} | {f"evidence.{n}.text": piece.text for n, piece in enumerate(request.evidence)}
+    for field, text in texts.items():
+        if text is not None and len(text) > limits.query_characters:
+            most, given = limits.query_characters, len(text)
+            raise BadRequest(field, f"a text may have at most {most:,} characters, and this one has {given:,}")
     _check("k", request.k, limits.k)
     _check("images", request.images or 1, limits.images)
     _check("drop", len(request.drop), limits.images)
@@ -252,10 +254,10 @@ def _as_json(value: str) -> Any:
 
 
 def _parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
-    schema = model.model_json_schema()
-    required = schema["required"]
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     return [
-        {"name": name, "in": "query", "required": name in required, "schema": field}
+        {"name": name, "in": "query", "required": False}
+        | ({"content": {"application/json": {"schema": field}}} if name == "evidence" else {"schema": field})
         for name, field in schema["properties"].items()
     ]
 

@@ -272,7 +272,7 @@ class Search:
         return Asked(
             request=request,
             request_id=request_id,
-            text=normalised(request.query),
+            text=normalised(request.query or ""),
             weight=weight,
             images=request.images or self.defaults.images,
             deadline=Deadline(min(seconds, self.seconds)),

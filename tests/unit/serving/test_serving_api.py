@@ -171,7 +171,7 @@ def test_a_picture_that_declares_too_many_pixels_is_refused(client: TestClient) 
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ({}, "query"),
+        ({}, "evidence"),
         ({"query": ""}, "query"),
         ({"query": 7}, "query"),
         ({"query": "half a pair \ud800"}, "query"),
