@@ -448,6 +448,20 @@ def test_evidence_is_answered_as_in_one_process_single_streamed_and_remembered(
     run(check())
 
 
+def test_texts_of_evidence_are_imagined_at_once_and_remembered_as_they_were(service: Service) -> None:
+    async def check() -> None:
+        search = await warmed(service)
+        evidence = [{"text": "pink"}, {"text": "a bolt", "weight": 0.5}, {"text": "small", "weight": -0.2}]
+        request = SearchRequest.model_validate({"evidence": evidence, "images": 2, "seed": 9})
+        fresh = [data async for _, data in search.stages(request, "")]
+        again = await search.answer(request, "")
+        assert [one.memory for one in fresh if isinstance(one, SearchAnswer)] == ["miss", "miss"]
+        assert (again.memory, again.results) == ("hit", fresh[-1].results)  # type: ignore[union-attr]
+        assert (again.imagined, again.visual, again.stage) == ([], "imagined", "fused")
+
+    run(check())
+
+
 def test_an_imagined_image_is_evidence_by_its_remembered_vector_and_by_its_picture(
     service: Service, finder: Finder, query_encoder: QueryEncoder
 ) -> None:
