@@ -156,14 +156,18 @@ def _first(ranks: ArrayLike, n_positive: int, k: int) -> Ints:
     return hits[hits < k]
 
 
+def _without_count(measure: Callable[[Ints], float]) -> Callable[[Ints, int], float]:
+    return lambda ranks, n_positive: measure(ranks)
+
+
 MEASURES: Mapping[str, Callable[[Ints, int], float]] = {
     "ap": average_precision,
     "ap_step": partial(average_precision, method="step"),
     **{f"ap_at_{k}": partial(average_precision_at, k=k) for k in (5, 10, 25, 50, 1000)},
     **{f"recall_at_{k}": partial(recall_at, k=k) for k in (1, 5, 10, 100)},
-    "precision_at_10": lambda ranks, _: precision_at(ranks, 10),
+    "precision_at_10": _without_count(partial(precision_at, k=10)),
     **{f"ndcg_at_{k}": partial(ndcg_at, k=k) for k in (10, 50)},
-    **{f"hit_at_{k}": lambda ranks, _, k=k: hit_at(ranks, k) for k in (1, 10)},
+    **{f"hit_at_{k}": _without_count(partial(hit_at, k=k)) for k in (1, 10)},
 }
 """What an evaluation measures of each query, by column: of the ranks of its hits, and how many rows are relevant."""
 
