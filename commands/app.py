@@ -7,6 +7,7 @@ import sys
 from cyclopts import App
 
 from commands.benchmark import benchmark
+from commands.dataset import app as dataset
 from commands.demo import demo
 from commands.doctor import doctor
 from commands.evaluate import evaluate
@@ -27,8 +28,7 @@ app = App(
     "A vision-and-language model answers a text; a diffusion model imagines it as images; both rank the gallery.",
     help_format="plaintext",
 )
-MAKE = (demo, index, queries, benchmark, evaluate, train, import_aggregator, import_features)
-MAKING = (demo, index, queries, benchmark, evaluate, train, import_aggregator, import_features)
+MAKING = (demo, dataset, index, queries, benchmark, evaluate, train, import_aggregator, import_features)
 for command in (*MAKING, search, serve, plan, status, doctor):
     app.command(command)
 app.command(submitting(app))

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from retrieval.errors import UserError
 from retrieval.folder import Folder
-from retrieval.prompts import KINDS, Kind, query_text
+from retrieval.prompts import KINDS, Kind, fill, query_text
 
 
 class VocabularyEntry(NamedTuple):
@@ -68,6 +68,24 @@ def read_vocabulary(file: str | Path) -> list[VocabularyEntry]:
     if not entries:
         raise UserError(f"{file} has no queries in it", code="empty", field="vocabulary")
     return entries
+
+
+def read_templates(file: str | Path) -> list[str]:
+    """Read prompt templates from a text file, one a line.
+
+    Raises:
+        UserError: the file is missing or is not text, or a line has not exactly one ``{}``.
+    """
+    place = Folder(file)
+    if not place.exists():
+        raise UserError(f"there are no templates at {file}", code="missing", field="templates")
+    try:
+        lines = place.parent.read_bytes(place.name).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text ({error})", code="not-utf-8", field="templates") from error
+    templates = [line for line in lines if line.strip()]
+    fill(templates, "")
+    return templates
 
 
 def _rows(file: str | Path) -> Iterable[Mapping[str, Any]]:
