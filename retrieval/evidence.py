@@ -92,25 +92,30 @@ def check_evidence(evidence: Sequence[Evidence]) -> None:
             that does not lie in its picture (``out-of-range``). The field is ``evidence``, with the number of the piece
             if it is one's fault.
     """
-    if not evidence:
+    check_weights([piece.weight for piece in evidence])
+    for number, piece in enumerate(evidence):
+        if isinstance(piece, Picture) and piece.box:
+            _check_box(piece.box, piece.image.size, f"evidence.{number}.box")
+
+
+def check_weights(weights: Sequence[float]) -> None:
+    """Check how many pieces of evidence there are, and their weights; errors as ``check_evidence``."""
+    if not weights:
         raise UserError(
             "there is nothing to search for: give a text, a picture or a row", code="empty", field="evidence"
         )
-    if len(evidence) > MAX_PIECES:
-        message = f"a query has up to {MAX_PIECES} pieces of evidence, not {len(evidence)}"
+    if len(weights) > MAX_PIECES:
+        message = f"a query has up to {MAX_PIECES} pieces of evidence, not {len(weights)}"
         raise UserError(message, code="too-many", field="evidence")
-    for number, piece in enumerate(evidence):
-        field = f"evidence.{number}"
-        if not math.isfinite(piece.weight) or not 0 < abs(piece.weight) <= MAX_WEIGHT:
+    for number, weight in enumerate(weights):
+        if not math.isfinite(weight) or not 0 < abs(weight) <= MAX_WEIGHT:
             raise UserError(
                 f"the weight of evidence is a number from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g} and not zero, not"
-                f" {piece.weight!r}",
+                f" {weight!r}",
                 code="out-of-range",
-                field=f"{field}.weight",
+                field=f"evidence.{number}.weight",
             )
-        if isinstance(piece, Picture) and piece.box:
-            _check_box(piece.box, piece.image.size, f"{field}.box")
-    if all(piece.weight < 0 for piece in evidence):
+    if all(weight < 0 for weight in weights):
         raise UserError(
             "all evidence is against something: give a text, a picture or a row to search for as well",
             code="nothing-wanted",
