@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,13 +11,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from retrieval.artifacts import Index, TrainedAggregator
+from retrieval.artifacts import Index, QuerySet, TrainedAggregator
 from retrieval.artifacts.compatibility import check_made_by
+from retrieval.bridge import Bridge, Reading, Said, bridges, merging, recomposed
 from retrieval.errors import UserError
 from retrieval.evidence import Encoded, Evidence, Picture, Row, Text, check_evidence, shares, summed
 from retrieval.fusion import DEFAULT_WEIGHT, check_weight, fused_query, unit
 from retrieval.index.hits import Hits, checked_k, merge_topk
+from retrieval.lens import lens
+from retrieval.means import Means, centred
 from retrieval.query import QueryEncoder, pool
+from retrieval.words import NEIGHBOURS, Dictionary, Refinement
 
 if TYPE_CHECKING:
     from retrieval.models.imagined import Imagined
@@ -65,7 +69,11 @@ class Answer:
         weight: λ, with which they were ranked.
         imagined: the images that each text was imagined as; empty if none were asked for.
         degraded: why the ranking is not the one asked for; None if it is.
-        shares: of each result, what each piece of evidence brought to its score.
+        shares: of each result, what each piece of evidence brought to its score; of a query that was read into words,
+            by how many of the words came from it.
+        words: what was read from pictures and rows, and the text that was searched for in their place; None where
+            nothing was read.
+        refinements: words of the dictionary that split the results best; none without a dictionary.
     """
 
     results: list[Found]
@@ -73,6 +81,8 @@ class Answer:
     imagined: list[Imagined]
     degraded: str | None
     shares: list[list[float]]
+    words: Reading | None = None
+    refinements: list[Refinement] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Found]:
         return iter(self.results)
@@ -93,6 +103,7 @@ class Finder:
         encoder: the three models.
         index: of the same VLM and vision encoder.
         aggregator: of the same models; without one, imagined images are averaged.
+        words: a dictionary (``retrieval.words``), for lenses, for reading pictures, and for refinements.
 
     Raises:
         UserError: the index or the aggregator was made by other models (code ``other-model``, field the role), or does
@@ -100,7 +111,13 @@ class Finder:
         DamagedError: a shard or the aggregator cannot be read.
     """
 
-    def __init__(self, encoder: QueryEncoder, index: Index, aggregator: TrainedAggregator | None = None) -> None:
+    def __init__(
+        self,
+        encoder: QueryEncoder,
+        index: Index,
+        aggregator: TrainedAggregator | None = None,
+        words: QuerySet | None = None,
+    ) -> None:
         check_made_by(index, "vlm", encoder.vlm.uri, encoder.vlm.fingerprint)
         check_made_by(index, "vision", encoder.vision.uri, encoder.vision.fingerprint)
         if aggregator:
@@ -111,6 +128,12 @@ class Finder:
         self.shards = index.shards()
         self.network = aggregator.network() if aggregator else None
         self.weight = aggregator.manifest.weight if aggregator else DEFAULT_WEIGHT
+        if words:
+            check_made_by(words, "vlm", encoder.vlm.uri, encoder.vlm.fingerprint)
+            check_made_by(words, "vision", encoder.vision.uri, encoder.vision.fingerprint)
+        self.dictionary = Dictionary.of(words, self.network) if words else None
+        mean = index.mean()
+        self.means = Means(*mean) if mean else None
 
     def search(
         self,
@@ -121,9 +144,13 @@ class Finder:
         weight: float | None = None,
         images: int = 8,
         seed: int = 0,
+        focus: str | None = None,
+        ignore: Sequence[str] = (),
     ) -> Answer:
         """Find the k best images for a text: what ``find`` does for one ``Text``."""
-        return self.find([Text(text)], k, mode=mode, weight=weight, images=images, seed=seed)
+        return self.find(
+            [Text(text)], k, mode=mode, weight=weight, images=images, seed=seed, focus=focus, ignore=ignore
+        )
 
     def find(
         self,
@@ -134,6 +161,9 @@ class Finder:
         weight: float | None = None,
         images: int = 8,
         seed: int = 0,
+        focus: str | None = None,
+        ignore: Sequence[str] = (),
+        bridge: Bridge = "auto",
     ) -> Answer:
         """Find the k best images for texts, pictures and rows of the gallery, for and against (``retrieval.evidence``).
 
@@ -148,11 +178,15 @@ class Finder:
             weight: λ of the fused ranking, from 0 to 1; by default the aggregator's, else DEFAULT_WEIGHT.
             images: K, how many images each text is imagined as.
             seed: of the images.
+            focus: an aspect of the dictionary, which then counts alone (``retrieval.lens``).
+            ignore: aspects of the dictionary that then do not count.
+            bridge: whether pictures and rows are read into words (``retrieval.bridge``): ``auto``, where they stand
+                together with texts and there is a dictionary; ``words``, always; or ``none``.
 
         Raises:
             UserError: k, λ or the number of images is out of range (code ``out-of-range``), the mode is unknown
                 (``unknown``), a text is ``blank`` or ``too-long``, a row is not in the index (``missing``), or as
-                ``check_evidence`` and ``summed``. The field is the argument.
+                ``check_evidence``, ``summed``, ``lens`` and ``bridges``. The field is the argument.
         """
         if mode not in _WEIGHTS:
             message = f"the mode is {', '.join(_WEIGHTS)}, not {mode!r}"
@@ -162,7 +196,13 @@ class Finder:
         weight = float(check_weight(given if of_mode is None else of_mode))
         checked_k(k)  # before imagining, which takes its time
         check_evidence(evidence)
+        seen = lens(self.dictionary, focus, ignore)
+        evidence, reading, brings_EG = self._bridged(evidence, bridge, seed)
         encoded, imagined = self._encoded(evidence, images if weight > 0 else None, seed)
+        texts_E = np.array([isinstance(piece, Text) for piece in evidence])
+        spoken = self.dictionary.means if self.dictionary else None
+        encoded = centred(encoded, texts_E, spoken, self.means, always=seen is not None)
+        encoded = seen(encoded) if seen else encoded
         reasons = sorted({reason for one in imagined if not len(one.pixels_KHWC) for reason in one.rejected})
         degraded = f"no image could be imagined ({', '.join(reasons)})" if reasons else None
         if not encoded.vision_ED2[encoded.weights_E > 0].any():  # against alone, a half wants nothing
@@ -170,8 +210,38 @@ class Finder:
         vlm_D1 = summed(encoded.weights_E, encoded.vlm_ED1)
         vision_D2 = summed(encoded.weights_E, encoded.vision_ED2) if weight else np.zeros_like(encoded.vision_ED2[0])
         hits = self._hits(fused_query(vlm_D1, vision_D2, weight), k)
-        brought = shares(encoded, weight, *self._vectors(hits)).tolist()
-        return Answer(self._results(hits), weight, imagined, degraded, brought)
+        vectors = self._vectors(hits)
+        brought = (shares(encoded, weight, *vectors) @ brings_EG).tolist()
+        refinements = self.dictionary.refinements(*vectors, self.means) if self.dictionary else []
+        return Answer(self._results(hits), weight, imagined, degraded, brought, reading, refinements)
+
+    def _bridged(
+        self, given: Sequence[Evidence], bridge: Bridge, seed: int
+    ) -> tuple[Sequence[Evidence], Reading | None, NDArray[np.float64]]:
+        """Read pictures and rows that are wanted into words, if that is asked for.
+
+        Returns:
+            The evidence to search for; what was read; and the share that each given piece has in each piece of it.
+        """
+        as_given = given, None, np.eye(len(given))
+        pictures = [n for n, piece in enumerate(given) if not isinstance(piece, Text) and piece.weight > 0]
+        texts = [n for n, piece in enumerate(given) if isinstance(piece, Text)]
+        if not bridges(bridge, self.dictionary, pictures=bool(pictures), texts=bool(texts)) or not self.dictionary:
+            return as_given
+        encoded, _ = self._encoded([given[n] for n in pictures], None, seed)
+        joint = (summed(encoded.weights_E, half) for half in (encoded.vlm_ED1, encoded.vision_ED2))
+        near = self._hits(fused_query(*joint, DEFAULT_WEIGHT), NEIGHBOURS)
+        words = self.dictionary.read(*self._vectors(near), self.means)
+        phrases = [piece for piece in given if isinstance(piece, Text)]
+        vlm_BD1 = self.encoder.text_vectors([piece.text for piece in phrases]) if phrases else ()
+        said = [Said(piece.text, t_D1, piece.weight > 0) for piece, t_D1 in zip(phrases, vlm_BD1, strict=True)]
+        reading = recomposed(self.dictionary, words, said)
+        merged = merging(reading, [isinstance(piece, Text) for piece in given], [piece.weight for piece in given])
+        if merged is None:
+            return as_given
+        kept, brings_EG = merged
+        weight = max(piece.weight for piece in given)
+        return [Text(reading.text, weight), *(given[n] for n in kept)], reading, brings_EG
 
     def rank(self, query_D: NDArray[np.float32], k: int = 10) -> list[Found]:
         """Find the k best images for one joint query [(1 - λ)t ; λv], (D,) or (1, D), of ``fusion.fused_query``.
