@@ -28,6 +28,8 @@ class VocabularyEntry(NamedTuple):
         label: the gallery label that the query should find, if that is known.
         relevant: ids of the gallery rows that the query should find, in place of a label.
         junk: ids of rows that are left out of its ranking.
+        aspect: what the text tells of an image, such as ``colour``, if it is a word of a dictionary.
+        value: what it says of that, such as ``red``; several texts may say the same.
     """
 
     text: str
@@ -35,13 +37,17 @@ class VocabularyEntry(NamedTuple):
     label: str | None = None
     relevant: tuple[str, ...] | None = None
     junk: tuple[str, ...] | None = None
+    aspect: str | None = None
+    value: str | None = None
 
     @property
     def id(self) -> str:
-        """The id of its query: a hash of kind, text, label, and relevant and junk rows where they are given."""
+        """The id of its query: a hash of kind, text, label, and of the other columns where they are given."""
         parts = [self.kind, self.text, self.label or ""]
         if self.relevant is not None:
             parts += ["relevant", *self.relevant, "junk", *(self.junk or ())]
+        if self.aspect is not None:
+            parts += ["aspect", self.aspect, self.value or ""]
         return hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).hexdigest()
 
 
@@ -51,7 +57,8 @@ def read_vocabulary(file: str | Path) -> list[VocabularyEntry]:
     Columns are ``name`` and/or ``description``, and optionally ``label`` (by default the name). Each row gives a query
     of every kind that its columns allow: with both, three. Or they are ``text``, ``kind`` and optionally ``label``,
     one query a row. In either case there may be ``relevant`` and ``junk``: lists of ids of gallery rows, or, as CSV has
-    no lists, ids with spaces between them or a JSON list. An empty list is not the same as none.
+    no lists, ids with spaces between them or a JSON list. An empty list is not the same as none. With ``aspect``, and
+    ``value`` (by default the text), a row is a word of a dictionary: ``retrieval.words``.
 
     Args:
         file: path or URI.
@@ -62,7 +69,8 @@ def read_vocabulary(file: str | Path) -> list[VocabularyEntry]:
     Raises:
         UserError: the file is missing, empty or cannot be read as what its name says, or a row lacks a text, has an
             unknown kind, or relevant and junk rows that are not lists of ids (``wrong-type``), have an id in common
-            (``overlap``), or junk alone (``missing``); the message names file and row.
+            (``overlap``), or junk alone (``missing``), or a value without an aspect (``missing``); the message names
+            file and row.
     """
     entries = [entry for number, row in enumerate(_rows(file), 1) for entry in _entries(row, f"{file}, row {number}")]
     if not entries:
@@ -132,12 +140,22 @@ def _entries(row: Mapping[str, Any], where: str) -> list[VocabularyEntry]:
         if kind not in KINDS:
             message = f"{where}: kind is {kind!r}; it must be one of {', '.join(KINDS)}"
             raise UserError(message, code="unknown", field="kind")
-        return [VocabularyEntry(text, kind, label, relevant, junk)]
+        return [VocabularyEntry(text, kind, label, relevant, junk, *_said(row, text, where))]
     if not name and not description:
         message = f"{where}: expected a column name, description or text with a value; the row is {dict(row)}"
         raise UserError(message, code="no-text", field="vocabulary")
     kinds = [kind for kind in KINDS if (name or "name" not in kind) and (description or "description" not in kind)]
-    return [VocabularyEntry(query_text(kind, name, description), kind, label, relevant, junk) for kind in kinds]
+    said = _said(row, name or description, where)
+    return [VocabularyEntry(query_text(kind, name, description), kind, label, relevant, junk, *said) for kind in kinds]
+
+
+def _said(row: Mapping[str, Any], text: str, where: str) -> tuple[str | None, str | None]:
+    """Return of which aspect of an image a text says which value."""
+    aspect, value = (str(row.get(column) or "").strip() for column in ("aspect", "value"))
+    if value and not aspect:
+        message = f"{where} has the value {value!r} of no aspect; give the column aspect as well, such as colour"
+        raise UserError(message, code="missing", field="aspect")
+    return (aspect, value or text) if aspect else (None, None)
 
 
 def _truth(row: Mapping[str, Any], where: str) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:

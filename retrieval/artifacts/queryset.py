@@ -12,9 +12,17 @@ from retrieval.artifacts.columns import matrix, whole
 from retrieval.artifacts.manifests import QuerySetManifest
 from retrieval.errors import DamagedError
 
-OPTIONAL = pa.schema([("relevant", pa.list_(pa.string())), ("junk", pa.list_(pa.string()))])
+OPTIONAL = pa.schema(
+    [
+        ("relevant", pa.list_(pa.string())),
+        ("junk", pa.list_(pa.string())),
+        ("aspect", pa.string()),
+        ("value", pa.string()),
+    ]
+)
 """Null where a query has none, and in all queries of a set that an earlier version wrote: the ids of the gallery rows
-that are relevant to a query, and of those that are left out of its ranking."""
+that are relevant to a query, and of those that are left out of its ranking; what a word of a dictionary is a value of
+(``retrieval.words``), such as colour, and which value."""
 
 
 def queryset_schema(vlm_dim: int, vision_dim: int) -> pa.Schema:
