@@ -102,7 +102,10 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "gallery_rows": evaluation.gallery_rows,
         "weights": evaluation.weights,
-        "unlabelled": evaluation.unlabelled,
-        "labels_without_image": evaluation.without_positive,
+        "unlabelled": evaluation.left_out.unlabelled,
+        "labels_without_image": evaluation.left_out.absent_labels,
+        "queries_without_relevant": evaluation.left_out.without_relevant,
+        "relevant_not_in_gallery": evaluation.left_out.unknown_relevant,
+        "junk_not_in_gallery": evaluation.left_out.unknown_junk,
         "kinds": kinds,
     }

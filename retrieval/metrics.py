@@ -73,6 +73,18 @@ def precision_at(ranks: ArrayLike, k: int) -> float:
     return float(np.count_nonzero(np.asarray(ranks) < k) / k)
 
 
+def without_junk(ranks: ArrayLike, junk: ArrayLike) -> Ints:
+    """Return the sorted ranks of the relevant rows in the ranking that is left when its junk is taken out.
+
+    Args:
+        ranks: (P,) 0-based ranks of relevant and junk rows in the full ranking, all different.
+        junk: (P,) bool, which of them are junk.
+    """
+    all_ranks, is_junk = np.asarray(ranks, np.int64), np.asarray(junk, bool)
+    hits = np.sort(all_ranks[~is_junk])
+    return hits - np.searchsorted(np.sort(all_ranks[is_junk]), hits)
+
+
 def neighbour_recall(found_Qk: Rows, exact_Qk: Rows) -> float:
     """Return the recall of an approximate search: the mean share of each query's exact top-k ids that was found.
 
