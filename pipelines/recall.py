@@ -17,8 +17,8 @@ from pipelines.running import current_executor
 from pipelines.text_queries import measuring_texts
 from retrieval.artifacts import Index
 from retrieval.artifacts.manifests import Recall
-from retrieval.index.compiled import RESULTS, compiled_queries
 from retrieval.index.effort import LAMBDA_GRID
+from retrieval.index.evidence_queries import RESULTS, evidence_queries
 from retrieval.index.hits import Hits, merge_topk
 from retrieval.index.shard import Shard
 from retrieval.index.threads import in_threads
@@ -124,7 +124,7 @@ def _of_shard(shard: Shard, shards: int, texts: Mapping[float, np.ndarray]) -> d
     for weight, query_QD in zip(LAMBDA_GRID, asked[_ROWS], strict=True):
         known = texts.get(weight, query_QD)[: COMPILED // shards]
         near = in_threads(partial(shard.exact, k=RESULTS), known)
-        for kind, of_kind in compiled_queries(shard, known, near.rows, weight).items():
+        for kind, of_kind in evidence_queries(shard, known, near.rows, weight).items():
             asked.setdefault(kind, []).append(of_kind)
     return asked
 

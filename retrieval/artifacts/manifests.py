@@ -150,7 +150,7 @@ class IndexManifest(Manifest):
     text_recall: Recall | None = None
     """The same of texts, by the λ that they were measured at; None where there were none, as for ``Flat``."""
     evidence_recall: dict[str, Recall] | None = None
-    """The same of queries made of evidence, by kind (``retrieval.index.compiled``); None for ``Flat``, and in a
+    """The same of queries made of evidence, by kind (``retrieval.index.evidence_queries``); None for ``Flat``, and in a
     manifest that is older than this field.
     """
     measured: list[RecallRecord] = Field(default_factory=list)

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.fusion import fused_query, unit
-from retrieval.index.compiled import compiled_queries
 from retrieval.index.effort import LAMBDA_GRID
+from retrieval.index.evidence_queries import evidence_queries
 from retrieval.index.kinds import has_effort, inner, is_ivf
 from retrieval.index.shard import Shard
 from retrieval.index.threads import in_threads
@@ -74,7 +74,7 @@ def measured_efforts(
         known, rows = asked[-1]  # texts, which are rather what is searched for, where there are some
         asked += [
             (compiled, exact(compiled))
-            for compiled in compiled_queries(shard, known[:_COMPILED], rows[:_COMPILED], weight).values()
+            for compiled in evidence_queries(shard, known[:_COMPILED], rows[:_COMPILED], weight).values()
         ]
         effort = lowest
         while effort < highest and any(recall(*each, effort) < RECALL_TARGET for each in asked):

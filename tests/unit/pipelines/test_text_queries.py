@@ -55,7 +55,7 @@ def few_queries_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 def without_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards are tuned and measured without queries made of evidence, which are searched deeper than texts."""
     for module in ("retrieval.index.tuning", "pipelines.recall"):
-        monkeypatch.setattr(f"{module}.compiled_queries", lambda *_: {})
+        monkeypatch.setattr(f"{module}.evidence_queries", lambda *_: {})
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +119,12 @@ def test_queries_of_evidence_are_searched_deep_enough_or_the_version_is_not_publ
     world: World, profile: Profile, tmp_path: Path
 ) -> None:
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr("retrieval.index.tuning.compiled_queries", lambda *_: {})
+    monkeypatch.setattr("retrieval.index.tuning.evidence_queries", lambda *_: {})
     with refused("low-recall", "index.recall_floor") as error:
-        build_index(world.gallery, str(tmp_path), profile, factory=FACTORY, queries=world.queries)
+        build_index(world.gallery, str(tmp_path), profile, factory=FACTORY)
     assert "of signed queries at λ = 0.0" in str(error.value)
     monkeypatch.undo()
-    index = build_index(world.gallery, str(tmp_path), profile, factory=FACTORY, queries=world.queries)
+    index = build_index(world.gallery, str(tmp_path), profile, factory=FACTORY)
     measured = index.manifest.evidence_recall
     assert measured is not None
     assert set(measured) == {"row", "signed", "mixed"}

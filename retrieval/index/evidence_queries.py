@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.evidence import AGAINST, summed
-from retrieval.fusion import fused_query, unit
+from retrieval.evidence import AGAINST, Encoded, compiled
+from retrieval.fusion import unit
 from retrieval.index.shard import Shard
 
 KINDS: Final[dict[str, tuple[tuple[str, float], ...]]] = {
@@ -29,7 +29,7 @@ RESULTS: Final = 10
 """The other row is the last of so many."""
 
 
-def compiled_queries(
+def evidence_queries(
     shard: Shard, query_QD: NDArray[np.float32], rows_Qk: NDArray[np.int64], weight: float
 ) -> dict[str, NDArray[np.float32]]:
     """Make queries of each of KINDS, float32 (Q, D), as a search makes them (``retrieval.evidence``).
@@ -53,8 +53,9 @@ def _compiled(
     pieces: Sequence[tuple[str, float]], halves: dict[str, list[NDArray[np.float32]]], q: int, weight: float
 ) -> NDArray[np.float32]:
     weights_E = np.array([weight for _, weight in pieces])
-    text, visual = (summed(weights_E, np.stack([halves[name][half][q] for name, _ in pieces])) for half in (0, 1))
-    return fused_query(text, visual, weight)
+    vlm_ED1, vision_ED2 = (np.stack([halves[name][half][q] for name, _ in pieces]) for half in (0, 1))
+    # At λ = 1 a query of texts has no text half; what is left of the others' does not count.
+    return compiled(Encoded(weights_E, vlm_ED1, vision_ED2), weight)[0]
 
 
 def _halves(joint_QD: NDArray, split: int) -> list[NDArray[np.float32]]:
