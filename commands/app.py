@@ -6,6 +6,7 @@ import sys
 
 from cyclopts import App
 
+from commands.benchmark import benchmark
 from commands.demo import demo
 from commands.doctor import doctor
 from commands.evaluate import evaluate
@@ -25,7 +26,9 @@ app = App(
     "A vision-and-language model answers a text; a diffusion model imagines it as images; both rank the gallery.",
     help_format="plaintext",
 )
-for command in (demo, index, queries, evaluate, train, import_aggregator, search, serve, plan, status, doctor):
+MAKE = (demo, index, queries, benchmark, evaluate, train, import_aggregator)
+MAKING = (demo, index, queries, benchmark, evaluate, train, import_aggregator)
+for command in (*MAKING, search, serve, plan, status, doctor):
     app.command(command)
 app.command(submitting(app))
 

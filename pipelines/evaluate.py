@@ -19,7 +19,7 @@ from retrieval.artifacts.compatibility import check_disjoint, check_same_models
 from retrieval.artifacts.queryset import text_vectors, vision_vectors
 from retrieval.errors import UserError
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
-from retrieval.metrics import Interval, average_precision, bootstrap_mean, paired_bootstrap, precision_at
+from retrieval.metrics import MEASURES, Interval, bootstrap_mean, paired_bootstrap
 from retrieval.prompts import KINDS
 from retrieval.query import pool
 
@@ -32,8 +32,8 @@ class Evaluation:
     at a chosen λ), and those that the caller named.
 
     Attributes:
-        table: one row per query and system: query, text, kind, label, system, positives, ap (by trapezoids), ap_step,
-            precision_at_10.
+        table: one row per query and system: query, text, kind, label, system, positives, and each of
+            ``retrieval.metrics.MEASURES``.
         weights: λ of each system.
         gallery_rows: images that were ranked.
         left_out: queries that were not measured, and relevant and junk rows that the gallery lacks.
@@ -132,11 +132,10 @@ def _accuracies(
     """
     columns = {name: queries[name].to_pylist() * len(systems) for name in ("id", "text", "kind", "label")}
     positives = np.array(of_queries * len(systems), np.int64)
-    ap, ap_step, precision_at_10 = np.zeros((3, len(positives)))
+    measured = {name: np.zeros(len(positives)) for name in MEASURES}
     for row, hits in ranks:
-        ap[row] = average_precision(hits, positives[row])
-        ap_step[row] = average_precision(hits, positives[row], "step")
-        precision_at_10[row] = precision_at(hits, 10)
+        for name, measure in MEASURES.items():
+            measured[name][row] = measure(hits, int(positives[row]))
     return pa.table(
         {
             "query": columns["id"],
@@ -145,8 +144,6 @@ def _accuracies(
             "label": pa.array(columns["label"], pa.string()),
             "system": [system for system in systems for _ in range(queries.num_rows)],
             "positives": positives,
-            "ap": ap,
-            "ap_step": ap_step,
-            "precision_at_10": precision_at_10,
+            **measured,
         }
     )

@@ -14,6 +14,10 @@ from pipelines.plots import plot_evaluation
 from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
 from retrieval.folder import Folder
 from retrieval.fusion import DEFAULT_WEIGHT
+from retrieval.metrics import MEASURES
+
+_WITH_INTERVAL = ("ap", "ap_step", "precision_at_10")
+"""Measures whose bootstrap interval is worth its seconds; of the others a summary has the mean."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,9 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
     for kind in evaluation.kinds:
         systems = {}
         for system in evaluation.systems:
-            figures = {
-                column: vars(evaluation.mean(system, kind, column)) for column in ("ap", "ap_step", "precision_at_10")
-            }
+            figures: dict[str, Any] = {column: vars(evaluation.mean(system, kind, column)) for column in _WITH_INTERVAL}
+            for column in MEASURES.keys() - figures:
+                figures[column] = {"mean": float(evaluation.values(system, kind, column).mean())}
             systems[system] = figures | {"gain_over_text": vars(evaluation.gain(system, kind))}
         kinds[kind] = {"queries": len(evaluation.values("text", kind)), "systems": systems}
     return {

@@ -21,6 +21,7 @@ from pipelines.report import measure, summary, write_report
 from pipelines.truth import LeftOut
 from retrieval.aggregator import Aggregator
 from retrieval.artifacts import TrainedAggregator
+from retrieval.metrics import MEASURES
 
 SYSTEMS = ("text", "visual", "fused")
 KINDS = ("name", "description")
@@ -39,7 +40,7 @@ def evaluation(values: np.ndarray) -> Evaluation:
             "positives": 3,
             "ap": values[s, k, q],
             "ap_step": values[s, k, q] / 2,
-            "precision_at_10": 0.3,
+            **{name: 0.3 for name in MEASURES if name not in ("ap", "ap_step")},
         }
         for s, system in enumerate(SYSTEMS)
         for k, kind in enumerate(KINDS)
@@ -82,6 +83,8 @@ def test_files_are_written_and_hold_the_figures(tmp_path: Path) -> None:
     assert content["kinds"]["description"]["queries"] == 5
     assert fused["ap"]["mean"] == pytest.approx(VALUES[2, 1].mean())
     assert fused["ap_step"]["mean"] == pytest.approx(VALUES[2, 1].mean() / 2)
+    assert set(fused) == {*MEASURES, "gain_over_text"}
+    assert fused["ap_at_50"] == {"mean": pytest.approx(0.3)}
     assert fused["gain_over_text"]["mean"] == pytest.approx((VALUES[2, 1] - VALUES[0, 1]).mean())
     assert fused["gain_over_text"]["low"] <= fused["gain_over_text"]["mean"] <= fused["gain_over_text"]["high"]
     plot = picture(files[2].read_bytes())
