@@ -130,6 +130,7 @@ class RecallRecord(Record):
     """Rows of theirs that could be found then."""
     recall: Recall
     text_recall: Recall | None = None
+    evidence_recall: dict[str, Recall] | None = None
 
 
 class IndexManifest(Manifest):
@@ -150,6 +151,10 @@ class IndexManifest(Manifest):
     """Recall of the default search against exact search, on a sample of queries: of ``measured``, the least."""
     text_recall: Recall | None = None
     """The same of texts, by the λ that they were measured at; None where there were none, as for ``Flat``."""
+    evidence_recall: dict[str, Recall] | None = None
+    """The same of queries made of evidence, by kind (``retrieval.index.evidence_queries``); None for ``Flat``, and in a
+    manifest that is older than this field.
+    """
     measured: list[RecallRecord] = Field(default_factory=list)
     """What was measured of all shards, or of none in a manifest that is older than this field."""
     mean: str | None = None
