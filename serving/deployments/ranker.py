@@ -246,13 +246,16 @@ class Ranker:
         for text, rows in zip(texts, best, strict=True):
             there = [vectors[row.id][vlm_dim:] for row in rows if row.id in vectors]
             seen[id(text)] = visual_half(np.stack(there)) if there else nothing_D2
-        return [
-            replace(question, pieces=[replace(p, vision=seen[id(p)]) if id(p) in seen else p for p in question.pieces])
-            for question in questions
-        ]
+
+        def with_images(piece: Piece | RowPiece) -> Piece | RowPiece:
+            return replace(piece, vision=seen[id(piece)]) if isinstance(piece, Piece) and id(piece) in seen else piece
+
+        return [replace(question, pieces=[with_images(piece) for piece in question.pieces]) for question in questions]
 
     async def _vectors(self, rows: Sequence[Row], index: Index, deadline: Deadline) -> dict[str, np.ndarray]:
         """Joint rows [c ; d], float16 (D,), by id; without those whose shard does not answer a second time."""
+        if not rows:
+            return {}
         known = {row.id: row.shard for row in rows}
         got = await self._shards.vectors(index.uri, list(known), seconds=deadline.left, shards=list(known.values()))
         return {id: joint_D for id, joint_D, there in zip(known, got.joint_ND, got.found_N, strict=True) if there}
