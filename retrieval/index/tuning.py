@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from retrieval.fusion import fused_query, unit
 from retrieval.index.effort import LAMBDA_GRID
+from retrieval.index.evidence_queries import evidence_queries
 from retrieval.index.kinds import has_effort, inner, is_ivf
 from retrieval.index.shard import Shard
 from retrieval.index.threads import in_threads
@@ -26,6 +27,8 @@ RECALL_AT: Final = (10, 100)
 RECALL_TARGET: Final = 0.97
 """Of sampled queries, at build; above the 0.95 that is promised, since real queries differ from them."""
 _QUERIES: Final = 100
+_COMPILED: Final = 32
+"""Queries of each kind that are made of evidence, at each λ."""
 _NEIGHBOURS: Final = 10
 
 
@@ -34,7 +37,7 @@ def measured_efforts(
 ) -> list[int]:
     """Return for each λ of LAMBDA_GRID the smallest effort with which queries reach RECALL_TARGET.
 
-    Efforts are powers of two, and must reach the target at each depth of RECALL_AT.
+    Efforts are powers of two, and must reach the target at each depth of RECALL_AT, for queries of evidence too.
 
     Args:
         shard: whose own efforts are not used.
@@ -54,20 +57,25 @@ def measured_efforts(
     depths = {max(min(RECALL_AT), math.ceil(depth * share)) for depth in RECALL_AT}
     deepest = max(depths)
 
-    def exact(query: NDArray[np.float32]) -> NDArray[np.object_]:
-        return in_threads(partial(shard.exact, k=deepest), query).ids
+    def exact(query: NDArray[np.float32]) -> NDArray[np.int64]:
+        return in_threads(partial(shard.exact, k=deepest), query).rows
 
     truths = np.split(exact(np.concatenate(queries)), len(LAMBDA_GRID))
 
-    def recall(query: NDArray[np.float32], truth: NDArray[np.object_], effort: int) -> float:
-        found = {depth: in_threads(partial(shard.search, k=depth, effort=effort), query).ids for depth in depths}
-        return min(neighbour_recall(ids, truth[:, :depth]) for depth, ids in found.items())
+    def recall(query: NDArray[np.float32], truth: NDArray[np.int64], effort: int) -> float:
+        found = {depth: in_threads(partial(shard.search, k=depth, effort=effort), query).rows for depth in depths}
+        return min(neighbour_recall(rows, truth[:, :depth]) for depth, rows in found.items())
 
     efforts = []
     for weight, query, truth in zip(LAMBDA_GRID, queries, truths, strict=True):
         asked = [(query, truth)]
         if weight in texts:
             asked.append((texts[weight], exact(texts[weight])))
+        known, rows = asked[-1]  # texts, which are rather what is searched for, where there are some
+        asked += [
+            (compiled, exact(compiled))
+            for compiled in evidence_queries(shard, known[:_COMPILED], rows[:_COMPILED], weight).values()
+        ]
         effort = lowest
         while effort < highest and any(recall(*each, effort) < RECALL_TARGET for each in asked):
             effort *= 2
