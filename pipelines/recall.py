@@ -76,7 +76,9 @@ def measure_recall(
     asked = queries.get()
     ends = np.cumsum([len(each.query_QD) for each in asked])[:-1]
     found, exact = (np.split(hits.ids, ends) for hits in best)
-    recall = {each.group: _by_depth(*ids, each.weights) for each, *ids in zip(asked, found, exact, strict=True)}
+    recall = {
+        each.group: _by_depth(ours, true, each.weights) for each, ours, true in zip(asked, found, exact, strict=True)
+    }
     of_rows, of_texts = recall.pop(_ROWS), recall.pop(_TEXTS, None)
     return Measurement(of_rows, of_texts, recall or None)
 
