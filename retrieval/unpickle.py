@@ -51,7 +51,8 @@ class _Array(np.ndarray):
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, kind, fortran, data = state
-        super().__setstate__((1, *_checked(kind, shape, data), bool(fortran), _bytes(data)))
+        checked: Any = (1, *_checked(kind, shape, data), bool(fortran), _bytes(data))
+        super().__setstate__(checked)
 
 
 def _checked(kind: object, shape: object, data: object) -> tuple[tuple[int, ...], np.dtype]:
