@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.profile import Profile, load_profile
 from retrieval.artifacts import Index, ModelRecord, TrainedAggregator
+from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.prompts import templates
 
 if TYPE_CHECKING:
+    from retrieval.assistant.endpoint import Assistant, Call
     from retrieval.finder import Finder
     from retrieval.models.generator import Generator
     from retrieval.models.vision import VisionEncoder
@@ -107,6 +111,41 @@ def load_aggregator(profile: Profile, uri: str | Path | None = None) -> TrainedA
     """Open the aggregator at ``uri``, by default the profile's; None if neither names one."""
     uri = uri or profile.models.aggregator
     return TrainedAggregator.open(uri) if uri else None
+
+
+def load_assistant(profile: Profile, *, told: Callable[[Call], None] | None = None) -> Assistant | None:
+    """Return the assistant that a profile names, not asked yet; None if it names none.
+
+    Args:
+        told: is told of every call.
+
+    Raises:
+        UserError: the environment variable of its key is not set here, or holds what is no key (code ``missing-key``,
+            field ``models.assistant.key_variable``).
+    """
+    settings = profile.models.assistant
+    if settings is None:
+        return None
+    from retrieval.assistant.endpoint import Assistant
+
+    key = None
+    if variable := settings.key_variable:
+        key = os.environ.get(variable, "").strip()
+        if not key or not key.isascii() or not key.isprintable():
+            raise UserError(
+                f"the assistant's key is to be in the environment variable {variable}, which holds none here",
+                code="missing-key",
+                field="models.assistant.key_variable",
+            )
+    return Assistant(
+        settings.url,
+        settings.model,
+        key=key,
+        seconds=settings.seconds,
+        depth=settings.depth,
+        at_once=settings.at_once,
+        told=told,
+    )
 
 
 def prompt_templates(profile: Profile) -> list[str]:

@@ -72,12 +72,10 @@ def _choice(
         probability = min(1 - _SURE, max(_SURE, answers.judge(data, opened(pictures[0]))))
         if not asked.get("logprobs"):
             return _said(json.dumps({"probability": round(probability, 4)}))
-        both = [
-            {"token": word, "logprob": math.log(share), "bytes": list(word.encode())}
-            for word, share in (("yes", probability), ("no", 1 - probability))
-        ]
-        both.sort(key=lambda token: -float(token["logprob"]))
-        return {**_said(both[0]["token"]), "logprobs": {"content": [{**both[0], "top_logprobs": both}]}}
+        words = ("yes", "no") if probability >= 0.5 else ("no", "yes")
+        shares = {"yes": probability, "no": 1 - probability}
+        both = [{"token": word, "logprob": math.log(shares[word])} for word in words]
+        return {**_said(words[0]), "logprobs": {"content": [{**both[0], "top_logprobs": both}]}}
     if task == "list":
         return _said(json.dumps(answers.order(data, opened(pictures[0]))))
     answer = {"rewrite": answers.rewrite, "ask": answers.ask}[task](data)

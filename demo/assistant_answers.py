@@ -36,7 +36,7 @@ class GrammarAnswers:
     def rewrite(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """One value of each aspect: what is wanted before what the picture shows, and nothing unwanted."""
         unwanted = merged(_texts(data, "unwanted"))
-        values = {}
+        values: dict[str, str] = {}
         for source in ("wanted", "picture"):
             for aspect, found in merged(_texts(data, source)).items():
                 kept = [value for value in found if value not in unwanted.get(aspect, [])]
@@ -76,10 +76,8 @@ class GrammarAnswers:
         pixels = np.stack([self._vlm.preprocess.pixels(picture) for picture in pictures])
         vectors_BD = self._vlm.encode_images(pixels)
         scores = np.ones(len(pictures))
-        for texts, wanted in (
-            (_texts(data, "wanted") + _texts(data, "picture"), True),
-            (_texts(data, "unwanted"), False),
-        ):
+        shall, shall_not = _texts(data, "wanted") + _texts(data, "picture"), _texts(data, "unwanted")
+        for texts, wanted in ((shall, True), (shall_not, False)):
             for aspect, found in merged(texts).items():
                 logits = _SCALE * vectors_BD @ self._vectors[aspect].T
                 shares = np.exp(logits - logits.max(axis=1, keepdims=True))

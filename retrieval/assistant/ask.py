@@ -15,8 +15,8 @@ from retrieval.assistant.material import Wanted, ask_for, cleaned, taken
 
 _INSTRUCTIONS = (
     "Somebody looks for images: 'wanted', 'unwanted' and 'picture' say for what. 'found' holds words that the images"
-    " found so far differ in, numbered from 1. Ask the one short question whose answer would narrow the search most, and"
-    " give the numbers of the words that could answer it, 2 to 8 of them, the likeliest first."
+    " found so far differ in, numbered from 1. Ask the one short question whose answer would narrow the search most,"
+    " and give the numbers of the words that could answer it, 2 to 8 of them, the likeliest first."
 )
 MAX_CHOICES = 8
 

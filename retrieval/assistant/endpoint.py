@@ -94,8 +94,8 @@ class Choice(BaseModel):
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int = Field(0, ge=0, le=_TOKENS)
-    completion_tokens: int = Field(0, ge=0, le=_TOKENS)
+    prompt_tokens: int = Field(default=0, ge=0, le=_TOKENS)
+    completion_tokens: int = Field(default=0, ge=0, le=_TOKENS)
 
 
 class _Completion(BaseModel):
@@ -176,10 +176,9 @@ class Assistant:
                 timeout=aiohttp.ClientTimeout(total=None),
                 auto_decompress=False,  # a small answer could become a large one
             )
+        asked = {"model": self.model, **body}
         try:
-            async with self._session.post(
-                self._url, json={"model": self.model, **body}, allow_redirects=False
-            ) as answer:
+            async with self._session.post(self._url, json=asked, allow_redirects=False) as answer:
                 _check_status(answer.status)
                 data = await _bounded(answer.content)
         except (aiohttp.ClientError, OSError) as error:

@@ -73,7 +73,7 @@ class Wanted:
 
 
 def small_jpeg(data: bytes, side: int) -> bytes | None:
-    """Return the picture in a file as a JPEG that fits side × side pixels, without its metadata; None if it has none."""
+    """Return the picture in a file as a JPEG within side × side pixels, without metadata; None if it has none."""
     try:
         picture = decode_reduced(data, side).image
     except ImageRejected:

@@ -1,4 +1,4 @@
-"""The second stage by an assistant: the first results anew, each judged alone (``judge``) or all on one grid (``list``).
+"""The second stage by an assistant: the first results anew, judged one by one (``judge``) or on one grid (``list``).
 
 Only the order of what was found changes. A result whose picture cannot be shown or was not judged in time keeps its
 place, and the others are sorted among the places that remain.
