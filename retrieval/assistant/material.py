@@ -63,6 +63,12 @@ class Wanted:
     unwanted: Sequence[str] = ()
     read: Sequence[str] = ()
 
+    @classmethod
+    def of(cls, texts: Iterable[tuple[str, float]], read: Sequence[str] = ()) -> Wanted:
+        """Return what texts with signed weights, and words that were read, say together."""
+        by_weight = sorted(texts, key=lambda text: -abs(text[1]))
+        return cls([text for text, weight in by_weight if weight > 0], [text for text, w in by_weight if w < 0], read)
+
     def __bool__(self) -> bool:
         return any(clean(text) for text in (*self.wanted, *self.read))
 
