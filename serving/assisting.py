@@ -31,9 +31,12 @@ _TROUBLES: dict[str, Trouble] = {"down": "down", "busy": "busy", "late": "late"}
 
 
 class Reordered(NamedTuple):
-    """The places of the first rows, best first, None if their order stays; and what the assistant did not do."""
+    """The places of the first rows, best first, None if their order stays; P(yes) of each that was judged; and what the
+    assistant did not do.
+    """
 
     order: list[int] | None
+    scores: list[float | None]
     shortfall: Shortfall | None
 
 
@@ -61,7 +64,7 @@ class Assisting:
         """How long it must have been waited for to be called silent: else who gives it no time would end it for all."""
         self._free = at_once
         self._breaker = Breaker("the assistant", partial(asyncio.sleep, PAUSE_SECONDS), _TRIPS)
-        self._orders: LRUCache[tuple[str, ...], list[int]] = LRUCache(ORDERS)
+        self._orders: LRUCache[tuple[str, ...], Reordered] = LRUCache(ORDERS)
 
     @property
     def depth(self) -> int:
@@ -82,13 +85,13 @@ class Assisting:
         rows = rows[: self.depth]
         key = (way, repr(wanted.fields()), version, *(row.id for row in rows))
         if (known := self._orders.get(key)) is not None:
-            return Reordered(known, None)
+            return known
         try:
             self._breaker.check()
             if not self._free:
                 raise Unavailable("the assistant", "busy")
         except Unavailable as error:
-            return Reordered(None, Shortfall("assistant", str(error)))
+            return Reordered(None, [], Shortfall("assistant", str(error)))
         self._free -= 1
         deadline = Deadline(SHARE * seconds)
         try:
@@ -99,9 +102,11 @@ class Assisting:
             self._free += 1
         if found.order is None and found.fault:
             self._record(found.fault, allowed)
-        if found.order is not None and not found.shortfall:
-            self._orders[key] = found.order
-        return Reordered(found.order, Shortfall("assistant", found.shortfall) if found.shortfall else None)
+        shortfall = Shortfall("assistant", found.shortfall) if found.shortfall else None
+        reordered = Reordered(found.order, found.scores, shortfall)
+        if not shortfall:
+            self._orders[key] = reordered
+        return reordered
 
     async def _pictures(self, side: int, rows: Sequence[Row], seconds: float) -> list[bytes | None]:
         async def one(row: Row) -> bytes | None:

@@ -25,12 +25,14 @@ class Reranked(NamedTuple):
 
     Attributes:
         order: places in the order before, best first; None if it stays as it was.
+        scores: P(yes) of each place, None of those that were not judged; empty if nothing was judged.
         shortfall: what the assistant did not do of what it was asked; None if it did all.
         fault: the first that it made.
         spent: calls and tokens.
     """
 
     order: list[int] | None
+    scores: list[float | None]
     shortfall: str | None
     fault: AssistantFault | None
     spent: Spent
@@ -46,14 +48,14 @@ async def reranked(talk: Talk, way: Way, wanted: Wanted, pictures: Sequence[byte
     shown = [place for place, picture in enumerate(pictures[: talk.assistant.depth]) if picture]
     files = [picture for picture in pictures[: talk.assistant.depth] if picture]
     if len(shown) < 2:
-        return Reranked(None, "fewer than two results have a picture to be shown", None, talk.spent)
+        return Reranked(None, [], "fewer than two results have a picture to be shown", None, talk.spent)
     if way == "judge":
         return await _judged(talk, wanted, files, shown, len(pictures))
     try:
         order = await ordered(talk, wanted, files)
     except AssistantFault as fault:
-        return Reranked(None, str(fault), fault, talk.spent)
-    return Reranked(_placed(shown, order, len(pictures)), None, None, talk.spent)
+        return Reranked(None, [], str(fault), fault, talk.spent)
+    return Reranked(_placed(shown, order, len(pictures)), [], None, None, talk.spent)
 
 
 async def _judged(talk: Talk, wanted: Wanted, files: Sequence[bytes], shown: Sequence[int], count: int) -> Reranked:
@@ -76,11 +78,12 @@ async def _judged(talk: Talk, wanted: Wanted, files: Sequence[bytes], shown: Seq
     faults = [answer for answer in answers if isinstance(answer, AssistantFault)]
     known = {place: answer for place, answer in zip(shown, answers, strict=True) if isinstance(answer, float)}
     if len(known) < 2:
-        return Reranked(None, str(faults[0]), faults[0], talk.spent)
+        return Reranked(None, [], str(faults[0]), faults[0], talk.spent)
     shortfall = f"{len(faults)} of {len(files)} pictures were not judged: {faults[0]}" if faults else None
     free = sorted(known)
     order = sorted(range(len(free)), key=lambda i: -known[free[i]])  # equals stay as they were
-    return Reranked(_placed(free, order, count), shortfall, faults[0] if faults else None, talk.spent)
+    scores = [known.get(place) for place in range(count)]
+    return Reranked(_placed(free, order, count), scores, shortfall, faults[0] if faults else None, talk.spent)
 
 
 def _placed(free: Sequence[int], order: Sequence[int], count: int) -> list[int]:

@@ -267,7 +267,9 @@ def rerank(answering: Answering, way: str, pictures: list[bytes | None], **setti
 def test_results_are_sorted_by_their_judgement_and_equals_stay() -> None:
     pictures = [picture(colour) for colour in ("black", "maroon", "red", "black", "red")]
     found = rerank(judging_by_red, "judge", pictures)
-    assert found == Reranked([2, 4, 1, 0, 3], None, None, Spent(5, 0, 35, 15))
+    assert found.order == [2, 4, 1, 0, 3]
+    assert found.scores == pytest.approx([0.01, 0.5, 0.99, 0.01, 0.99], abs=0.02)
+    assert found[2:] == (None, None, Spent(5, 0, 35, 15))
 
 
 def test_what_cannot_be_shown_or_lies_too_deep_keeps_its_place() -> None:
@@ -292,6 +294,7 @@ def test_pictures_that_are_not_judged_keep_their_places() -> None:
 
     found = rerank(answering, "judge", [picture(c) for c in ("black", "maroon", "red", "black")])
     assert found.order == [2, 1, 0, 3]
+    assert found.scores[1] is None
     assert found.shortfall == "1 of 4 pictures were not judged: the assistant answered neither yes nor no"
     assert found.fault
     assert found.fault.reason == "malformed"

@@ -73,7 +73,7 @@ def reorder(assisting: Assisting, *, wanted: Wanted = FISH, seconds: float = 30,
 def test_the_first_rows_are_shown_small_and_put_in_order() -> None:
     bodies: list[Body] = []
     found = assisted(saying('{"order": [4, 2]}', bodies), reorder)
-    assert found == Reordered([3, 1, 0, 2], None)
+    assert found == Reordered([3, 1, 0, 2], [], None)
     assert given(bodies[0]) == {"task": "list", "wanted": ["fish"], "count": 4, "columns": 2}
     [sheet] = shown(bodies[0])
     with Image.open(io.BytesIO(sheet)) as opened:
@@ -105,7 +105,7 @@ def test_pictures_that_cannot_be_read_in_time_are_not_shown() -> None:
         return await reorder(assisting, seconds=4)
 
     found = assisted(saying('{"order": [2, 1]}'), ask, picture=picture)
-    assert found == Reordered([0, 1, 3, 2], None)
+    assert found == Reordered([0, 1, 3, 2], [], None)
 
 
 async def _fails(request: web.Request, body: Body) -> web.Response:
