@@ -23,6 +23,7 @@ from retrieval.rankings import Fuse, Scored, image_by_image, joint_queries, one_
 from retrieval.second_stage import DEPTH, Rerank, checked_depth, neighbours, put_in_order
 
 if TYPE_CHECKING:
+    from retrieval.assistant.endpoint import Assistant, Spent
     from retrieval.models.imagined import Imagined
 
 Mode = Literal["text", "visual", "fused"]
@@ -76,7 +77,8 @@ class Answer:
             have no shares.
         visual: where the visual half came from: images that were imagined; the nearest real images of the gallery, for
             one text at least that has no imagined ones; pictures or rows that were given; None if there is none.
-        reranked: by which second stage; None without one.
+        reranked: by which second stage; None without one, or if an assistant gave no order.
+        spent: what an assistant was asked for it; None if none was.
     """
 
     results: list[Found]
@@ -86,6 +88,7 @@ class Answer:
     shares: list[list[float]]
     visual: Visual | None
     reranked: str | None
+    spent: Spent | None = None
 
     def __iter__(self) -> Iterator[Found]:
         return iter(self.results)
@@ -123,6 +126,7 @@ class Finder:
             imagined ones.
         index: of the same VLM and vision encoder.
         aggregator: of the same models; without one, imagined images are averaged.
+        assistant: that judges what was found, where a search asks for it (``retrieval.assistant``).
 
     Raises:
         UserError: the index or the aggregator was made by other models (code ``other-model``, field the role), or does
@@ -130,7 +134,14 @@ class Finder:
         DamagedError: a shard or the aggregator cannot be read.
     """
 
-    def __init__(self, encoder: QueryEncoder, index: Index, aggregator: TrainedAggregator | None = None) -> None:
+    def __init__(
+        self,
+        encoder: QueryEncoder,
+        index: Index,
+        aggregator: TrainedAggregator | None = None,
+        *,
+        assistant: Assistant | None = None,
+    ) -> None:
         check_made_by(index, "vlm", encoder.vlm.uri, encoder.vlm.fingerprint)
         check_made_by(index, "vision", encoder.vision.uri, encoder.vision.fingerprint)
         if aggregator:
@@ -139,6 +150,7 @@ class Finder:
                 aggregator.check_generator(encoder.generator.uri, encoder.generator.fingerprint)
         self.encoder = encoder
         self.index = index
+        self.assistant = assistant
         self.shards = index.shards()
         self.network = aggregator.network() if aggregator else None
         self.weight = aggregator.manifest.weight if aggregator else DEFAULT_WEIGHT
@@ -196,13 +208,16 @@ class Finder:
             images: K, how many images each text is imagined as.
             seed: of the images.
             fuse: how several imagined images become one ranking (``retrieval.rankings``).
-            rerank: the second stage: none, or the candidates' ``neighbours`` (``retrieval.second_stage``).
-            depth: how many candidates the second stage ranks; and, with ``rrf``, how many rows of each list count.
+            rerank: the second stage: none, the candidates' ``neighbours`` (``retrieval.second_stage``), or an assistant
+                that is shown the candidates one by one (``judge``) or on one picture (``list``): pictures of the
+                gallery are sent to it.
+            depth: how many candidates the second stage ranks, an assistant no more than its own depth; and, with ``rrf``, how many rows of each list count.
 
         Raises:
             UserError: k, λ, the depth or the number of images is out of range (code ``out-of-range``); the mode, fuse
                 or rerank is unknown (``unknown``); a text is ``blank`` or ``too-long``, a row is not in the index
-                (``missing``), or as ``check_evidence`` and ``summed``. The field is the argument.
+                (``missing``), there is no assistant to rerank by (``no-assistant``) or no text to judge by
+                (``no-words``), or as ``check_evidence`` and ``summed``. The field is the argument.
         """
         _check_one_of("mode", mode, tuple(_WEIGHTS))
         _check_one_of("fuse", fuse, get_args(Fuse))
@@ -213,6 +228,12 @@ class Finder:
         checked_k(k)  # before imagining, which takes its time
         checked_depth(depth)
         check_evidence(evidence)
+        judging = None
+        if rerank == "judge" or rerank == "list":
+            from retrieval.assistant.found import Judging  # its HTTP client is for those alone who ask an assistant
+
+            judging = Judging.of(self.assistant, rerank, evidence)
+            depth = min(depth, judging.assistant.depth)
         known = self._known(evidence, images if weight > 0 else None, seed)
         pooled_1D, weight = compiled(known.encoded, weight)
         alone = image_by_image(known.encoded, known.images) if fuse != "mean" else []
@@ -223,15 +244,23 @@ class Finder:
         if rerank == "neighbours":
             joint_MD = self._joint(places, ranking[:depth])
             ranking = put_in_order(ranking, neighbours(pooled_1D[0], weight, joint_MD, self.encoder.vlm.dim))
+        reranked, degraded, spent = None if rerank == "none" else rerank, known.degraded, None
+        if judging:
+            rows = [self._row(*places[one.id]) for one in ranking[:depth]]
+            found = judging.reranked(rows, self.index.manifest.sources)
+            reranked, spent = rerank if found.order else None, found.spent
+            degraded = "; ".join(filter(None, (degraded, found.shortfall))) or None
+            ranking = [ranking[place]._replace(rerank_score=share) for place, share in found.places(len(ranking))]
         ranking = ranking[:k]
         return Answer(
             [Found(self._row(*places[one.id]), *one[1:]) for one in ranking],
             weight,
             known.imagined,
-            known.degraded,
+            degraded,
             ranking_shares(known.encoded, alone, fuse, weight, self._joint(places, ranking), self.encoder.vlm.dim),
             known.visual if weight else None,
-            None if rerank == "none" else rerank,
+            reranked,
+            spent,
         )
 
     def rank(self, query_D: NDArray[np.float32], k: int = 10) -> list[Found]:

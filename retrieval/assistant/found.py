@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -11,22 +12,39 @@ from retrieval.assistant.blocking import talked
 from retrieval.assistant.endpoint import Assistant
 from retrieval.assistant.judge import SIDE
 from retrieval.assistant.material import Wanted, small_jpeg
-from retrieval.assistant.rerank import Reranked, Way, reranked
+from retrieval.assistant.rerank import Reranked, Way, check_can_judge, reranked
+from retrieval.evidence import Evidence, Text
 from retrieval.sources.lookup import ImageLookup
 
 
-def reranked_rows(
-    assistant: Assistant, way: Way, wanted: Wanted, rows: Sequence[Mapping[str, Any]], sources: Sequence[str]
-) -> Reranked:
-    """Order the first rows of an answer anew; as ``rerank.reranked``, which never fails.
+@dataclass(frozen=True)
+class Judging:
+    """A second stage to come: who judges, how, and by which words."""
 
-    Args:
-        rows: of the index, best first; ``batch`` and ``path`` say where the picture is.
-        sources: of the batches, of the index's manifest.
-    """
-    side = SIDE if way == "judge" else grid.TILE
-    pictures = [_picture(sources[row["batch"]], row["path"], side) for row in rows[: assistant.depth]]
-    return talked(assistant, lambda talk: reranked(talk, way, wanted, pictures))
+    assistant: Assistant
+    way: Way
+    wanted: Wanted
+
+    @classmethod
+    def of(cls, assistant: Assistant | None, way: Way, evidence: Sequence[Evidence]) -> Judging:
+        """Return what is to judge by the texts of evidence.
+
+        Raises:
+            UserError: as ``check_can_judge``.
+        """
+        wanted = Wanted.of((piece.text, piece.weight) for piece in evidence if isinstance(piece, Text))
+        return cls(check_can_judge(assistant, wanted), way, wanted)
+
+    def reranked(self, rows: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> Reranked:
+        """Order rows of an index anew, as ``rerank.reranked``, which never fails.
+
+        Args:
+            rows: best first; ``batch`` and ``path`` say where the picture is.
+            sources: of the batches, of the index's manifest.
+        """
+        side = SIDE if self.way == "judge" else grid.TILE
+        pictures = [_picture(sources[row["batch"]], row["path"], side) for row in rows]
+        return talked(self.assistant, lambda talk: reranked(talk, self.way, self.wanted, pictures))
 
 
 def _picture(source: str, path: str, side: int) -> bytes | None:

@@ -10,10 +10,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from retrieval.assistant.endpoint import AssistantFault, Reason, Spent, Talk
+from retrieval.assistant.endpoint import Assistant, AssistantFault, Reason, Spent, Talk
 from retrieval.assistant.judge import judged
 from retrieval.assistant.listing import ordered
 from retrieval.assistant.material import Wanted
+from retrieval.errors import UserError
 
 Way = Literal["judge", "list"]
 HOPELESS: frozenset[Reason] = frozenset({"down", "busy", "rejected"})
@@ -36,6 +37,34 @@ class Reranked(NamedTuple):
     shortfall: str | None
     fault: AssistantFault | None
     spent: Spent
+
+    def places(self, count: int) -> list[tuple[int, float | None]]:
+        """Return the places of ``count`` results in their new order, each with its P(yes)."""
+        order = list(self.order or ())
+        scores = self.scores or [None] * len(order)
+        return [*((place, scores[place]) for place in order), *((place, None) for place in range(len(order), count))]
+
+
+def check_can_judge(assistant: Assistant | None, wanted: Wanted) -> Assistant:
+    """Return the assistant that is to judge by such words.
+
+    Raises:
+        UserError: there is none (code ``no-assistant``), or there are no words for what is wanted (``no-words``). The
+            field is ``rerank``.
+    """
+    if assistant is None:
+        raise UserError(
+            "there is no assistant to judge what was found: a profile names one as models.assistant",
+            code="no-assistant",
+            field="rerank",
+        )
+    if not wanted:
+        raise UserError(
+            "an assistant judges by words, and there is no text among what is wanted: give one",
+            code="no-words",
+            field="rerank",
+        )
+    return assistant
 
 
 async def reranked(talk: Talk, way: Way, wanted: Wanted, pictures: Sequence[bytes | None]) -> Reranked:
