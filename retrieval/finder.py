@@ -211,7 +211,8 @@ class Finder:
             rerank: the second stage: none, the candidates' ``neighbours`` (``retrieval.second_stage``), or an assistant
                 that is shown the candidates one by one (``judge``) or on one picture (``list``): pictures of the
                 gallery are sent to it.
-            depth: how many candidates the second stage ranks, an assistant no more than its own depth; and, with ``rrf``, how many rows of each list count.
+            depth: how many candidates the second stage ranks, an assistant no more than its own depth; and, with
+                ``rrf``, how many rows of each list count.
 
         Raises:
             UserError: k, λ, the depth or the number of images is out of range (code ``out-of-range``); the mode, fuse
@@ -233,7 +234,6 @@ class Finder:
             from retrieval.assistant.found import Judging  # its HTTP client is for those alone who ask an assistant
 
             judging = Judging.of(self.assistant, rerank, evidence)
-            depth = min(depth, judging.assistant.depth)
         known = self._known(evidence, images if weight > 0 else None, seed)
         pooled_1D, weight = compiled(known.encoded, weight)
         alone = image_by_image(known.encoded, known.images) if fuse != "mean" else []
@@ -244,9 +244,10 @@ class Finder:
         if rerank == "neighbours":
             joint_MD = self._joint(places, ranking[:depth])
             ranking = put_in_order(ranking, neighbours(pooled_1D[0], weight, joint_MD, self.encoder.vlm.dim))
-        reranked, degraded, spent = None if rerank == "none" else rerank, known.degraded, None
+        reranked: str | None = None if rerank == "none" else rerank
+        degraded, spent = known.degraded, None
         if judging:
-            rows = [self._row(*places[one.id]) for one in ranking[:depth]]
+            rows = [self._row(*places[one.id]) for one in ranking[: min(depth, judging.assistant.depth)]]
             found = judging.reranked(rows, self.index.manifest.sources)
             reranked, spent = rerank if found.order else None, found.spent
             degraded = "; ".join(filter(None, (degraded, found.shortfall))) or None

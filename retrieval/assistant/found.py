@@ -35,7 +35,7 @@ class Judging:
         wanted = Wanted.of((piece.text, piece.weight) for piece in evidence if isinstance(piece, Text))
         return cls(check_can_judge(assistant, wanted), way, wanted)
 
-    def reranked(self, rows: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> Reranked:
+    def reranked(self, rows: Sequence[Mapping[str, Any]], sources: Mapping[str, str]) -> Reranked:
         """Order rows of an index anew, as ``rerank.reranked``, which never fails.
 
         Args:
