@@ -28,7 +28,11 @@ GALLERY, INDEX = "gallery", "index"
 
 
 def open_finder(
-    target: str | Path | Index, profile: str | Path | Profile = "tiny", *, aggregator: str | Path | None = None
+    target: str | Path | Index,
+    profile: str | Path | Profile = "tiny",
+    *,
+    aggregator: str | Path | None = None,
+    assistant: Assistant | None = None,
 ) -> Finder:
     """Open an index together with the models that its queries need.
 
@@ -36,6 +40,8 @@ def open_finder(
         target: a folder that has an index in it, an index itself or one version of it, or an open one.
         profile: of the models that made the index.
         aggregator: a trained aggregator; by default the profile's. Without one, the images are averaged.
+        assistant: of ``load_assistant``, for searches that ask it; none by default, whatever the profile says, so that
+            nothing is sent anywhere without the caller's word.
 
     Raises:
         UserError: a model, the index or the aggregator is not there, or other models made the index or the aggregator.
@@ -44,7 +50,7 @@ def open_finder(
 
     settings = load_profile(profile)
     index = target if isinstance(target, Index) else open_index(target)
-    return Finder(load_query_encoder(settings), index, load_aggregator(settings, aggregator))
+    return Finder(load_query_encoder(settings), index, load_aggregator(settings, aggregator), assistant=assistant)
 
 
 def open_index(target: str | Path) -> Index:

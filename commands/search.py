@@ -14,6 +14,7 @@ from commands.console import Profile, out, quoted, say_made, say_next
 if TYPE_CHECKING:  # --help need not wait for PyTorch
     from PIL import Image
 
+    from retrieval.assistant.endpoint import Assistant, Spent
     from retrieval.evidence import Evidence
     from retrieval.finder import Answer
 
@@ -34,6 +35,9 @@ def search(
     images: int | None = None,
     seed: int = 0,
     aggregator: str | None = None,
+    rerank: Literal["none", "neighbours", "judge", "list"] = "none",
+    depth: int | None = None,
+    ask: Annotated[bool, Parameter(negative="")] = False,
     profile: Profile = "tiny",
     sheet: Path | None = None,
 ) -> None:
@@ -65,20 +69,40 @@ def search(
         Seed of the images.
     aggregator
         A trained aggregator; by default the profile's. Without one, the images are averaged.
+    rerank
+        Rank the best candidates again: by how they lie among one another (neighbours), or by the profile's assistant,
+        which is sent their pictures one by one (judge) or all on one (list).
+    depth
+        Candidates that are ranked again.
+    ask
+        Have the profile's assistant ask what would narrow the search: it is sent the labels of what was found.
     sheet
         Save a contact sheet (PNG) here.
     """
-    from cluster.loading import open_finder
+    from cluster.loading import load_assistant, open_finder
     from cluster.profile import load_profile
+    from retrieval.second_stage import DEPTH
 
     words, place = (text, target) if target is not None else (None, text)
     evidence = _evidence(words, image or [], like or [], without or [], unlike or [])
     title = ", ".join(evidence)
     settings = load_profile(profile)
     wanted = settings.queries.images if images is None else images
-    finder = open_finder(place, settings, aggregator=aggregator)
-    answer = finder.find(list(evidence.values()), k, mode=mode, weight=weight, images=wanted, seed=seed)
+    assistant = load_assistant(settings) if ask or rerank in ("judge", "list") else None
+    finder = open_finder(place, settings, aggregator=aggregator, assistant=assistant)
+    answer = finder.find(
+        list(evidence.values()),
+        k,
+        mode=mode,
+        weight=weight,
+        images=wanted,
+        seed=seed,
+        rerank=rerank,
+        depth=DEPTH if depth is None else depth,
+    )
     _print(answer, list(evidence))
+    if ask:
+        _ask(assistant, list(evidence.values()), answer)
     if sheet:
         from pipelines.answer_sheet import answer_sheet
 
@@ -127,9 +151,29 @@ def _read(file: Path) -> Image.Image:
         raise UserError(f"the picture {file} cannot be used: {error}", code="unusable-image", field="image") from error
 
 
+def _ask(assistant: Assistant | None, evidence: list[Evidence], answer: Answer) -> None:
+    from retrieval.assistant.found import asked_of
+
+    asked = asked_of(assistant, evidence, [found.label for found in answer if found.label])
+    if asked.answer:
+        out.print(f"{asked.answer.question} {', '.join(asked.answer.choices)}", markup=False)
+    else:
+        out.print(f"no question: {asked.shortfall}", style="yellow", markup=False)
+    _print_spent(asked.spent)
+
+
+def _print_spent(spent: Spent) -> None:
+    out.print(
+        f"asked the assistant {spent.calls} times ({spent.failed} failed): {spent.tokens_in:,} tokens in,"
+        f" {spent.tokens_out:,} out"
+    )
+
+
 def _print(answer: Answer, names: list[str]) -> None:
     if answer.degraded:
-        out.print(f"ranked by text alone: {answer.degraded}", style="yellow")
+        out.print(f"not the answer asked for: {answer.degraded}", style="yellow")
+    if answer.spent:
+        _print_spent(answer.spent)
     several = len(names) > 1
     pieces = [f"({number})" for number in range(1, len(names) + 1)]
     lines = [f"{number} {name}" for number, name in zip(pieces, names, strict=True)] if several else names
