@@ -34,9 +34,10 @@ def search(
     weight: float | None = None,
     images: int | None = None,
     seed: int = 0,
-    aggregator: str | None = None,
+    fuse: Literal["mean", "max", "rrf"] = "mean",
     rerank: Literal["none", "neighbours", "judge", "list"] = "none",
     depth: int | None = None,
+    aggregator: str | None = None,
     ask: Annotated[bool, Parameter(negative="")] = False,
     profile: Profile = "tiny",
     sheet: Path | None = None,
@@ -67,13 +68,17 @@ def search(
         Images to imagine; by default the profile's.
     seed
         Seed of the images.
+    fuse
+        How several imagined images become one ranking: pooled (mean), by the image that a result is most like (max),
+        or by reciprocal ranks (rrf).
+    rerank
+        A second stage: the first results ranked again by how they lie among their neighbours, or by the profile's
+        assistant, which is sent their pictures one by one (judge) or all on one (list).
+    depth
+        How many rows the second stage, or each list of rrf, has; by default 100. An assistant is shown no more than its
+        profile says.
     aggregator
         A trained aggregator; by default the profile's. Without one, the images are averaged.
-    rerank
-        Rank the best candidates again: by how they lie among one another (neighbours), or by the profile's assistant,
-        which is sent their pictures one by one (judge) or all on one (list).
-    depth
-        Candidates that are ranked again.
     ask
         Have the profile's assistant ask what would narrow the search: it is sent the labels of what was found.
     sheet
@@ -97,6 +102,7 @@ def search(
         weight=weight,
         images=wanted,
         seed=seed,
+        fuse=fuse,
         rerank=rerank,
         depth=DEPTH if depth is None else depth,
     )
@@ -171,20 +177,24 @@ def _print_spent(spent: Spent) -> None:
 
 def _print(answer: Answer, names: list[str]) -> None:
     if answer.degraded:
-        out.print(f"not the answer asked for: {answer.degraded}", style="yellow")
+        instead = "as far as possible" if answer.spent else "by text alone"
+        instead = "with real images of the gallery" if answer.visual == "nearest" else instead
+        out.print(f"ranked {instead}: {answer.degraded}", style="yellow")
     if answer.spent:
         _print_spent(answer.spent)
-    several = len(names) > 1
+    several = len(names) > 1 and all(answer.shares)
     pieces = [f"({number})" for number in range(1, len(names) + 1)]
-    lines = [f"{number} {name}" for number, name in zip(pieces, names, strict=True)] if several else names
+    lines = [f"{number} {name}" for number, name in zip(pieces, names, strict=True)] if len(names) > 1 else names
     table = Table(title="\n".join(lines) + f"   (λ = {answer.weight:.2f})", title_justify="left")
-    for heading in ("", "score", *(pieces if several else ("text part", "visual part"))):
+    again = ("second stage",) if answer.reranked else ()
+    for heading in ("", *again, "score", *(pieces if several else ("text part", "visual part"))):
         table.add_column(heading, justify="right")
     for heading in ("label", "path"):
         table.add_column(heading)
     table.add_column("id", no_wrap=True)  # to be copied
     for i, (found, shares) in enumerate(zip(answer, answer.shares, strict=True), 1):
         parts = shares if several else (found.text_part, found.visual_part)
-        numbers = (f"{value:.4f}" for value in (found.score, *parts))
+        scores = (found.rerank_score, found.score) if answer.reranked else (found.score,)
+        numbers = ("" if value is None else f"{value:.4f}" for value in (*scores, *parts))
         table.add_row(str(i), *numbers, found.label or "", found.path, found.id)
     out.print(table)

@@ -115,7 +115,8 @@ class _Known(NamedTuple):
 
     @property
     def visual(self) -> Visual:
-        return "nearest" if self.nearest else "imagined" if self.images else "given"
+        wanted = [n for n in self.images if self.encoded.weights_E[n] > 0]
+        return "nearest" if self.nearest else "imagined" if wanted else "given"
 
 
 class Finder:

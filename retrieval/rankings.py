@@ -81,7 +81,9 @@ def joint_queries(encoded: Encoded, alone: Sequence[Encoded], fuse: Fuse, weight
     return np.concatenate([compiled(one, of_one)[0] for one, of_one in ways])
 
 
-def one_ranking(lists: Sequence[Sequence[Scored]], fuse: Fuse, weight: float, k: int) -> list[Scored]:
+def one_ranking(
+    lists: Sequence[Sequence[Scored]], fuse: Fuse, weight: float, k: int, *, offset: int = RANK_OFFSET
+) -> list[Scored]:
     """Return the k best rows of the lists that ``joint_queries`` found; equal scores by ascending id.
 
     By ``max`` they are exact where each list has the k best of its query: a row that is among the best of all is so in
@@ -101,7 +103,7 @@ def one_ranking(lists: Sequence[Sequence[Scored]], fuse: Fuse, weight: float, k:
         factors = [1 - weight] * by_text + [weight / by_images] * by_images
         rows = []
         for id, found in by_id.items():
-            terms = [(number, factors[number] / (RANK_OFFSET + rank)) for number, rank, _ in found]
+            terms = [(number, factors[number] / (offset + rank)) for number, rank, _ in found]
             text, visual = (math.fsum(x for number, x in terms if (number < by_text) == of) for of in (True, False))
             rows.append(Scored(id, math.fsum(x for _, x in terms), text, visual))
     return sorted(rows, key=lambda row: (-row.score, row.id))[:k]

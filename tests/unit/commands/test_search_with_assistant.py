@@ -80,7 +80,7 @@ def test_an_assistant_that_fails_costs_its_order_and_no_answer(
             *("--rerank", "judge", "--ask"),
         )
     assert said.code == 0, said.err
-    assert "not the answer asked for: the assistant rejects the request (HTTP 404)" in said.out
+    assert "ranked as far as possible: the assistant rejects the request (HTTP 404)" in said.out
     assert "no question: the assistant rejects the request (HTTP 404)" in said.out
 
 
