@@ -186,7 +186,8 @@ def _print(answer: Answer, names: list[str]) -> None:
     pieces = [f"({number})" for number in range(1, len(names) + 1)]
     lines = [f"{number} {name}" for number, name in zip(pieces, names, strict=True)] if len(names) > 1 else names
     table = Table(title="\n".join(lines) + f"   (λ = {answer.weight:.2f})", title_justify="left")
-    again = ("second stage",) if answer.reranked else ()
+    rescored = any(found.rerank_score is not None for found in answer)
+    again = ("second stage",) if rescored else ()
     for heading in ("", *again, "score", *(pieces if several else ("text part", "visual part"))):
         table.add_column(heading, justify="right")
     for heading in ("label", "path"):
@@ -194,7 +195,7 @@ def _print(answer: Answer, names: list[str]) -> None:
     table.add_column("id", no_wrap=True)  # to be copied
     for i, (found, shares) in enumerate(zip(answer, answer.shares, strict=True), 1):
         parts = shares if several else (found.text_part, found.visual_part)
-        scores = (found.rerank_score, found.score) if answer.reranked else (found.score,)
+        scores = (found.rerank_score, found.score) if rescored else (found.score,)
         numbers = ("" if value is None else f"{value:.4f}" for value in (*scores, *parts))
         table.add_row(str(i), *numbers, found.label or "", found.path, found.id)
     out.print(table)

@@ -13,7 +13,7 @@ from retrieval.assistant import grid
 from retrieval.assistant.endpoint import Assistant, AssistantFault, Call
 from retrieval.assistant.judge import SIDE
 from retrieval.assistant.material import Wanted, small_jpeg
-from retrieval.assistant.rerank import Way, reranked
+from retrieval.assistant.rerank import Way, in_order, reranked
 from serving import metrics
 from serving.answers import Shortfall
 from serving.breaker import Breaker
@@ -38,6 +38,10 @@ class Reordered(NamedTuple):
     order: list[int] | None
     scores: list[float | None]
     shortfall: Shortfall | None
+
+    def places(self, count: int) -> list[tuple[int, float | None]]:
+        """Return the places of ``count`` rows in their new order, each with its P(yes)."""
+        return in_order(self.order, self.scores, count)
 
 
 class Assisting:

@@ -40,9 +40,14 @@ class Reranked(NamedTuple):
 
     def places(self, count: int) -> list[tuple[int, float | None]]:
         """Return the places of ``count`` results in their new order, each with its P(yes)."""
-        order = list(self.order or ())
-        scores = self.scores or [None] * len(order)
-        return [*((place, scores[place]) for place in order), *((place, None) for place in range(len(order), count))]
+        return in_order(self.order, self.scores, count)
+
+
+def in_order(order: Sequence[int] | None, scores: Sequence[float | None], count: int) -> list[tuple[int, float | None]]:
+    """Return the places of ``count`` results with the first of them in a new order, if there is one, and scored."""
+    places = list(order or ())
+    known = scores or [None] * len(places)
+    return [*((place, known[place]) for place in places), *((place, None) for place in range(len(places), count))]
 
 
 def check_can_judge(assistant: Assistant | None, wanted: Wanted) -> Assistant:
