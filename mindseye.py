@@ -17,6 +17,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what _PUBLIC says, for editors and type checkers
+    from cluster.loading import load_assistant as load_assistant
     from cluster.loading import load_query_encoder as load_query_encoder
     from cluster.loading import open_finder as open_finder
     from cluster.loading import open_index as open_index
@@ -73,6 +74,7 @@ _PUBLIC = {
     "imagine": "pipelines.queries:imagine",
     "import_features": "pipelines.authors_features:import_features",
     "index": "pipelines.job:index",
+    "load_assistant": "cluster.loading:load_assistant",
     "load_profile": "cluster.profile:load_profile",
     "load_query_encoder": "cluster.loading:load_query_encoder",
     "measure": "pipelines.report:measure",
