@@ -1,6 +1,7 @@
 /** Pictures of the service in <img> elements: plainly, or through fetch where an API key must go with the request. */
 
 import { call, hasKey } from "./api.js";
+import { smallOf } from "./uploads.js";
 
 const KEPT = 400;
 const blobs = new Map();
@@ -17,6 +18,26 @@ export async function show(image, url) {
   } catch {
     if (image.dataset.url === url) image.classList.add("missing");
   }
+}
+
+/** Show the picture of a piece of evidence, or the part of it that is meant; `large` for as large as there is. */
+export function showPiece(image, { kind, value, box }, { large = false } = {}) {
+  image.style.objectViewBox = box ? `inset(${[box[1], 1 - box[2], 1 - box[3], box[0]].map(percent).join(" ")})` : "";
+  if (kind === "imagined") return show(image, `v1/imagined/${value}`);
+  // A small part of a small picture would be a blur.
+  if (kind === "row") return show(image, `v1/images/${encodeURIComponent(value)}${large || box ? "" : "?size=thumbnail"}`);
+  return showSent(image, smallOf(value));
+}
+
+const percent = (fraction) => `${100 * fraction}%`;
+
+/** Show a picture that this tab has sent, if it still has it. */
+function showSent(image, source) {
+  if (source && image.src === source) return;
+  delete image.dataset.url;
+  image.classList.toggle("missing", !source);
+  if (source) image.src = source;
+  else image.removeAttribute("src");
 }
 
 /** What an element's address can be set to. Pictures, and the key, are for this service's own addresses alone. */
