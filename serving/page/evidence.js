@@ -2,7 +2,7 @@
 
 import { AGAINST, FOR } from "./address.js";
 import { colour } from "./bars.js";
-import { make } from "./dom.js";
+import { icon, make } from "./dom.js";
 import { showPiece } from "./pictures.js";
 import { figure } from "./words.js";
 
@@ -59,7 +59,7 @@ export class Evidence {
       "li",
       { class: "piece" },
       make("button", { type: "button", class: "sign" }),
-      make("button", { type: "button", class: "part" }, make("img", { alt: "", draggable: false })),
+      make("button", { type: "button", class: "part" }, make("img", { alt: "", draggable: false }), icon("part")),
       make("span", { class: "piece-name" }),
       make("input", { type: "text", class: "piece-words", spellcheck: false, "aria-label": "Words" }),
       make("input", { type: "range", step: STEP, min: LEAST }),

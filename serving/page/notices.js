@@ -1,4 +1,4 @@
-/** Messages above the results. */
+/** Messages above the results, and beside what they are about. */
 
 import { byId, make } from "./dom.js";
 
@@ -19,4 +19,14 @@ export function notice(kind, title, text, retry = null, requestId = null) {
   }
   byId("notices").append(box);
   return box;
+}
+
+/** Say something at a place, or nothing; `again` is a button's words and what it does. */
+export function tell(place, text, again = null) {
+  place.hidden = !text;
+  place.replaceChildren(text ?? "");
+  if (!again) return;
+  const button = make("button", { type: "button", class: "link" }, again[0]);
+  button.addEventListener("click", again[1]);
+  place.append(" ", button);
 }

@@ -1,28 +1,26 @@
 /** The page: the round that its address says, the requests that follow from it, and what is shown of the answers. */
 
+import { showAccount } from "./account.js";
 import { addressOf, AGAINST, alike, empty, FOR, isEmpty, MOST, roundAt } from "./address.js";
 import * as api from "./api.js";
 import { Box } from "./box.js";
 import { Detail } from "./detail.js";
-import { byId, describe, make } from "./dom.js";
+import { byId, make } from "./dom.js";
 import { Evidence } from "./evidence.js";
 import { chooseFiles, takeFiles } from "./files.js";
-import { Imagined } from "./imagined.js";
 import { askForKey } from "./key.js";
-import { namesOf, headline } from "./naming.js";
-import { clearNotices, notice } from "./notices.js";
+import { Mind, partsOf } from "./mind.js";
+import { headline, namesOf } from "./naming.js";
+import { clearNotices, notice, tell } from "./notices.js";
 import { Options } from "./options.js";
-import { showPiece } from "./pictures.js";
+import { byPictures, imaginations, requestOf } from "./request.js";
 import { Grid } from "./results.js";
 import { suggest } from "./suggestions.js";
 import { send, sendAgain } from "./uploads.js";
-import { capital, count, duration, explain, megabytes, nameOf, plural, rankedBy, sentence, share, weighing } from "./words.js";
+import { count, duration, explain, megabytes, nameOf, plural, rankedBy, sentence } from "./words.js";
 
 const STEP = 24;
 const PAUSE = 120; // milliseconds of rest before the slider's position is asked for
-const TEXT_PARTS = ["words", "imagined pictures"];
-const PICTURE_PARTS = ["meaning", "looks"];
-
 let info = null;
 let round = empty();
 let k = STEP;
@@ -41,9 +39,9 @@ const known = new Map();
 /** Uploads that were sent again since the last answer. */
 const sentTwice = new Set();
 
-const look = () => ({ before: byWords, parts: parts(), names: namesOf(round, known), signOf });
+const look = () => ({ before: byWords, parts: partsOf(round, answer?.visual), names: namesOf(round, known), signOf });
 const grid = new Grid(byId("results"), { open: (place) => detail.open(answer, place, look()), judge: judgeResult });
-const strip = new Imagined(byId("imagined"), { toggle, judge: judgeImagined });
+const mind = new Mind({ toggle, judge: judgeImagined, part: choosePart });
 const detail = new Detail({
   like: (result) => change({ ...empty(), weight: round.weight, pieces: [rowOf(result)] }),
   judge: judgeResult,
@@ -61,9 +59,6 @@ const options = new Options(byId("options"), byId("options-list"), (name, value)
   change({ options: value ? { ...others, [name]: value } : others });
 });
 
-const isText = ({ kind }) => kind === "text";
-const byPictures = () => round.pieces.some((piece) => !isText(piece));
-const parts = () => (byPictures() ? PICTURE_PARTS : TEXT_PARTS);
 const rowOf = ({ id }) => ({ kind: "row", value: id, weight: FOR, box: null });
 
 // The round: each change is an entry of the browser's history, and one hand on one control is one entry
@@ -93,13 +88,14 @@ function go(next, soon = 0) {
   if (!sameEvidence || isEmpty(round)) k = STEP;
   if (!sameWords || before.seed !== round.seed) {
     imagined = [];
-    clearImagined();
+    mind.clear();
   }
   if (!sameWords) answer = null;
   if (!sameEvidence) byWords = null;
   faulty(null);
   if (isEmpty(round)) return start();
   document.body.dataset.view = "answer";
+  byId("mind").hidden = false;
   byId("query").value = round.text;
   showRound();
   if (imagined.length) showImagined();
@@ -179,32 +175,6 @@ async function take(files, place = null) {
 
 // Asking
 
-const texts = () => [round.text, ...round.pieces.filter(isText).map((piece) => piece.value)].filter(Boolean);
-const imaginations = () => texts().map((text) => `${round.seed} ${text}`);
-
-function request() {
-  const { ignore, ...others } = round.options;
-  return {
-    ...(round.text && { query: round.text }),
-    ...(round.pieces.length && {
-      evidence: round.pieces.map(({ kind, value, weight, box: part }) => ({
-        [kind]: value,
-        weight,
-        ...(part && { box: part }),
-      })),
-    }),
-    k,
-    seed: round.seed,
-    ...others,
-    ...(ignore && { ignore: ignore.split(",") }),
-    // With every image left out there is nothing to rank by but the words.
-    ...(allDropped() && !round.pieces.length ? { mode: "text" } : { drop: [...round.drop] }),
-    ...(round.weight !== null && !allDropped() && { weight: round.weight }),
-  };
-}
-
-const allDropped = () => imagined.length > 0 && imagined.every((image) => round.drop.has(image.index));
-
 function halt() {
   clearTimeout(timer);
   running?.abort();
@@ -226,8 +196,8 @@ async function run() {
   byId("found").ariaBusy = "true";
   clearNotices();
   try {
-    const plain = imaginations().every((one) => remembered.has(one)) && (!round.text || imagined.length);
-    if (plain) arrive(await api.search(request(), mine.signal), { last: true });
+    const plain = imaginations(round).every((one) => remembered.has(one)) && (!round.text || imagined.length);
+    if (plain) arrive(await api.search(requestOf(round, k, imagined), mine.signal), { last: true });
     else await runInStages(mine.signal);
   } catch (error) {
     if (running === mine && !(await sentAgain(error, mine))) fail(error, run);
@@ -241,16 +211,15 @@ async function run() {
 }
 
 async function runInStages(signal) {
-  const asked = imaginations();
+  const asked = imaginations(round);
   if (!answer) say("Searching…");
   if (round.text && round.weight !== 0 && !imagined.length) {
-    strip.await(info?.images ?? 8);
-    byId("mind-note").textContent = "Being imagined…";
+    mind.await(info?.images ?? 8);
   }
   let complete = false;
-  for await (const [name, data] of api.stream(request(), signal)) {
+  for await (const [name, data] of api.stream(requestOf(round, k, imagined), signal)) {
     if (name === "text") {
-      byWords = byPictures() ? null : placesOf(data);
+      byWords = byPictures(round) ? null : placesOf(data);
       arrive(data, { last: false });
     } else if (name === "imagined") {
       imagined = data.imagined;
@@ -291,12 +260,12 @@ function arrive(given, { last }) {
   showRound();
   if (round.text && (last || imagined.length)) showImagined();
   grid.show(given.results, { ...look(), before: last ? byWords : null });
-  showAccount();
+  showAccount(given, byPictures(round));
   suggest(byId("refinements"), "Narrow down", given.refinements, addWords);
   suggest(byId("words-read"), "Read from the picture", given.words, addWords);
   const most = info?.limits.k ?? 1000;
   byId("more").hidden = !last || given.results.length < k || k >= most;
-  const imagining = round.weight === 0 || !texts().length ? "" : "Imagining what you mean…";
+  const imagining = round.weight === 0 || !imaginations(round).length ? "" : "Imagining what you mean…";
   say(last ? `${sayFound()} ${sayMoved()}` : `${sayFound()} ${imagining}`);
   showShortcomings(last);
 }
@@ -330,75 +299,24 @@ function showRound() {
   const title = headline(round, names);
   document.title = `${title} – mindseye`;
   byId("found-title").textContent = title;
+  byId("found-title").classList.toggle("long", title.length > 60);
   chips.show(round.pieces, { names: names.pieces, first: Number(Boolean(round.text)) });
   byId("clear").hidden = !round.pieces.length;
+  byId("search").classList.toggle("evidenced", Boolean(round.text && round.pieces.length));
   byId("query").placeholder = round.pieces.length ? "Words as well" : "Name or description";
-  showPicture(names.pieces);
+  mind.showPicture(round, names.pieces);
   showWeight();
   options.show(round.options);
   grid.mark(signOf);
 }
 
-/** Beside the results: what was imagined of the words, or the first picture where there are no words. */
-function showPicture(names) {
-  const number = round.text ? -1 : round.pieces.findIndex((piece) => !isText(piece) && piece.weight > 0);
-  const piece = round.pieces[number];
-  byId("imagined").hidden = byId("mind-line").hidden = !round.text;
-  if (!round.text) byId("anew").hidden = true;
-  byId("mind-title").textContent = round.text ? "Imagined" : capital(names[number] ?? "Your search");
-  byId("mind-picture").hidden = !piece;
-  if (piece) showPiece(byId("mind-picture"), piece, { large: true });
-}
-
 function showImagined() {
-  if (!imagined.length) {
-    const nearest = "No picture was imagined: the pictures of the gallery nearest to your words stand in for them.";
-    const none = round.weight === 0 ? "Nothing: this ranking is by words alone." : "Nothing, this time.";
-    clearImagined(answer?.visual === "nearest" ? nearest : none);
-    return;
-  }
-  strip.show(imagined, round.drop, signOf);
-  const out = imagined.filter((image) => round.drop.has(image.index)).length;
-  const amount = out === imagined.length ? "All" : count(out);
-  byId("mind-note").textContent = out ? `${amount} left out` : `${weighing(imagined)}Leave out what you do not mean.`;
-  byId("all").hidden = out === 0;
-  byId("anew").hidden = false;
-}
-
-function clearImagined(note = "") {
-  strip.clear();
-  byId("mind-note").textContent = note;
-  byId("all").hidden = byId("anew").hidden = true;
+  mind.showImagined(imagined, round, answer?.visual, signOf);
 }
 
 function showWeight() {
-  const slider = byId("weight");
   const fallback = answer && answer.stage !== "text" ? answer.weight : (info?.weight ?? 0.5);
-  const weight = round.weight ?? fallback;
-  if (document.activeElement !== slider || round.weight === null) slider.value = weight;
-  const ends = [`${parts()[0]} ${share(1 - weight)}`, `${parts()[1]} ${share(weight)}`];
-  slider.setAttribute("aria-valuetext", ends.join(", "));
-  [byId("words-end").textContent, byId("pictures-end").textContent] = ends;
-  byId("weight-reset").hidden = round.weight === null;
-}
-
-function showAccount() {
-  const stages = Object.entries(answer.timings_ms).map(([stage, ms]) => `${stage} ${duration(ms)}`);
-  const memory = { hit: "imagined before", miss: "imagined now", off: "not used" }[answer.memory];
-  const stage = { text: "words", visual: "imagined pictures", fused: "words and imagined pictures" }[answer.stage];
-  const visual = { imagined: "imagined pictures", nearest: "the nearest pictures of the gallery", given: "given pictures" };
-  describe(byId("account-list"), [
-    ["Ranked by", byPictures() ? "evidence" : stage],
-    ...(answer.visual ? [["Looks taken from", visual[answer.visual] ?? answer.visual]] : []),
-    ...(answer.reranked ? [["Second look", answer.reranked]] : []),
-    ["λ", answer.weight.toFixed(3)],
-    ["Memory", memory ?? answer.memory],
-    ["Time", stages.join(", ")],
-    ["Index version", answer.index_version],
-    ["Shards that answered", `${answer.shards.answered} of ${answer.shards.total}`],
-    ["Request", answer.request_id],
-  ]);
-  byId("account").hidden = false;
+  mind.showWeight(round, fallback, partsOf(round, answer?.visual));
 }
 
 function showShortcomings(last) {
@@ -418,16 +336,10 @@ function pieceOf(error) {
   return number === undefined ? -1 : Number(number);
 }
 
-/** Say beside the chips what is wrong; `again` is a button's words and what it does. */
+/** Say beside the chips what is wrong, or nothing; the rest as `tell`. */
 function faulty(text, number = -1, again = null) {
-  const place = byId("evidence-fault");
-  place.hidden = !text;
-  place.replaceChildren(text ?? "");
+  tell(byId("evidence-fault"), text, again);
   chips.mark(number);
-  if (!again) return;
-  const button = make("button", { type: "button", class: "link" }, again[0]);
-  button.addEventListener("click", again[1]);
-  place.append(" ", button);
 }
 
 function fail(error, retry, otherwise) {
@@ -437,9 +349,10 @@ function fail(error, retry, otherwise) {
     notice("error", "Something went wrong", "The page could not make sense of the answer.", retry);
     return;
   }
-  if (!imagined.length) clearImagined();
+  if (!imagined.length) mind.clear();
   if (answer) say(sayFound());
   else {
+    byId("mind").hidden = true;
     grid.clear();
     say("No results.");
   }
