@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from retrieval.errors import UserError
-from retrieval.fusion import unit
+from retrieval.fusion import fused_query, unit
 
 MAX_PIECES = 16
 MAX_WEIGHT = 100.0
@@ -70,7 +70,7 @@ Evidence = Text | Picture | Row
 
 
 class Encoded(NamedTuple):
-    """The vectors of all pieces.
+    """The vectors of all pieces, in their order.
 
     Attributes:
         weights_E: float64, none of them zero.
@@ -150,6 +150,26 @@ def summed(weights_E: NDArray[np.float64], vectors_ED: NDArray[np.float32]) -> N
     if np.linalg.norm(total_D) < _CANCELLED * np.abs(weights).sum():
         raise UserError("the pieces of evidence cancel each other out", code="no-direction", field="evidence")
     return unit(total_D)
+
+
+def compiled(encoded: Encoded, weight: float) -> tuple[NDArray[np.float32], float]:
+    """Return the joint query [(1 - λ)t ; λv] of evidence, (1, D1 + D2), and its λ: ``weight``, or 0 where no piece that
+    is for something has a visual half, since against alone a half wants nothing.
+
+    Raises:
+        UserError: as ``summed``.
+    """
+    if not encoded.vision_ED2[encoded.weights_E > 0].any():
+        weight = 0.0
+    vlm_D1 = summed(encoded.weights_E, encoded.vlm_ED1)
+    vision_D2 = summed(encoded.weights_E, encoded.vision_ED2) if weight else np.zeros_like(encoded.vision_ED2[0])
+    return fused_query(vlm_D1, vision_D2, weight), weight
+
+
+def halves(joint_ND: NDArray[np.float16], vlm_dim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the vectors that rows [c ; d] of the gallery have as evidence: float32 (N, D1) and (N, D2) unit rows."""
+    rows_ND = joint_ND.astype(np.float32)
+    return unit(rows_ND[..., :vlm_dim]), unit(rows_ND[..., vlm_dim:])
 
 
 def shares(

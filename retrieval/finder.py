@@ -14,8 +14,8 @@ from PIL import Image
 from retrieval.artifacts import Index, TrainedAggregator
 from retrieval.artifacts.compatibility import check_made_by
 from retrieval.errors import UserError
-from retrieval.evidence import Encoded, Evidence, Picture, Row, Text, check_evidence, shares, summed
-from retrieval.fusion import DEFAULT_WEIGHT, check_weight, fused_query, unit
+from retrieval.evidence import Encoded, Evidence, Picture, Row, Text, check_evidence, compiled, halves, shares
+from retrieval.fusion import DEFAULT_WEIGHT, check_weight
 from retrieval.index.hits import Hits, checked_k, merge_topk
 from retrieval.query import QueryEncoder, pool
 
@@ -165,11 +165,8 @@ class Finder:
         encoded, imagined = self._encoded(evidence, images if weight > 0 else None, seed)
         reasons = sorted({reason for one in imagined if not len(one.pixels_KHWC) for reason in one.rejected})
         degraded = f"no image could be imagined ({', '.join(reasons)})" if reasons else None
-        if not encoded.vision_ED2[encoded.weights_E > 0].any():  # against alone, a half wants nothing
-            weight = 0.0
-        vlm_D1 = summed(encoded.weights_E, encoded.vlm_ED1)
-        vision_D2 = summed(encoded.weights_E, encoded.vision_ED2) if weight else np.zeros_like(encoded.vision_ED2[0])
-        hits = self._hits(fused_query(vlm_D1, vision_D2, weight), k)
+        query_1D, weight = compiled(encoded, weight)
+        hits = self._hits(query_1D, k)
         brought = shares(encoded, weight, *self._vectors(hits)).tolist()
         return Answer(self._results(hits), weight, imagined, degraded, brought)
 
@@ -225,8 +222,7 @@ class Finder:
     def _row_vectors(self, id: str, number: int) -> tuple[np.ndarray, np.ndarray]:
         for shard in self.shards:
             if (row := shard.row_of(id)) is not None:
-                joint_D = shard.vectors[row].astype(np.float32)
-                return unit(joint_D[: shard.vlm_dim]), unit(joint_D[shard.vlm_dim :])
+                return halves(shard.vectors[row], shard.vlm_dim)
         raise UserError(
             f"no row of {self.index.uri} has the id {id!r}, or it was removed: give an id that a search has returned",
             code="missing",

@@ -62,8 +62,8 @@ def fault_of(error: Exception) -> tuple[int, FaultAnswer]:
             else:
                 field = ".".join(where) or None
                 message = f"{field or 'the request'}: {first['msg']}"
-        case BadRequest():
-            code, field = "over-the-limit", error.field
+        case UserError():
+            code, field = error.code, error.field or None
         case ImageRejected():
             code = error.reason
     return status, FaultAnswer(error=Fault(code=code, message=message, field=field), request_id=request_id.get())

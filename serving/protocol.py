@@ -173,7 +173,7 @@ class SearchAnswer(BaseModel):
     results: list[Result]
     words: list[str] = Field(default=[], description="What was read from a picture.")
     refinements: list[str] = Field(default=[], description="Words that split the results best.")
-    reranked: str | None = Field(None, description="The second stage that the results were put in order by.")
+    reranked: str | None = Field(default=None, description="The second stage that the results were put in order by.")
     imagined: list[ImaginedImage]
     memory: MemoryUse
     index_version: str

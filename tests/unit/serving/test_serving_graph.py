@@ -36,7 +36,7 @@ from retrieval.query import QueryEncoder
 from serving.deployments.calls import Unavailable, call
 from serving.deployments.generator import ImaginingGenerator
 from serving.deployments.local_shards import LocalShards
-from serving.deployments.messages import Question
+from serving.deployments.messages import Piece, Question
 from serving.deployments.pointer import Pointer
 from serving.deployments.ranker import Ranker
 from serving.deployments.remote_shards import RemoteShards
@@ -88,6 +88,10 @@ async def warmed(service: Service) -> Search:
     search = service.search()
     await search.warm_up()
     return search
+
+
+def one_piece(vlm_D1: np.ndarray, vision: np.ndarray | None = None) -> list[Piece]:
+    return [Piece(1.0, vlm_D1, vision)]
 
 
 def as_tuples(answer: SearchAnswer | Answer) -> list[tuple]:
@@ -170,7 +174,7 @@ def test_any_number_of_shards_gives_the_same_ranking(
         for q, weight in enumerate(np.linspace(0, 1, 200)):
             k = 1 + q % 30
             ranking = await call(
-                "", ranker.rank, vlm_QD1[q], vision_QD2[q], float(weight), k, None, SECONDS, seconds=SECONDS
+                "", ranker.rank, one_piece(vlm_QD1[q], vision_QD2[q]), float(weight), k, None, SECONDS, seconds=SECONDS
             )
             query = fused_query(vlm_QD1[q], vision_QD2[q], weight)
             plain = merge_topk([shard.search(query, k) for shard in finder.shards], k)
@@ -189,12 +193,14 @@ def test_questions_that_are_asked_together_are_ranked_as_if_alone(
     texts_QD1 = query_encoder.text_vectors(QUERIES[:6])
     images_KD2 = collection.vision_ND2[:3].astype(np.float32)
     questions = [
-        Question(text_D1, images_KD2 if i % 2 else None, 0.5 * (i % 2), 5 + i // 4, None, SECONDS if i else 1.0)
+        Question(
+            one_piece(text_D1, images_KD2 if i % 2 else None), 0.5 * (i % 2), 5 + i // 4, None, SECONDS if i else 1.0
+        )
         for i, text_D1 in enumerate(texts_QD1)
     ]
     wrong = [
         replace(questions[0], version="/nowhere/index/000001"),
-        replace(questions[0], vlm_D1=texts_QD1[0] * np.nan),
+        replace(questions[0], pieces=one_piece(texts_QD1[0] * np.nan)),
     ]
 
     async def check() -> None:
@@ -213,7 +219,7 @@ def test_a_version_that_takes_long_to_open_keeps_nobody_else_waiting(
 ) -> None:
     ranker, opens = service.parts.ranker, threading.Event()
     monkeypatch.setattr(Index, "open", lambda _: opens.wait(60))
-    question = Question(query_encoder.text_vectors(QUERIES[:1])[0], None, 0.0, 5, None, SECONDS)
+    question = Question(one_piece(query_encoder.text_vectors(QUERIES[:1])[0]), 0.0, 5, None, SECONDS)
     hangs = replace(question, version="/hangs/index/000001", seconds=0.5)
 
     async def check() -> None:
@@ -239,7 +245,7 @@ def test_what_fails_of_those_that_ask_alike_is_theirs_alone(
         return search_each(shards, version, query_QD, k, seconds=seconds)
 
     monkeypatch.setattr(place, "search_each", failing)
-    question = Question(query_encoder.text_vectors(QUERIES[:1])[0], None, 0.0, 5, None, SECONDS)
+    question = Question(one_piece(query_encoder.text_vectors(QUERIES[:1])[0]), 0.0, 5, None, SECONDS)
 
     async def check() -> None:
         first, ranking = await call(
@@ -274,7 +280,7 @@ def test_the_shard_that_an_answer_names_is_asked_alone_for_a_picture_and_the_oth
         return await call("", ranker.path, id, None, shard, seconds=SECONDS), len(asked)
 
     async def check() -> None:
-        ranking = await call("", ranker.rank, vlm_D1, None, 0.0, 24, None, SECONDS, seconds=SECONDS)
+        ranking = await call("", ranker.rank, one_piece(vlm_D1), 0.0, 24, None, SECONDS, seconds=SECONDS)
         assert {row.shard for row in ranking.rows} == set(range(shards))
         for row in ranking.rows:
             assert row.id in index.live_rows(row.shard, ["id"])["id"].to_pylist()
@@ -314,7 +320,7 @@ def test_the_aggregator_and_its_weight_are_used(
     [query] = query_encoder.encode(["a red star"], 3)
 
     async def rank() -> Any:
-        arguments = (query.vlm_D1, query.vision_KD2, plain.weight, 24, None, SECONDS)
+        arguments = (one_piece(query.vlm_D1, query.vision_KD2), plain.weight, 24, None, SECONDS)
         return await call("", ranker.rank, *arguments, seconds=SECONDS)
 
     ranking = run(rank())
@@ -553,7 +559,7 @@ def test_without_shards_nothing_is_ranked(service: Service, profile: Profile, co
 
     async def rank() -> None:
         with pytest.raises(Unavailable) as error:
-            await call("", ranker.rank, np.ones(24, np.float32), None, 0.0, 1, None, SECONDS, seconds=SECONDS)
+            await call("", ranker.rank, one_piece(np.ones(24, np.float32)), 0.0, 1, None, SECONDS, seconds=SECONDS)
         assert (error.value.part, error.value.trouble) == ("every shard of the index", "down")
 
     run(rank())
