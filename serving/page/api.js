@@ -95,8 +95,8 @@ export async function* stream(request, signal) {
 }
 
 /** Send a picture, for evidence: its key, width and height. */
-export async function sendPicture(picture, signal) {
-  const init = { method: "POST", body: picture, headers: { "Content-Type": picture.type }, signal };
+export async function sendPicture(picture) {
+  const init = { method: "POST", body: picture, headers: { "Content-Type": picture.type } };
   return (await call("v1/pictures", init)).json();
 }
 

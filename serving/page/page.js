@@ -17,10 +17,11 @@ import { byPictures, imaginations, requestOf } from "./request.js";
 import { Grid } from "./results.js";
 import { suggest } from "./suggestions.js";
 import { send, sendAgain } from "./uploads.js";
-import { count, duration, explain, megabytes, nameOf, plural, rankedBy, sentence } from "./words.js";
+import { count, duration, explain, megabytes, MISSING, nameOf, plural, rankedBy, sentence } from "./words.js";
 
 const STEP = 24;
 const PAUSE = 120; // milliseconds of rest before the slider's position is asked for
+
 let info = null;
 let round = empty();
 let k = STEP;
@@ -242,7 +243,7 @@ async function sentAgain(error, mine) {
   if (lost?.kind !== "upload" || sentTwice.has(lost.value)) return false;
   sentTwice.add(lost.value);
   try {
-    if (!(await sendAgain(lost.value, mine.signal))) return false;
+    if (!(await sendAgain(lost.value))) return false;
   } catch {
     return false;
   }
@@ -359,7 +360,9 @@ function fail(error, retry, otherwise) {
   if (error.status >= 400 && error.field?.startsWith("evidence")) {
     const number = pieceOf(error);
     const choose = ["Choose it again", async () => take(await chooseFiles(), number)];
-    return faulty(sentence(error.message), number, round.pieces[number]?.kind === "upload" ? choose : null);
+    const { kind } = round.pieces[number] ?? {};
+    const text = (error.code === "missing" && MISSING[kind]) || sentence(error.message);
+    return faulty(text, number, kind === "upload" ? choose : null);
   }
   const { title, text } = explain(error, otherwise);
   notice("error", title, text, error.status === 422 || error.status === 413 ? null : retry, error.requestId);

@@ -1,7 +1,6 @@
 /** Pictures of the service in <img> elements: plainly, or through fetch where an API key must go with the request. */
 
 import { call, hasKey } from "./api.js";
-import { smallOf } from "./uploads.js";
 
 const KEPT = 400;
 const blobs = new Map();
@@ -23,22 +22,12 @@ export async function show(image, url) {
 /** Show the picture of a piece of evidence, or the part of it that is meant; `large` for as large as there is. */
 export function showPiece(image, { kind, value, box }, { large = false } = {}) {
   image.style.objectViewBox = box ? `inset(${[box[1], 1 - box[2], 1 - box[3], box[0]].map(percent).join(" ")})` : "";
-  if (kind === "imagined") return show(image, `v1/imagined/${value}`);
-  // A small part of a small picture would be a blur.
+  // A part of a thumbnail would be a blur.
   if (kind === "row") return show(image, `v1/images/${encodeURIComponent(value)}${large || box ? "" : "?size=thumbnail"}`);
-  return showSent(image, smallOf(value));
+  return show(image, `v1/${kind === "upload" ? "pictures" : "imagined"}/${value}`);
 }
 
 const percent = (fraction) => `${100 * fraction}%`;
-
-/** Show a picture that this tab has sent, if it still has it. */
-function showSent(image, source) {
-  if (source && image.src === source) return;
-  delete image.dataset.url;
-  image.classList.toggle("missing", !source);
-  if (source) image.src = source;
-  else image.removeAttribute("src");
-}
 
 /** What an element's address can be set to. Pictures, and the key, are for this service's own addresses alone. */
 export async function sourceOf(url) {

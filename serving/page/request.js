@@ -22,7 +22,8 @@ export function requestOf({ text, pieces, weight, drop, seed, options }, k, imag
     seed,
     ...others,
     ...(ignore && { ignore: ignore.split(",") }),
-    ...(byWords ? { mode: "text" } : { drop: [...drop], ...(weight !== null && { weight }) }),
+    ...(text && !byWords && { drop: [...drop] }),
+    ...(byWords ? { mode: "text" } : weight !== null && { weight }),
   };
 }
 

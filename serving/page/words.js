@@ -63,6 +63,13 @@ export function movement(rank, before, among) {
     : { sign: `↓${rank - before}`, phrase: `down ${places} from the ranking by words alone`, up: false };
 }
 
+/** What is said of a piece of evidence that the service lacks, by its kind. */
+export const MISSING = {
+  row: "The gallery does not have this picture, or no longer.",
+  upload: "The service no longer has this picture.",
+  imagined: "The service no longer remembers this imagined picture.",
+};
+
 const TITLES = {
   0: "The service cannot be reached",
   401: "The service wants a key",
