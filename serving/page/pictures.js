@@ -7,7 +7,7 @@ const blobs = new Map();
 
 /** Show the picture at `url` in `image`; where it cannot be had, the element has the class `missing`. */
 export async function show(image, url) {
-  if (image.dataset.url === url) return;
+  if (image.dataset.url === url && !image.classList.contains("missing")) return;
   image.dataset.url = url;
   image.classList.remove("missing");
   image.onerror = () => image.classList.add("missing");

@@ -285,7 +285,7 @@ def test_the_weight_may_be_moved_while_images_are_being_made(visit: Callable[...
 def test_imagined_pictures_are_left_out_and_taken_back(visit: Callable[..., Page]) -> None:
     page = visit()
     search(page)
-    pictures = page.get_by_role("list", name="Imagined pictures").get_by_role("button")
+    pictures = page.locator("#imagined > li > button")
     expect(pictures.first).to_have_attribute("aria-pressed", "true")
     expect(pictures.first).to_have_accessible_name(re.compile(r"^Imagined picture 1 of \d+, used, share \d+%$"))
     pictures.first.click()
@@ -359,10 +359,11 @@ def picture(visit: Callable[..., Page]) -> dict[str, Any]:
     found = page.request.post("/v1/search", data={"query": QUERY, "k": 1, "mode": "text"}).json()["results"][0]
     data = page.request.get(found["url"]).body()
     kind = "image/png" if data.startswith(b"\x89PNG") else "image/jpeg"
-    answer = page.request.post("/v1/search/image?k=24", data=data, headers={"Content-Type": kind}).json()
-    ranked = [result["thumbnail"] for result in answer["results"]]
+    sent = page.request.post("/v1/pictures", data=data, headers={"Content-Type": kind})
+    key = sent.json()["upload"]
+    ranked = asked(page, query=None, evidence=[{"upload": key}])
     assert found["thumbnail"] in ranked
-    return {"file": {"name": "mine", "mimeType": kind, "buffer": data}, "ranked": ranked}
+    return {"file": {"name": "mine", "mimeType": kind, "buffer": data}, "ranked": ranked, "key": key}
 
 
 HAND_OVER = """([name, target, code, kind]) => {
@@ -387,11 +388,11 @@ def test_a_picture_is_searched_with_by_button_by_dropping_and_by_pasting(
     settled(page)
     assert order(page) == picture["ranked"]
     expect(page.get_by_role("heading", level=1)).to_have_text("Like your picture")
-    page.get_by_role("slider").focus()
+    page.get_by_role("slider", name="Ranked by").focus()
     page.keyboard.press("Home")
-    expect(page.get_by_role("slider")).to_have_attribute("aria-valuetext", "meaning 100%, looks 0%")
+    expect(page.get_by_role("slider", name="Ranked by")).to_have_attribute("aria-valuetext", "meaning 100%, looks 0%")
     page.get_by_role("button", name="Reset").click()
-    page.get_by_role("button", name="Take the picture out").click()
+    page.get_by_role("button", name="Remove your picture").click()
     expect(page.get_by_role("searchbox")).to_be_focused()
     page.go_back()
     shows(page, picture["ranked"])
@@ -412,7 +413,7 @@ def test_what_is_no_picture_is_refused_in_words(visit: Callable[..., Page]) -> N
     page.locator("#file").set_input_files({"name": "a.txt", "mimeType": "text/plain", "buffer": b"words"})
     expect(page.get_by_role("alert")).to_contain_text("That is not a picture")
     page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"words"})
-    expect(page.get_by_role("alert")).to_contain_text("did not take this search")
+    expect(page.get_by_role("alert")).to_contain_text("did not take this picture")
     info = page.request.get("/v1/info").json()
     info["limits"]["body_bytes"] = 1000
     page.route("**/v1/info", lambda route: route.fulfill(json=info))
@@ -425,7 +426,7 @@ def test_what_is_no_picture_is_refused_in_words(visit: Callable[..., Page]) -> N
 def test_a_result_opens_says_why_and_is_searched_with(visit: Callable[..., Page]) -> None:
     page = visit()
     search(page)
-    results = page.get_by_role("list", name=QUERY).get_by_role("button")
+    results = page.get_by_role("list", name=QUERY).locator("> li > button")
     expect(results.nth(1)).to_have_accessible_name(
         re.compile(r"^2: .+; score \d\.\d+, of it words −?\d\.\d+, imagined pictures −?\d\.\d+(; .+)?$")
     )
@@ -440,7 +441,7 @@ def test_a_result_opens_says_why_and_is_searched_with(visit: Callable[..., Page]
     expect(dialog).to_be_hidden()
     expect(page.get_by_role("heading", level=1)).to_have_text(f"Like {name}")
     settled(page)
-    page.wait_for_url("**/?like=*")
+    page.wait_for_url(re.compile(r"/\?e=1\*row\*id-\d+$"))
     page.reload()
     expect(page.get_by_role("status")).to_contain_text("likeness")
     page.go_back()
@@ -454,11 +455,11 @@ def test_the_keyboard_is_enough(visit: Callable[..., Page]) -> None:
     page.keyboard.press("Enter")
     settled(page)
     stops = []
-    for _ in range(40):
+    for _ in range(60):
         page.keyboard.press("Tab")
         stops.append(page.evaluate("document.activeElement.closest('section, form, a, footer')?.id"))
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
-        if page.evaluate("document.activeElement.matches('#results li:first-child button')"):
+        if page.evaluate("document.activeElement.matches('#results li:first-child > button')"):
             break
     assert "mind" in stops
     assert stops[-1] == "found"
@@ -468,9 +469,9 @@ def test_the_keyboard_is_enough(visit: Callable[..., Page]) -> None:
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
-    expect(page.locator("#results li:nth-child(3) button")).to_be_focused()
+    expect(page.locator("#results li:nth-child(3) > button")).to_be_focused()
     page.keyboard.press("End")
-    expect(page.locator("#results li:last-child button")).to_be_focused()
+    expect(page.locator("#results li:last-child > button")).to_be_focused()
     page.keyboard.press("/")
     expect(page.get_by_role("searchbox")).to_be_focused()
 
