@@ -490,6 +490,265 @@ def test_everything_has_a_name_and_a_place(visit: Callable[..., Page]) -> None:
     assert page.locator("html").get_attribute("lang") == "en"
 
 
+def evidence(page: Page) -> list[str]:
+    """The pieces of evidence that the page's address says."""
+    return parse_qs(urlsplit(page.url).query).get("e", [])
+
+
+def press(page: Page, name: str | re.Pattern[str]) -> None:
+    page.get_by_role("button", name=name).click()
+
+
+def test_rounds_of_evidence_are_undone_by_the_back_button(visit: Callable[..., Page]) -> None:
+    page = visit()
+    search(page)
+    chips = page.get_by_role("list", name="Evidence").get_by_role("listitem")
+    rounds: list[tuple[list[str], list[str]]] = [([], order(page))]
+
+    def becomes_round(*pieces: dict[str, Any]) -> None:
+        expected = asked(page, evidence=list(pieces)) if pieces else asked(page)
+        shows(page, expected)
+        expect(chips).to_have_count(len(pieces))
+        rounds.append((evidence(page), expected))
+
+    card = page.locator("#results > li").nth(5)
+    row = {"row": page.request.post("/v1/search", data={"query": QUERY, "k": 6}).json()["results"][5]["id"]}
+    card.get_by_role("button", name="More like").click()
+    becomes_round(row)
+    assert evidence(page) == [f"1*row*{row['row']}"]
+    expect(page.get_by_role("button", name="More like", pressed=True)).to_have_count(1)
+    page.get_by_label("More words").fill("red")
+    page.keyboard.press("Enter")
+    red = {"text": "red", "weight": -0.4}
+    becomes_round(row, red)
+    expect(page.get_by_role("heading", level=1)).to_have_text(re.compile(f"^{QUERY}, like .+, without red$"))
+    slider = page.get_by_role("slider", name="Weight of red", exact=True)
+    expect(slider).to_have_attribute("aria-valuetext", "against, 0.4")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    becomes_round(row, red | {"weight": -0.6})
+    expect(slider).to_be_focused()
+    press(page, "red: against")
+    becomes_round(row, red | {"weight": 1})
+    box = page.get_by_role("textbox", name="Words", exact=True)
+    box.fill("blue striped")
+    page.keyboard.press("Enter")
+    becomes_round(row, {"text": "blue striped"})
+    page.locator("#imagined > li").nth(1).get_by_role("button", name="Less like").click()
+    settled(page)
+    images = page.request.post("/v1/search", data={"query": QUERY}).json()["imagined"]
+    unlike = {"imagined": "/".join(images[1]["url"].split("/")[-2:]), "weight": -0.4}
+    becomes_round(row, {"text": "blue striped"}, unlike)
+    press(page, "Remove blue striped")
+    becomes_round(row, unlike)
+    press(page, "Remove all")
+    becomes_round()
+    # One step for each round, also for the slider's two.
+    for pieces, expected in reversed(rounds[:-1]):
+        page.go_back()
+        shows(page, expected)
+        assert evidence(page) == pieces
+    page.go_forward()
+    page.go_forward()
+    shows(page, rounds[2][1])
+    page.reload()
+    shows(page, rounds[2][1])
+    assert evidence(page) == rounds[2][0]
+
+
+def test_what_each_piece_brought_is_said_and_drawn(visit: Callable[..., Page]) -> None:
+    page = visit("/?q=yellow+dotted+fish&e=-0.4*text*red&e=0.5*row*id-003")
+    settled(page)
+    expect(page.locator("#status")).to_contain_text("2 more pieces of evidence")
+    pieces = [{"text": "red", "weight": -0.4}, {"row": "id-003", "weight": 0.5}]
+    first = page.request.post("/v1/search", data={"query": QUERY, "k": 24, "evidence": pieces}).json()["results"][0]
+    shares = [f"{share:.3f}".replace("-", "−") for share in first["shares"]]
+    card = page.locator("#results > li").first
+    becomes(page, lambda: f"by evidence: {QUERY} {shares[0]}, red {shares[1]}, " in spoken(card))
+    widths = card.locator(".bar i").evaluate_all("parts => parts.map(part => part.getBoundingClientRect().width)")
+    [length] = card.locator(".bar").evaluate_all("bars => bars.map(bar => bar.getBoundingClientRect().width)")
+    counted = [max(0.0, share) for share in first["shares"]]
+    results = page.request.post("/v1/search", data={"query": QUERY, "k": 24, "evidence": pieces}).json()["results"]
+    full = max(sum(max(0.0, share) for share in result["shares"]) for result in results)
+    assert widths == pytest.approx([length * share / full for share in counted], abs=1)
+    card.locator("> button").click()
+    expect(page.locator("#detail-shares dd")).to_have_text(shares)
+    press(page, "Less like this")
+    becomes(page, lambda: evidence(page)[-1] == f"-0.4*row*{first['id']}")
+
+
+def spoken(card: Any) -> str:
+    return card.locator("> button").get_attribute("aria-label") or ""
+
+
+def test_a_part_of_a_picture_is_drawn_or_set_by_keys(visit: Callable[..., Page], picture: dict[str, Any]) -> None:
+    page = visit()
+    page.locator("#file").set_input_files(picture["file"])
+    settled(page)
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if "/v1/pictures" in request.url else None)
+    press(page, "All of your picture: choose a part")
+    stage = page.locator("#part-stage")
+    becomes(page, lambda: page.locator("#part-picture").evaluate("image => image.naturalWidth > 0"))
+    frame = stage.bounding_box()
+    assert frame
+
+    def corner(x: float, y: float) -> tuple[float, float]:
+        return frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]
+
+    page.mouse.move(*corner(0.75, 0.8))
+    page.mouse.down()
+    page.mouse.move(*corner(0.5, 0.5))
+    page.mouse.move(*corner(0.25, -0.2))  # beyond the edge is the edge
+    page.mouse.up()
+    press(page, "Search with this part")
+    settled(page)
+    [piece] = evidence(page)
+    box = [int(edge) / 1000 for edge in piece.split("*")[1].split("-")[1:]]
+    assert box == pytest.approx([0.25, 0, 0.75, 0.8], abs=0.01)
+    shows(page, asked(page, query=None, evidence=[{"upload": picture["key"], "box": box}]))
+    page.get_by_role("button", name="Part of your picture").focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("slider", name="Left").focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("slider", name="Left")).to_have_attribute("aria-valuetext", "30%")
+    page.get_by_role("slider", name="Top").focus()
+    page.keyboard.press("End")  # not beyond the other edge
+    expect(page.get_by_role("slider", name="Top")).to_have_attribute("aria-valuetext", "75%")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    settled(page)
+    assert evidence(page)[0].startswith("1*upload-300-750-")
+    press(page, "Part of your picture")
+    press(page, "The whole picture")
+    press(page, "Search with this part")
+    shows(page, picture["ranked"])
+    assert not [url for url in sent if url.endswith("/v1/pictures")], "a picture is sent once"
+
+
+def test_what_the_service_lacks_is_said_beside_the_chips_and_nothing_is_lost(
+    visit: Callable[..., Page], picture: dict[str, Any]
+) -> None:
+    address = f"/?e=0.7*text*star&e=1*upload*{'0' * 64}"
+    page = visit(address, expected="status of 4")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("The service no longer has this picture.")
+    chips = page.locator("#evidence > li")
+    expect(chips).to_have_count(2)
+    expect(chips.nth(1)).to_have_class(re.compile("faulty"))
+    expect(page.get_by_role("slider", name="Weight of your picture")).to_have_accessible_description(alert.inner_text())
+    with page.expect_file_chooser() as chooser:
+        press(page, "Choose it again")
+    chooser.value.set_files(picture["file"])
+    expect(alert).to_be_hidden()
+    settled(page)
+    shows(page, asked(page, query=None, evidence=[{"text": "star", "weight": 0.7}, {"upload": picture["key"]}]))
+    # A service that has lost a picture is sent it again, as long as the page has it.
+    missing = {"error": {"code": "missing", "message": "gone", "field": "evidence.1.upload"}, "request_id": "r"}
+    page.route("**/v1/search", lambda route: route.fulfill(status=422, json=missing), times=1)
+    with page.expect_request("**/v1/pictures"):
+        page.get_by_role("slider", name="Weight of star").press("ArrowRight")
+    shows(page, asked(page, query=None, evidence=[{"text": "star", "weight": 0.8}, {"upload": picture["key"]}]))
+    expect(alert).to_be_hidden()
+
+
+def test_too_many_pieces_and_none_that_is_wanted(visit: Callable[..., Page]) -> None:
+    words = [f"e=0.1*text*star{i}" for i in range(15)]
+    page = visit(f"/?q=fish&w=0&{'&'.join(words)}&e=0.1*text*moon", expected="status of 4")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("up to 16 pieces of evidence, not 17")
+    press(page, "Remove moon")
+    settled(page)
+    expect(alert).to_be_hidden()
+    before = evidence(page)
+    page.locator("#results .more-like").first.click()
+    expect(alert).to_contain_text("up to 16 pieces")
+    assert evidence(page) == before
+    page.goto("/?e=-0.4*text*red&w=0")
+    expect(alert).to_contain_text("All evidence is against something")
+    press(page, "red: against")
+    settled(page)
+    shows(page, asked(page, query=None, mode="text", evidence=[{"text": "red"}]))
+
+
+def test_an_address_that_makes_no_sense_is_read_as_far_as_it_does(visit: Callable[..., Page]) -> None:
+    wrong = ["1*star", "0*text*red", "x*row*id-001", "1*row-9-9-1-1*id-001", "1*row-0-0-2000-1*id-001", "1*text* "]
+    page = visit("/?w=0&fuse=<b>&" + "&".join(f"e={piece}" for piece in [*wrong, "2*row-100-0-1000-900*id-001"]))
+    settled(page)
+    expected = asked(page, query=None, mode="text", evidence=[{"row": "id-001", "box": [0.1, 0, 1, 0.9], "weight": 2}])
+    shows(page, expected)
+    expect(page.locator("#evidence > li")).to_have_count(1)
+
+
+def test_words_that_are_offered_become_evidence(visit: Callable[..., Page]) -> None:
+    page = visit()
+    answer = answer_by_text(
+        page, stage="fused", weight=0.5, visual="nearest", reranked="neighbours", refinements=["striped", ATTACK]
+    )
+    streams(page, ("text", answer_by_text(page)), ("fused", answer | {"words": ["red star"]}), ("done", {}))
+    search(page)
+    expect(page.locator("#mind-note")).to_contain_text("nearest to your words stand in")
+    expect(page.get_by_role("status")).to_contain_text("the pictures nearest to them")
+    expect(page.locator("#words-end")).to_have_text(re.compile("words"))
+    expect(page.locator("#pictures-end")).to_contain_text("nearest pictures")
+    page.locator("#account summary").click()
+    expect(page.locator("#account-list")).to_contain_text("neighbours")
+    page.unroute("**/v1/search/stream")
+    page.get_by_role("group", name="narrow down").get_by_role("button", name="Without striped").click()
+    becomes(page, lambda: evidence(page) == ["-0.4*text*striped"])
+    settled(page)
+    streams(page, ("text", answer_by_text(page)), ("fused", answer | {"words": ["red star"]}), ("done", {}))
+    page.goto("/?q=yellow+dotted+fish")
+    page.get_by_role("group", name="read from the picture").get_by_role("button", name="With red star").click()
+    becomes(page, lambda: evidence(page) == ["1*text*red star"])
+    words = page.get_by_role("textbox", name="Words", exact=True)
+    expect(words).to_have_value("red star")
+    expect(words).to_be_editable()
+
+
+def test_options_are_offered_as_far_as_the_service_has_them(visit: Callable[..., Page]) -> None:
+    page = visit()
+    schema = page.request.get("/openapi.json").json()
+    fields = schema["components"]["schemas"]["SearchRequest"]["properties"]
+    info = page.request.get("/v1/info").json()
+    for name in ("fuse", "rerank", "focus", "ignore", "bridge"):
+        fields.pop(name, None)
+    page.route("**/openapi.json", lambda route: route.fulfill(json=schema))
+    page.route("**/v1/info", lambda route: route.fulfill(json=info))
+    page.goto("/?q=yellow+dotted+fish&w=0")
+    settled(page)
+    expect(page.locator("#foot")).to_contain_text("48 pictures")
+    expect(page.get_by_text("How to rank")).to_be_hidden()
+    fields["rerank"] = {"enum": ["none", "neighbours"], "type": "string", "default": "none"}
+    fields["focus"] = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    info["aspects"] = ["colour", "shape"]
+    asked_for: list[dict[str, Any]] = []
+
+    def keep(route: Route) -> None:
+        given = route.request.post_data_json
+        asked_for.append(given)
+        known = {name: value for name, value in given.items() if name not in ("rerank", "focus")}
+        route.continue_(post_data=known)
+
+    page.route("**/v1/search*", keep)
+    page.route("**/v1/search/stream", keep)
+    page.reload()
+    page.get_by_text("How to rank").click()
+    page.get_by_label("Second look").select_option("neighbours")
+    becomes(page, lambda: asked_for[-1].get("rerank") == "neighbours")
+    page.get_by_label("Look at").select_option("colour")
+    becomes(page, lambda: asked_for[-1].get("focus") == "colour")
+    settled(page)
+    fields_of = parse_qs(urlsplit(page.url).query)
+    assert (fields_of["rerank"], fields_of["focus"]) == (["neighbours"], ["colour"])
+    page.get_by_label("Second look").select_option("none")
+    becomes(page, lambda: "rerank" not in asked_for[-1])
+    page.reload()
+    expect(page.get_by_label("Look at")).to_have_value("colour")
+
+
 @pytest.mark.parametrize("answer", ["degraded", "shard"])
 def test_an_incomplete_answer_says_so(visit: Callable[..., Page], answer: str) -> None:
     page = visit()
