@@ -29,6 +29,7 @@ SOON = 20_000  # milliseconds for what takes a model
 expect.set_options(timeout=SOON)
 
 QUERY = "yellow dotted fish"
+MIXED = "&w=0.5&e=1*row*id-003&e=-0.4*text*a+long+description+of+what+nobody+ever+wants+to+see"
 ATTACK = "<img src=x onerror='window.attacked = true'>.jpg"
 
 
@@ -476,9 +477,10 @@ def test_the_keyboard_is_enough(visit: Callable[..., Page]) -> None:
     expect(page.get_by_role("searchbox")).to_be_focused()
 
 
-def test_everything_has_a_name_and_a_place(visit: Callable[..., Page]) -> None:
-    page = visit()
-    search(page)
+@pytest.mark.parametrize("path", ["/?q=yellow+dotted+fish", f"/?q=fish{MIXED}"])
+def test_everything_has_a_name_and_a_place(visit: Callable[..., Page], path: str) -> None:
+    page = visit(path)
+    settled(page)
     for landmark in ("banner", "main", "search", "contentinfo"):
         expect(page.get_by_role(landmark)).to_have_count(1)
     expect(page.get_by_role("heading", level=1)).to_have_count(1)
@@ -897,15 +899,23 @@ def test_a_key_is_asked_for_once_and_sent_with_everything(visit: Callable[..., P
     assert set(keys) == {"Bearer right"}
 
 
-@pytest.mark.parametrize("path", ["/", "/?q=yellow+dotted+fish"])
+@pytest.mark.parametrize("path", ["/", "/?q=yellow+dotted+fish", f"/?q=fish{MIXED}"])
 def test_a_narrow_phone_needs_no_sideways_scrolling(visit: Callable[..., Page], path: str) -> None:
     page = visit(path, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     if "q=" in path:
         settled(page)
     expect(page.get_by_role("button", name="Find", exact=True)).to_be_in_viewport()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    if "q=" in path:
+    if "e=" in path:
+        for control in page.locator(".evidence :is(button, input):visible, .judges button:visible").all()[:40]:
+            place = control.bounding_box()
+            assert place
+            assert min(place["width"], place["height"]) >= 24  # WCAG 2.2, 2.5.8
+            assert place["x"] + place["width"] <= 360 or control.locator("xpath=ancestor::*[@id='imagined']").count()
+        press(page, re.compile("choose a part$"))
+    elif "q=" in path:
         page.locator("#results button").first.click()
+    if "q=" in path:
         box = page.get_by_role("dialog").bounding_box()
         assert box
         assert box["x"] >= 0
@@ -915,8 +925,8 @@ def test_a_narrow_phone_needs_no_sideways_scrolling(visit: Callable[..., Page], 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_the_light_and_in_the_dark(visit: Callable[..., Page], scheme: Any) -> None:
-    page = visit(color_scheme=scheme)
-    search(page)
+    page = visit(f"/?q=fish{MIXED}", color_scheme=scheme)
+    settled(page)
 
     def luminance(colour: str) -> float:
         parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
@@ -925,7 +935,18 @@ def test_text_stands_out_in_the_light_and_in_the_dark(visit: Callable[..., Page]
 
     paper = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert paper > 0.8 if scheme == "light" else paper < 0.05
-    for place in ("h1:visible", "#status", ".name", ".score", "#anew", "#mind-note", "footer", ".share"):
+    for place in (
+        "h1:visible",
+        "#status",
+        ".name",
+        ".score",
+        "#anew",
+        "#mind-note",
+        "footer",
+        ".share",
+        ".amount",
+        ".remove",
+    ):
         ink = luminance(page.locator(place).first.evaluate("element => getComputedStyle(element).color"))
         contrast = (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05)
         assert contrast >= 4.5, f"{place} in the {scheme}: {contrast:.1f}"  # WCAG 2.2, 1.4.3
