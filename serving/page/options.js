@@ -10,6 +10,8 @@ const CHOICES = {
   focus: ["Look at", {}],
   ignore: ["Overlook", {}],
 };
+/** Those that name aspects, and what none of them is called. */
+const OF_ASPECTS = { focus: "everything", ignore: "nothing" };
 
 export class Options {
   #box;
@@ -27,9 +29,8 @@ export class Options {
   async offer(aspects, chosen) {
     const fields = await requestFields();
     const offers = Object.entries(CHOICES).flatMap(([name, [label, words]]) => {
-      const field = fields[name];
-      const values = field && Object.keys(words).length ? valuesOf(field) : field ? aspects : [];
-      return values?.length ? [this.#offer(name, label, values, words, field.default)] : [];
+      const values = fields[name] ? valuesOf(fields[name], name in OF_ASPECTS ? aspects : []) : [];
+      return values.length ? [this.#offer(name, label, values, words, fields[name].default)] : [];
     });
     this.#list.replaceChildren(...offers);
     this.#box.hidden = offers.length === 0;
@@ -45,7 +46,7 @@ export class Options {
   }
 
   #offer(name, label, values, words, standard) {
-    const own = typeof standard === "string" ? (words[standard] ?? standard) : name === "ignore" ? "nothing" : "everything";
+    const own = OF_ASPECTS[name] ?? words[standard] ?? standard ?? "as the service does";
     const select = make("select", { name }, new Option(own, ""));
     for (const value of values) if (value !== standard) select.append(new Option(words[value] ?? value, value));
     select.addEventListener("change", () => this.#change(name, select.value || null));
@@ -53,5 +54,5 @@ export class Options {
   }
 }
 
-/** The values of a field of strings, also where it may be null. */
-const valuesOf = (field) => field.enum ?? field.anyOf?.find((one) => one.enum)?.enum ?? [];
+/** The values of a field of strings, also where it may be null; `otherwise` where it does not say them. */
+const valuesOf = (field, otherwise) => field.enum ?? field.anyOf?.find((one) => one.enum)?.enum ?? otherwise ?? [];

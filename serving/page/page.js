@@ -26,6 +26,8 @@ let info = null;
 let round = empty();
 let k = STEP;
 let answer = null;
+/** The round that the answer is to. */
+let answered = null;
 /** The imagined images of the round's words. */
 let imagined = [];
 /** Texts whose images the service remembers now, with their seeds. */
@@ -149,8 +151,8 @@ function choosePart(number) {
   box.open(round.pieces[number], namesOf(round, known).pieces[number], (part) => changePiece(number, { box: part }));
 }
 
-/** Send pictures and take them into the round: in the place of the piece of a number, or as new ones. */
-async function take(files, place = null) {
+/** Send pictures and take them into the round: in the place of one that is lost, by its key, or as new ones. */
+async function take(files, lost = null) {
   clearNotices();
   const pictures = [...files].filter((file) => file.type.startsWith("image/"));
   if (!pictures.length) return notice("error", "That is not a picture", "Choose a JPEG, PNG, WebP or GIF file.");
@@ -164,11 +166,12 @@ async function take(files, place = null) {
   try {
     for (const picture of pictures) {
       const piece = { kind: "upload", value: await send(picture), weight: FOR, box: null };
-      if (place !== null) changePiece(place, { value: piece.value });
+      const place = round.pieces.findIndex(({ value }) => value === lost);
+      if (place >= 0) changePiece(place, { value: piece.value });
       else if (!signOf(piece)) add(piece);
     }
   } catch (error) {
-    fail(error, () => take(files, place), "The service did not take this picture");
+    fail(error, () => take(files, lost), "The service did not take this picture");
   } finally {
     told.remove();
   }
@@ -254,7 +257,7 @@ async function sentAgain(error, mine) {
 // Showing
 
 function arrive(given, { last }) {
-  answer = given;
+  [answer, answered] = [given, round];
   sentTwice.clear();
   for (const result of given.results) known.set(result.id, nameOf(result));
   if (given.imagined.length) imagined = given.imagined;
@@ -351,7 +354,7 @@ function fail(error, retry, otherwise) {
     return;
   }
   if (!imagined.length) mind.clear();
-  if (answer) say(sayFound());
+  if (answer) say(answered === round ? sayFound() : "These are still the pictures of the search before.");
   else {
     byId("mind").hidden = true;
     grid.clear();
@@ -359,8 +362,8 @@ function fail(error, retry, otherwise) {
   }
   if (error.status >= 400 && error.field?.startsWith("evidence")) {
     const number = pieceOf(error);
-    const choose = ["Choose it again", async () => take(await chooseFiles(), number)];
-    const { kind } = round.pieces[number] ?? {};
+    const { kind, value } = round.pieces[number] ?? {};
+    const choose = ["Choose it again", async () => take(await chooseFiles(), value)];
     const text = (error.code === "missing" && MISSING[kind]) || sentence(error.message);
     return faulty(text, number, kind === "upload" ? choose : null);
   }

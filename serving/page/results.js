@@ -68,7 +68,7 @@ export class Grid {
       { class: "card" },
       make(
         "button",
-        { type: "button" },
+        { type: "button", "aria-keyshortcuts": "+ -" },
         make(
           "span",
           { class: "frame" },
