@@ -71,11 +71,16 @@ class AskedText:
             reasons = ", ".join(sorted(set(known.rejected)))
             self.shortfall = Shortfall("rejected", f"no image could be imagined ({reasons})")
 
+    @property
+    def lacks_images(self) -> bool:
+        """Nothing was imagined; what was dropped had been."""
+        return not self.known or not len(self.known.seeds)
+
     def piece(self, *, visual: bool) -> Piece:
-        """The text as the ranker takes it, with its images if they count."""
+        """The text as the ranker takes it; if images count with its own, or else with the nearest real ones."""
         assert self.vlm_D1 is not None
         vision = self.known.vision_KD2[self.kept] if visual and self.known and self.kept else None
-        return Piece(self.weight, self.vlm_D1, vision)
+        return Piece(self.weight, self.vlm_D1, vision, nearest=visual and self.lacks_images)
 
 
 @dataclass
@@ -140,6 +145,8 @@ class Asked:
     @property
     def visual(self) -> Visual | None:
         """Where the visual half of what is wanted comes from, if it has one."""
+        if any(text.lacks_images for text in self.texts):
+            return "nearest"
         if any(text.kept for text in self.texts if text.weight > 0):
             return "imagined"
         given = [one for one in self.evidence if not isinstance(one, AskedText)]
@@ -182,6 +189,7 @@ def answer(
         visual=None if ranking.weight == 0 else asked.visual,
         k=request.k,
         results=[_result(row) for row in ranking.rows],
+        reranked=ranking.reranked,
         imagined=list(images),
         memory=asked.memory,
         index_version=ranking.name,
@@ -238,4 +246,5 @@ def _result(row: Row) -> Result:
         text_part=row.text_part,
         visual_part=row.visual_part,
         shares=row.shares,
+        rerank_score=row.rerank_score,
     )

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from retrieval.errors import UserError
 from retrieval.evidence import MAX_PIECES, MAX_WEIGHT, check_weights
 from retrieval.prompts import Kind
+from retrieval.rankings import Fuse
+from retrieval.second_stage import DEPTH, MAX_DEPTH, Rerank
 
 Stage = Literal["text", "visual", "fused"]
 Mode = Stage
@@ -96,6 +98,11 @@ class SearchRequest(BaseModel):
     deadline_ms: int | None = Field(
         None, ge=1, strict=True, description="The answer is the best there is by then; by default the service's."
     )
+    fuse: Fuse = Field("mean", description="How several imagined images become one ranking.")
+    rerank: Rerank = Field("none", description="The second stage: none, or the candidates' neighbours.")
+    depth: int = Field(
+        DEPTH, ge=1, le=MAX_DEPTH, strict=True, description="How many rows the second stage, or each list of rrf, has."
+    )
     drop: list[int] = Field(
         default_factory=list,
         description="Imagined images of the query to leave out, by their index in the answer; nothing is imagined"
@@ -120,7 +127,9 @@ class Result(BaseModel):
     """One found image: ``score`` = ``text_part`` + ``visual_part``, (1 − λ)·⟨t, c⟩ and λ·⟨v, d⟩.
 
     ``shares`` is what each piece of evidence brought to the score, the query first, and adds up to it; empty for a
-    query of one piece.
+    query of one piece. With ``fuse`` = ``max`` the visual part is by the image that the row is most like; with ``rrf``
+    both parts are sums of 1 / (60 + rank), and there are no shares. ``rerank_score`` is the second stage's, by which
+    the row was put in its place; null without one, or beyond its depth.
     """
 
     id: str
@@ -134,6 +143,7 @@ class Result(BaseModel):
     text_part: float
     visual_part: float
     shares: list[float] = []
+    rerank_score: float | None = None
 
 
 class ImaginedImage(BaseModel):

@@ -18,6 +18,7 @@ from serving.answers import Asked, AskedPicture, AskedText, Shortfall, answer, i
 from serving.deployments.calls import Deadline, Unavailable, call, call_every_replica
 from serving.deployments.gathering import Gathering
 from serving.deployments.messages import (
+    AS_EVER,
     PROBE,
     SHARE_OF_SHARDS,
     START_SECONDS,
@@ -27,6 +28,7 @@ from serving.deployments.messages import (
     Ranking,
     RowPiece,
     Served,
+    Way,
 )
 from serving.given import GivenPictures
 from serving.imaginer import Imaginer
@@ -77,6 +79,7 @@ class Asking(NamedTuple):
     weight: float
     k: int
     version: str | None
+    way: Way
 
 
 class Search:
@@ -236,7 +239,7 @@ class Search:
         texts = asked.texts
         if asked.weight == 0:
             await self._encode(asked)
-            yield "text", answer(asked, await self._rank(asked, "rank", visual=False))
+            yield "text", answer(asked, await self._rank(asked, "rank", visual=False, last=True))
             return
         for text in texts:
             self._imaginer.set_key(asked, text)
@@ -245,21 +248,35 @@ class Search:
         unknown = [text for text in texts if not text.known]
         making = [asyncio.create_task(self._imaginer.obtain(asked, text)) for text in unknown if text.key]
         by_text: Ranking | None = None
+        standing_in: asyncio.Task[Ranking | None] | None = None
+        without: Ranking | None = None
         try:
             if texts and (each or unknown):
                 by_text = await self._rank(asked, "text_rank", visual=False)
                 yield "text", answer(asked, by_text, last=False)
             if making:
+                # Now, since there is no time left for it once the images have not come.
+                standing_in = asyncio.create_task(self._stand_in(asked))
                 with asked.timed("imagine"):
                     await asyncio.gather(*making)
+                if all(text.lacks_images for text in unknown):
+                    without = await standing_in
         finally:
             # If the client has gone, and nobody else waits for these images, their making ends.
             for task in making:
                 task.cancel()
+            if standing_in:
+                standing_in.cancel()
         images = self._imagined(asked)
         if images:
             yield "imagined", ImaginedEvent(imagined=images, memory=asked.memory)
-        yield "fused", await self._by_both(asked, images, by_text)
+        yield "fused", await self._by_both(asked, images, by_text, without)
+
+    async def _stand_in(self, asked: Asked) -> Ranking | None:
+        """The ranking by the nearest real images of the texts that have no images yet, if there can be one."""
+        with suppress(Unavailable, UserError):
+            return await self._rank(asked, "nearest_rank", visual=True, last=True)
+        return None
 
     def _imagined(self, asked: Asked) -> list[ImaginedImage]:
         """What is told of the query's images, after leaving out those that the request drops."""
@@ -272,15 +289,17 @@ class Search:
         query.kept = [place for place, image in enumerate(images) if not image.dropped]
         return images
 
-    async def _by_both(self, asked: Asked, images: list[ImaginedImage], by_text: Ranking | None) -> SearchAnswer:
-        """The answer by texts and images; by the VLM's halves, if nothing that is wanted has an image, or images cannot
-        be ranked by.
+    async def _by_both(
+        self, asked: Asked, images: list[ImaginedImage], by_text: Ranking | None, without: Ranking | None
+    ) -> SearchAnswer:
+        """The answer by texts and images, which is ``without`` if no image came; by the VLM's halves, if every image
+        was dropped, or images cannot be ranked by.
         """
         shortfalls = [text.shortfall for text in asked.texts if text.shortfall]
         if asked.visual:
             counted = asyncio.create_task(self._count_tokens(asked))
             try:
-                ranking = await self._rank(asked, "rank", visual=True)
+                ranking = without or await self._rank(asked, "rank", visual=True, last=True)
                 await counted
             except Unavailable as error:
                 if not by_text:
@@ -293,7 +312,8 @@ class Search:
                 return answer(asked, ranking, images, degraded=shortfalls)
             finally:
                 counted.cancel()
-        by_text = by_text or await self._rank(asked, "rank", visual=False)
+        if not by_text or (asked.request.rerank != "none" and not asked.visual):
+            by_text = await self._rank(asked, "rank", visual=False, last=True)
         return answer(asked, by_text, images, degraded=shortfalls)
 
     def _asked(self, request: SearchRequest, request_id: str) -> Asked:
@@ -348,10 +368,13 @@ class Search:
                     counted = await call("the text encoder", tokens, text.text, seconds=asked.deadline.left)
                     asked.warn_of(text, counted)
 
-    async def _rank(self, asked: Asked, stage: str, *, visual: bool) -> Ranking:
-        """Rank as asked, or by the VLM's halves alone; by one index version throughout a search."""
-        weight = asked.weight if visual else 0.0
-        asking = Asking(asked.deadline, asked.pieces(visual=visual), weight, asked.request.k, asked.version)
+    async def _rank(self, asked: Asked, stage: str, *, visual: bool, last: bool = False) -> Ranking:
+        """Rank as asked, or by the VLM's halves alone; by one index version throughout a search. What is shown until
+        the ``last`` ranking comes has no second stage, which takes its time.
+        """
+        weight, request = asked.weight if visual else 0.0, asked.request
+        way = Way(request.fuse, request.rerank, request.depth) if last else AS_EVER
+        asking = Asking(asked.deadline, asked.pieces(visual=visual), weight, request.k, asked.version, way)
         with asked.timed(stage), metrics.waiting.one(part="ranker"):
             if SHARE_OF_SHARDS * asked.deadline.left < self._shard_seconds:
                 ranking = await self._rank_alone(asking)  # beside others it would wait for a hung shard as they may
@@ -368,7 +391,7 @@ class Search:
         return ranking
 
     async def _rank_each(self, asking: list[Asking], seconds: float) -> list[Ranking | Exception]:
-        questions = [Question(*one[1:], seconds=one.deadline.left) for one in asking]
+        questions = [Question(*one[1:-1], one.deadline.left, one.way) for one in asking]
         return await call("the ranker", self._parts.ranker.rank_each, questions, seconds=seconds)
 
 

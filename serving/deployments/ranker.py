@@ -22,8 +22,11 @@ from cluster.profile import Profile
 from retrieval.artifacts import Index, Role, TrainedAggregator
 from retrieval.artifacts.compatibility import check_made_by, check_same_models
 from retrieval.errors import DamagedError, UserError
-from retrieval.evidence import Encoded, compiled, halves, shares
+from retrieval.evidence import Encoded, compiled, halves
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
+from retrieval.nearest import NEAREST, visual_half
+from retrieval.rankings import Scored, image_by_image, joint_queries, one_ranking, ranking_shares
+from retrieval.second_stage import neighbours, put_in_order
 from serving.deployments.calls import Deadline, Unavailable, bounded, call
 from serving.deployments.local_shards import LocalShards
 from serving.deployments.merging import Found, ranked
@@ -37,6 +40,7 @@ from serving.deployments.messages import (
     Row,
     RowPiece,
     Served,
+    Way,
 )
 from serving.deployments.pointer import Pointed
 from serving.deployments.remote_shards import RemoteShards
@@ -51,12 +55,23 @@ log = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """A question as the shards are asked, with its evidence, its λ, and the share of each image of its first piece."""
+    """A question as the shards are asked, by one joint query or several (``rankings.joint_queries``).
+
+    Attributes:
+        encoded: its evidence, with pooled images.
+        alone: the evidence image by image, if the images are not pooled.
+        pooled_D: the joint query of ``encoded``.
+        weight: λ.
+        attention: the share of each image of the first piece.
+    """
 
     index: Index
     encoded: Encoded
-    query_D: np.ndarray
+    alone: list[Encoded]
+    pooled_D: np.ndarray
+    queries_VD: np.ndarray
     weight: float
+    way: Way
     attention: list[float | None]
 
 
@@ -118,26 +133,29 @@ class Ranker:
         alike: dict[tuple[str, int, float], list[int]] = {}
         for place, question in enumerate(questions):
             bound = min(self._settings.shard_timeout_ms / 1000, SHARE_OF_SHARDS * question.seconds)
-            alike.setdefault((question.version or self._current.uri, question.k, bound), []).append(place)
+            alike.setdefault((question.version or self._current.uri, question.deep, bound), []).append(place)
         rankings: list[Ranking | Unavailable | UserError] = [Unavailable("the ranker", "failed") for _ in questions]
 
         async def rank(places: list[int], version: str, k: int, seconds: float) -> None:
             deadline = Deadline(seconds)
             try:
                 index = await bounded("the ranker", self._version(version), seconds=seconds)
-                given = await self._rows([questions[place] for place in places], index, deadline)
+                asked = [questions[place] for place in places]
+                given = await self._rows(asked, index, deadline)
+                asked = await self._with_nearest(asked, index, deadline)
                 prepared = {}
-                for place, rows in zip(places, given, strict=True):
-                    one = rows if isinstance(rows, Exception) else self._prepared(questions[place], rows, index)
+                for place, question, rows in zip(places, asked, given, strict=True):
+                    one = rows if isinstance(rows, Exception) else self._prepared(question, rows, index)
                     if isinstance(one, _Prepared):
                         prepared[place] = one
                     else:
                         rankings[place] = one
                 if prepared:
-                    queries = np.stack([one.query_D for one in prepared.values()])
-                    found = await self._shards.search_each(index.uri, queries, k, seconds=deadline.left)
-                    for (place, one), of_one in zip(prepared.items(), found, strict=True):
-                        rankings[place] = await self._ranking(one, of_one, k, deadline)
+                    queries = np.concatenate([one.queries_VD for one in prepared.values()])
+                    found = iter(await self._shards.search_each(index.uri, queries, k, seconds=deadline.left))
+                    for place, one in prepared.items():
+                        of_one = [next(found) for _ in one.queries_VD]
+                        rankings[place] = await self._ranking(one, of_one, questions[place].k, k, deadline)
             except Unavailable as error:
                 for place in places:
                     rankings[place] = error
@@ -176,12 +194,16 @@ class Ranker:
             encoded, attention = self._encoded(question, rows, index)
             assert all(np.isfinite(part).all() for part in encoded)
             try:
-                [query_D], weight = compiled(encoded, question.weight)
+                [pooled_D], weight = compiled(encoded, question.weight)
+                images = {n: one.vision for n, one in enumerate(question.pieces) if isinstance(one, Piece)}
+                several = {n: vision for n, vision in images.items() if vision is not None and vision.ndim > 1}
+                alone = image_by_image(encoded, several) if question.way.fuse != "mean" and weight else []
+                queries_VD = joint_queries(encoded, alone, question.way.fuse, weight)
             except UserError as error:
                 if error.field != "evidence":
                     raise
                 return error
-            return _Prepared(index, encoded, query_D, weight, attention)
+            return _Prepared(index, encoded, alone, pooled_D, queries_VD, weight, question.way, attention)
         except Exception:
             log.exception("the ranker failed")
             return Unavailable("the ranker", "failed")
@@ -204,12 +226,56 @@ class Ranker:
         attention = self._attention(first.vision) if isinstance(first, Piece) and question.weight else []
         return Encoded(weights_E, np.stack(vlm), np.stack(vision)), attention
 
-    async def _ranking(self, prepared: _Prepared, found: Found, k: int, deadline: Deadline) -> Ranking | Unavailable:
+    async def _with_nearest(self, questions: Sequence[Question], index: Index, deadline: Deadline) -> list[Question]:
+        """The questions with real images for the texts that are to have them in place of imagined ones."""
+        texts = [
+            piece
+            for question in questions
+            for piece in (question.pieces if question.weight else ())
+            if isinstance(piece, Piece) and piece.nearest
+        ]
+        if not texts:
+            return list(questions)
+        nothing_D2 = np.zeros(index.manifest.models["vision"].dim or 0, np.float32)
+        queries = np.concatenate([fused_query(text.vlm_D1, nothing_D2, 0.0) for text in texts])
+        found = await self._shards.search_each(index.uri, queries, NEAREST, seconds=deadline.left)
+        best = [ranked(one.parts, NEAREST, index.manifest.sources) if one.parts else [] for one in found]
+        vectors = await self._vectors([row for rows in best for row in rows], index, deadline)
+        vlm_dim = len(texts[0].vlm_D1)
+        seen = {}
+        for text, rows in zip(texts, best, strict=True):
+            there = [vectors[row.id][vlm_dim:] for row in rows if row.id in vectors]
+            seen[id(text)] = visual_half(np.stack(there)) if there else nothing_D2
+        return [
+            replace(question, pieces=[replace(p, vision=seen[id(p)]) if id(p) in seen else p for p in question.pieces])
+            for question in questions
+        ]
+
+    async def _vectors(self, rows: Sequence[Row], index: Index, deadline: Deadline) -> dict[str, np.ndarray]:
+        """Joint rows [c ; d], float16 (D,), by id; without those whose shard does not answer a second time."""
+        known = {row.id: row.shard for row in rows}
+        got = await self._shards.vectors(index.uri, list(known), seconds=deadline.left, shards=list(known.values()))
+        return {id: joint_D for id, joint_D, there in zip(known, got.joint_ND, got.found_N, strict=True) if there}
+
+    async def _ranking(
+        self, prepared: _Prepared, found: Sequence[Found], k: int, deep: int, deadline: Deadline
+    ) -> Ranking | Unavailable:
         """What the shards found as an answer; with the share of each piece of evidence in it, if there are several."""
-        if not found.parts:
-            return Unavailable("every shard of the index", found.troubles[0].trouble if found.troubles else "down")
-        index = prepared.index
-        rows = ranked(found.parts, k, index.manifest.sources)
+        index, way = prepared.index, prepared.way
+        if not all(one.parts for one in found):
+            troubles = [trouble for one in found for trouble in one.troubles]
+            return Unavailable("every shard of the index", troubles[0].trouble if troubles else "down")
+        lists = [ranked(one.parts, deep, index.manifest.sources) for one in found]
+        rows, reranked = lists[0], None
+        if len(lists) > 1 or way.rerank == "neighbours":
+            by_id = {row.id: row for of_query in lists for row in of_query}
+            scored = [[_scored(row) for row in of_query] for of_query in lists]
+            ranking = one_ranking(scored, way.fuse, prepared.weight, deep)
+            if way.rerank == "neighbours":
+                ranking = await self._by_neighbours(ranking, by_id, prepared, deadline)
+                reranked = way.rerank
+            rows = [replace(by_id[one.id], **one._asdict()) for one in ranking]
+        rows = rows[:k]
         if len(prepared.encoded.weights_E) > 1:
             rows = await self._with_shares(rows, prepared, deadline)
         return Ranking(
@@ -217,26 +283,39 @@ class Ranker:
             prepared.weight,
             index.uri,
             index.version,
-            answered=found.answered,
+            answered=min(one.answered for one in found),
             total=len(index.manifest.shards),
             attention=prepared.attention,
+            reranked=reranked,
         )
+
+    async def _by_neighbours(
+        self, ranking: Sequence[Scored], by_id: Mapping[str, Row], prepared: _Prepared, deadline: Deadline
+    ) -> list[Scored]:
+        """The ranking after the second stage. Candidates whose shard does not answer a second time come after those
+        that were ranked again.
+        """
+        index, first = prepared.index, ranking[: prepared.way.depth]
+        vectors = await self._vectors([by_id[one.id] for one in first], index, deadline)
+        there = [one for one in first if one.id in vectors]
+        if not there:
+            return list(ranking)
+        joint_MD = np.stack([vectors[one.id] for one in there])
+        vlm_dim = index.manifest.models["vlm"].dim or 0
+        scores_M = await asyncio.to_thread(neighbours, prepared.pooled_D, prepared.weight, joint_MD, vlm_dim)
+        rest = [one for one in first if one.id not in vectors]
+        return put_in_order([*there, *rest, *ranking[len(first) :]], scores_M)
 
     async def _with_shares(self, rows: list[Row], prepared: _Prepared, deadline: Deadline) -> list[Row]:
         """Rows with their shares. Of one whose shard does not answer a second time they stay empty."""
-        index = prepared.index
-        vectors = await self._shards.vectors(
-            index.uri, [row.id for row in rows], seconds=deadline.left, shards=[row.shard for row in rows]
-        )
-        vlm_dim = index.manifest.models["vlm"].dim or 0
-        if not vectors.found_N.any():
+        vectors = await self._vectors(rows, prepared.index, deadline)
+        if not vectors:
             return rows
-        joint_ND = vectors.joint_ND[vectors.found_N]
-        of_rows = iter(shares(prepared.encoded, prepared.weight, joint_ND[:, :vlm_dim], joint_ND[:, vlm_dim:]).tolist())
-        return [
-            replace(row, shares=next(of_rows)) if found else row
-            for row, found in zip(rows, vectors.found_N, strict=True)
-        ]
+        joint_ND = np.stack([vectors[row.id] for row in rows if row.id in vectors])
+        vlm_dim = prepared.index.manifest.models["vlm"].dim or 0
+        way, weight = prepared.way, prepared.weight
+        of_rows = iter(ranking_shares(prepared.encoded, prepared.alone, way.fuse, weight, joint_ND, vlm_dim))
+        return [replace(row, shares=next(of_rows)) if row.id in vectors else row for row in rows]
 
     async def path(self, id: str, version: str | None = None, shard: int | None = None) -> tuple[str, str] | None:
         """Return the path of the row of that id, and what it is relative to; None if there is none.
@@ -375,6 +454,10 @@ class Ranker:
         with torch.inference_mode():
             [attention_K] = self._network.attention(torch.from_numpy(vision[None]))
         return [share if math.isfinite(share) else None for share in attention_K.tolist()]
+
+
+def _scored(row: Row) -> Scored:
+    return Scored(row.id, row.score, row.text_part, row.visual_part)
 
 
 def _no_row(piece: RowPiece) -> UserError:
