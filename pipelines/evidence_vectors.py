@@ -131,7 +131,7 @@ def _encoded(
     encoder, settings = query_models(profile), profile.queries
     check_made_by(gallery, "vlm", encoder.vlm.uri, encoder.vlm.fingerprint)
     check_made_by(gallery, "vision", encoder.vision.uri, encoder.vision.fingerprint)
-    if aggregator:
+    if aggregator and encoder.generator:
         aggregator.check_generator(encoder.generator.uri, encoder.generator.fingerprint)
     of_texts: dict[str, _Vectors] = {}
     for start in range(0, len(texts), _AT_ONCE):
