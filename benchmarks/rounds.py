@@ -25,7 +25,7 @@ from cluster.session import session
 from demo.grammar import Category, describe
 from demo.world import render, split
 from pipelines.plots import plot_rounds
-from pipelines.rounds import Opening, Rounds, User, simulate
+from pipelines.rounds import SYSTEMS, Opening, Rounds, User, simulate
 from pipelines.truth import Truth
 from retrieval.artifacts import Gallery
 from retrieval.artifacts.columns import fixed_size_list
@@ -78,7 +78,7 @@ def openings(categories: Sequence[Category], words: Words, kinds: Sequence[str])
             given, right = (tuple(half[0] for half in words.of(one)) for one in (text, category.name))
             encoded = Encoded(np.ones(1), given[0][None], given[1][None])
             edits = [given, right] if kind == EDITED else []
-            made.append(Opening(f"{kind}: {category.name}", text, kind, encoded, Truth(category.name), edits))  # type: ignore[arg-type]
+            made.append(Opening(f"{kind}: {category.name}", text, kind, encoded, Truth(category.name), edits))
     return made
 
 
@@ -92,10 +92,14 @@ def wrong_name(category: Category, rng: np.random.Generator) -> str:
 
 
 def line(rounds: Rounds, kind: str) -> str:
-    means = " ".join(f"{rounds.mean(kind, number).mean:.3f}" for number in range(rounds.rounds + 1))
-    first = " ".join(f"{rounds.mean(kind, number, 'first search').mean:.3f}" for number in range(rounds.rounds + 1))
-    gain = rounds.gain(kind, rounds.rounds)
+    numbers = range(rounds.rounds + 1)
+    means, first = (
+        " ".join(f"{mean.mean:.3f}" for number in numbers if (mean := rounds.mean(kind, number, system)))
+        for system in SYSTEMS
+    )
     hits, shown = (" ".join(f"{share:.3f}" for share in of(kind)) for of in (rounds.hits, rounds.shown))
+    gain = rounds.gain(kind, rounds.rounds)
+    assert gain
     return (
         f"| {kind} | {means} | {first} | {gain.mean:+.3f} [{gain.low:.3f}, {gain.high:.3f}] | {hits} | {shown} |"
         f" {rounds.best_log_rank(kind):.3f} |"
@@ -121,7 +125,7 @@ def main() -> None:
             for (picks, drops), weights in product(MARKS, WEIGHTS):
                 user = User(picks=picks, drops=drops, weights=weights)
                 rounds = simulate(gallery, asked, ROUNDS, weight=LAM, user=user)
-                gains = " | ".join(f"{rounds.gain(kind, ROUNDS).mean:+.3f}" for kind in rounds.kinds)
+                gains = " | ".join(f"{gain.mean:+.3f}" for kind in rounds.kinds if (gain := rounds.gain(kind, ROUNDS)))
                 print(f"| {picks} | {drops} | {weights[0]:g} | {weights[1]:g} | {gains} |", flush=True)
         unseen = Gallery.open(arguments.demo / "gallery")
         asked = openings(split("unseen"), words, (DESCRIPTION, NAME, WRONG, EDITED))

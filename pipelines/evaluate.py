@@ -5,19 +5,23 @@ Shapes: Q queries, K images, D1 VLM dimensions, D2 vision dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.evidence_file import EvidenceQuery
+from pipelines.evidence_vectors import Known
 from pipelines.ranking import exact_ranks
-from pipelines.truth import LeftOut, measurable
+from pipelines.truth import LeftOut, Measurable, measurable, measurable_among
+from retrieval.aggregator import Aggregator
 from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
 from retrieval.artifacts.compatibility import check_disjoint, check_same_models
 from retrieval.artifacts.queryset import text_vectors, vision_vectors
 from retrieval.errors import UserError
+from retrieval.evidence import compiled
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
 from retrieval.metrics import MEASURES, Interval, bootstrap_mean, paired_bootstrap
 from retrieval.prompts import KINDS
@@ -59,8 +63,9 @@ class Evaluation:
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of query that were measured, in the order of ``KINDS``."""
-        return sorted(set(self.table["kind"].to_pylist()), key=KINDS.index)
+        """The kinds of query that were measured, in the order of ``KINDS``, and any others after these."""
+        order: list[str] = [*KINDS, *sorted(set(self.table["kind"].to_pylist()) - set(KINDS))]
+        return sorted(set(self.table["kind"].to_pylist()), key=order.index)
 
     @property
     def systems(self) -> list[str]:
@@ -114,8 +119,71 @@ def evaluate(
         pooled_QD2 = pool(features_QKD2, mask_QK, aggregator.network())
         joint[system] = fused_query(text_QD1, pooled_QD2, weights[system])
 
+    return _ranked(gallery, found, weights, joint)
+
+
+def evaluate_evidence(
+    gallery: Gallery,
+    queries: Sequence[EvidenceQuery],
+    known: Known,
+    *,
+    weight: float = DEFAULT_WEIGHT,
+    aggregators: Mapping[str, TrainedAggregator] | None = None,
+) -> Evaluation:
+    """Rank a gallery by queries made of evidence, with the same systems as ``evaluate``.
+
+    Where no piece that is for something has a visual half, each system ranks by the text half, as a search does.
+
+    Args:
+        gallery: the gallery.
+        queries: of one file.
+        known: their vectors.
+        weight: λ of the fused ranking.
+        aggregators: further systems, by name: images of texts pooled by an aggregator, fused at its own λ.
+
+    Raises:
+        UserError: λ is out of range, no query can be measured (``nothing-to-measure``), or the pieces of one cancel
+            each other out (``no-direction``), which is named.
+    """
+    by_id = {query.id: query for query in queries}
+    table = pa.table(
+        {
+            "id": list(by_id),
+            "text": [query.text for query in queries],
+            "kind": [query.kind for query in queries],
+            "label": pa.nulls(len(by_id), pa.string()),
+            "relevant": pa.array([query.truth.relevant for query in queries], pa.list_(pa.string())),
+            "junk": pa.array([query.truth.junk for query in queries], pa.list_(pa.string())),
+        }
+    )
+    found = measurable_among(gallery, table, queries[0].where.rpartition(", line ")[0])
+    measured = [by_id[id] for id in found.queries["id"].to_pylist()]
+    weights = {"text": 0.0, "visual": 1.0, "fused": weight}
+    joint = {system: _compiled(measured, known, value) for system, value in weights.items()}
+    for system, aggregator in (aggregators or {}).items():
+        weights[system] = aggregator.manifest.weight
+        joint[system] = _compiled(measured, known, weights[system], aggregator.network())
+    return _ranked(gallery, found, weights, joint)
+
+
+def _compiled(
+    queries: Sequence[EvidenceQuery], known: Known, weight: float, network: Aggregator | None = None
+) -> np.ndarray:
+    joint = []
+    for query in queries:
+        try:
+            joint.append(compiled(known.encoded(query, network), weight)[0])
+        except UserError as error:
+            raise UserError(f"{query.where}: {error}", code=error.code, field=error.field) from error
+    return np.concatenate(joint)
+
+
+def _ranked(
+    gallery: Gallery, found: Measurable, weights: dict[str, float], joint: Mapping[str, np.ndarray]
+) -> Evaluation:
+    """Measure joint queries (Q, D) of each system."""
     ranks = exact_ranks(gallery, np.concatenate(list(joint.values())), found.truths * len(joint), found.rows)
-    table = _accuracies(queries, found.positives, list(joint), ranks)
+    table = _accuracies(found.queries, found.positives, list(joint), ranks)
     return Evaluation(table, weights, gallery.manifest.rows, found.left_out)
 
 

@@ -47,7 +47,8 @@ def _runs(gallery: Gallery) -> Iterator[list[str]]:
 
 
 def _vectors(folder: Folder, parts: list[str], shared: Shared[pa.Array]) -> dict[str, np.ndarray]:
-    wanted, found = shared.get(), {}
+    wanted = shared.get()
+    found: dict[str, np.ndarray] = {}
     for part in parts:
         known = folder.read_table(part, ["id"])["id"]
         if not pc.any(pc.is_in(known, wanted)).as_py():

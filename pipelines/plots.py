@@ -73,13 +73,12 @@ def plot_rounds(rounds: Rounds) -> bytes:
         colour = _COLOURS[(1 + i) % len(_COLOURS)]
         hits.plot(numbers, rounds.hits(kind), "o-", color=colour, label=kind)
         for system, style in zip(SYSTEMS, ("o-", ":"), strict=True):
-            values = [rounds.mean(kind, number, system) for number in numbers]
-            label = kind if system == SYSTEMS[0] else None
-            means.plot(numbers, [value.mean for value in values], style, color=colour, label=label)
-            if system == SYSTEMS[0]:
-                means.fill_between(
-                    numbers, [v.low for v in values], [v.high for v in values], color=colour, alpha=0.12, linewidth=0
-                )
+            known = {number: mean for number in numbers.tolist() if (mean := rounds.mean(kind, number, system))}
+            values, ours = list(known.values()), system == SYSTEMS[0]
+            means.plot(list(known), [v.mean for v in values], style, color=colour, label=kind if ours else None)
+            if ours:
+                low, high = [v.low for v in values], [v.high for v in values]
+                means.fill_between(list(known), low, high, color=colour, alpha=0.12, linewidth=0)
     hits.set_title(f"Queries that have found something among the first {rounds.k}", loc="left", fontsize=10)
     means.set_title("mAP over what has not been seen; dotted: the first search", loc="left", fontsize=10)
     for axes in (hits, means):

@@ -39,9 +39,10 @@ def publish(index: Index, settings: IndexSettings, started: float, spent: dict[s
     found = [record for record, lost in zip(manifest.measured, lost_shares(index), strict=True) if lost < 1]
     manifest.recall = _least([record.recall for record in found])
     manifest.text_recall = _least([of for record in found if (of := record.text_recall)]) or None
-    by_kind = [of for record in found if (of := record.evidence_recall)]
-    kinds = dict.fromkeys(kind for of in by_kind for kind in of)
-    manifest.evidence_recall = {kind: _least([of[kind] for of in by_kind if kind in of]) for kind in kinds} or None
+    by_kind = [of_kinds for record in found if (of_kinds := record.evidence_recall)]
+    kinds = dict.fromkeys(kind for of_kinds in by_kind for kind in of_kinds)
+    of_all = {kind: _least([of_kinds[kind] for of_kinds in by_kind if kind in of_kinds]) for kind in kinds}
+    manifest.evidence_recall = of_all or None
     check_held(index.folder)  # measuring takes its time
     below = [
         f"recall@{depth} {value:.3f}{of} at λ = {weight}"

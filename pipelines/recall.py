@@ -26,7 +26,7 @@ from retrieval.index.tuning import RECALL_AT, sample_queries
 from retrieval.metrics import neighbour_recall
 
 QUERIES = 200
-COMPILED = 40
+COMPILED = 24
 """Queries of each kind that are made of evidence, at each λ."""
 
 
@@ -76,7 +76,9 @@ def measure_recall(
     asked = queries.get()
     ends = np.cumsum([len(each.query_QD) for each in asked])[:-1]
     found, exact = (np.split(hits.ids, ends) for hits in best)
-    recall = {each.group: _by_depth(*ids, each.weights) for each, *ids in zip(asked, found, exact, strict=True)}
+    recall = {
+        each.group: _by_depth(ours, true, each.weights) for each, ours, true in zip(asked, found, exact, strict=True)
+    }
     of_rows, of_texts = recall.pop(_ROWS), recall.pop(_TEXTS, None)
     return Measurement(of_rows, of_texts, recall or None)
 
@@ -121,10 +123,14 @@ def _of_shard(shard: Shard, shards: int, texts: Mapping[float, np.ndarray]) -> d
     asked = {_ROWS: sample_queries(shard, rows, np.random.default_rng(1))}
     if isinstance(shard.index, faiss.IndexFlat):  # it finds what an exact search finds
         return asked
-    for weight, query_QD in zip(LAMBDA_GRID, asked[_ROWS], strict=True):
-        known = texts.get(weight, query_QD)[: COMPILED // shards]
-        near = in_threads(partial(shard.exact, k=RESULTS), known)
-        for kind, of_kind in evidence_queries(shard, known, near.rows, weight).items():
+    known = [
+        texts.get(weight, query_QD)[: COMPILED // shards]
+        for weight, query_QD in zip(LAMBDA_GRID, asked[_ROWS], strict=True)
+    ]
+    near = in_threads(partial(shard.exact, k=RESULTS), np.concatenate(known)).rows
+    of_weights = np.split(near, np.cumsum([len(query_QD) for query_QD in known])[:-1])
+    for weight, query_QD, rows_Qk in zip(LAMBDA_GRID, known, of_weights, strict=True):
+        for kind, of_kind in evidence_queries(shard, query_QD, rows_Qk, weight).items():
             asked.setdefault(kind, []).append(of_kind)
     return asked
 

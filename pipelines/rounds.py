@@ -72,8 +72,8 @@ class User:
     """
 
     k: int = 10
-    picks: int = 3
-    drops: int = 2
+    picks: int = 4
+    drops: int = 1
     weights: tuple[float, float] = (PICKED, DROPPED)
     noise: float = 0.0
     seed: int = 0
@@ -148,16 +148,19 @@ class Rounds:
         rows = rows.sort_by([("query", "ascending"), ("round", "ascending")])
         return rows[column].cast(pa.float64()).to_numpy().reshape(-1, self.rounds + 1)
 
-    def mean(self, kind: str, number: int, system: str = SYSTEMS[0]) -> Interval:
-        """Return mAP over the residual gallery of a round, with its 95% interval over the queries not yet done."""
+    def mean(self, kind: str, number: int, system: str = SYSTEMS[0]) -> Interval | None:
+        """Return mAP over the residual gallery of a round, with its 95% interval over the queries that have something
+        left to find; None if none has.
+        """
         values = self._values(kind, "ap", system)[:, number]
-        return bootstrap_mean(values[np.isfinite(values)])
+        there = np.isfinite(values)
+        return bootstrap_mean(values[there]) if there.any() else None
 
-    def gain(self, kind: str, number: int) -> Interval:
+    def gain(self, kind: str, number: int) -> Interval | None:
         """Return the paired gain in AP of a round over the first search, both over the same residual gallery."""
         ours, first = (self._values(kind, "ap", system)[:, number] for system in SYSTEMS)
         there = np.isfinite(ours)
-        return paired_bootstrap(ours[there], first[there])
+        return paired_bootstrap(ours[there], first[there]) if there.any() else None
 
     def hits(self, kind: str) -> np.ndarray:
         """Return the share of queries that have found a relevant row among the k of any round so far, (R,)."""
@@ -174,6 +177,25 @@ class Rounds:
         best = np.log(np.minimum.accumulate(ranks, axis=1) + 1)
         inside = best[:, 1:-1].sum(axis=1)
         return float(((best[:, 0] + best[:, -1]) / 2 + inside).mean() / self.rounds)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures by kind, JSON-ready; lists go by round."""
+        numbers = range(self.rounds + 1)
+        return {
+            kind: {
+                "hits": self.hits(kind).tolist(),
+                "shown_relevant": self.shown(kind).tolist(),
+                "ap": [_figures(self.mean(kind, number)) for number in numbers],
+                "ap_of_first_search": [_figures(self.mean(kind, number, SYSTEMS[1])) for number in numbers],
+                "gain_over_first_search": [_figures(self.gain(kind, number)) for number in numbers],
+                "best_log_rank": self.best_log_rank(kind),
+            }
+            for kind in self.kinds
+        }
+
+
+def _figures(interval: Interval | None) -> dict[str, float] | None:
+    return vars(interval) if interval else None
 
 
 def simulate(

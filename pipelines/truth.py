@@ -109,6 +109,17 @@ def measurable(gallery: Gallery, query_set: QuerySet) -> Measurable:
         UserError: there is none (code ``nothing-to-measure``, field ``label``).
     """
     queries = query_set.table(["id", "text", "kind", "label", "vlm", "vision", "relevant", "junk"])
+    return measurable_among(gallery, queries, query_set.uri)
+
+
+def measurable_among(gallery: Gallery, queries: pa.Table, where: str) -> Measurable:
+    """As ``measurable``, of a table with the columns ``text``, ``label``, ``relevant``, ``junk`` and any others.
+
+    Args:
+        gallery: to measure with.
+        queries: any.
+        where: what has them, for the message.
+    """
     truths = truths_of(queries)
     labels, known_ids = _known(gallery, truths)
 
@@ -132,7 +143,7 @@ def measurable(gallery: Gallery, query_set: QuerySet) -> Measurable:
     left_out = LeftOut(unlabelled, sorted(absent), without_relevant, unknown, unknown_junk)
     if not any(truths[row].relevant is None for row in chosen) and len(unknown) == len(named):
         raise UserError(
-            f"no query of {query_set.uri} can be measured with {gallery.uri}: {'; '.join(left_out.sentences())}",
+            f"no query of {where} can be measured with {gallery.uri}: {'; '.join(left_out.sentences())}",
             code="nothing-to-measure",
             field="label",
         )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from retrieval.evidence import MAX_PIECES, Row
 
-PICKED = 1.0
+PICKED = 2.0
 """Sum of the weights of all rows that were picked, beside a text of weight 1."""
 DROPPED = 0.5
 """Sum of the weights of all rows that were dropped, against; more of it finds what is like nothing."""

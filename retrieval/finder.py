@@ -27,6 +27,7 @@ from retrieval.second_stage import DEPTH, Rerank, checked_depth, neighbours, put
 from retrieval.words import NEIGHBOURS, Dictionary, Refinement
 
 if TYPE_CHECKING:
+    from retrieval.assistant.endpoint import Assistant, Spent
     from retrieval.models.imagined import Imagined
 
 Mode = Literal["text", "visual", "fused"]
@@ -80,7 +81,8 @@ class Answer:
             by how many of the words came from it; empty with ``fuse="rrf"``, as ranks have no shares.
         visual: where the visual half came from: images that were imagined; the nearest real images of the gallery, for
             one text at least that has no imagined ones; pictures or rows that were given; None if there is none.
-        reranked: by which second stage; None without one.
+        reranked: by which second stage; None without one, or if an assistant gave no order.
+        spent: what an assistant was asked for it; None if none was.
         words: what was read from pictures and rows, and the text that was searched for in their place; None where
             nothing was read.
         refinements: words of the dictionary that split the results best; none without a dictionary.
@@ -93,6 +95,7 @@ class Answer:
     shares: list[list[float]]
     visual: Visual | None
     reranked: str | None
+    spent: Spent | None = None
     words: Reading | None = None
     refinements: list[Refinement] = field(default_factory=list)
 
@@ -134,6 +137,7 @@ class Finder:
         index: of the same VLM and vision encoder.
         aggregator: of the same models; without one, imagined images are averaged.
         words: a dictionary (``retrieval.words``), for lenses, for reading pictures, and for refinements.
+        assistant: that judges what was found, where a search asks for it (``retrieval.assistant``).
 
     Raises:
         UserError: the index or the aggregator was made by other models (code ``other-model``, field the role), or does
@@ -147,6 +151,8 @@ class Finder:
         index: Index,
         aggregator: TrainedAggregator | None = None,
         words: QuerySet | None = None,
+        *,
+        assistant: Assistant | None = None,
     ) -> None:
         check_made_by(index, "vlm", encoder.vlm.uri, encoder.vlm.fingerprint)
         check_made_by(index, "vision", encoder.vision.uri, encoder.vision.fingerprint)
@@ -156,6 +162,7 @@ class Finder:
                 aggregator.check_generator(encoder.generator.uri, encoder.generator.fingerprint)
         self.encoder = encoder
         self.index = index
+        self.assistant = assistant
         self.shards = index.shards()
         self.network = aggregator.network() if aggregator else None
         self.weight = aggregator.manifest.weight if aggregator else DEFAULT_WEIGHT
@@ -226,8 +233,11 @@ class Finder:
             images: K, how many images each text is imagined as.
             seed: of the images.
             fuse: how several imagined images become one ranking (``retrieval.rankings``).
-            rerank: the second stage: none, or the candidates' ``neighbours`` (``retrieval.second_stage``).
-            depth: how many candidates the second stage ranks; and, with ``rrf``, how many rows of each list count.
+            rerank: the second stage: none, the candidates' ``neighbours`` (``retrieval.second_stage``), or an assistant
+                that is shown the candidates one by one (``judge``) or on one picture (``list``): pictures of the
+                gallery are sent to it.
+            depth: how many candidates the second stage ranks, an assistant no more than its own depth; and, with
+                ``rrf``, how many rows of each list count.
             focus: an aspect of the dictionary, which then counts alone (``retrieval.lens``).
             ignore: aspects of the dictionary that then do not count.
             bridge: whether pictures and rows are read into words (``retrieval.bridge``): ``auto``, where they stand
@@ -236,7 +246,8 @@ class Finder:
         Raises:
             UserError: k, λ, the depth or the number of images is out of range (code ``out-of-range``); the mode, fuse
                 or rerank is unknown (``unknown``); a text is ``blank`` or ``too-long``, a row is not in the index
-                (``missing``), or as ``check_evidence``, ``summed``, ``lens`` and ``bridges``. The field is the
+                (``missing``), there is no assistant to rerank by (``no-assistant``) or no text to judge by
+                (``no-words``), or as ``check_evidence``, ``summed``, ``lens`` and ``bridges``. The field is the
                 argument.
         """
         _check_one_of("mode", mode, tuple(_WEIGHTS))
@@ -250,6 +261,11 @@ class Finder:
         check_evidence(evidence)
         seen = lens(self.dictionary, focus, ignore)
         evidence, reading, brings_EG = self._bridged(evidence, bridge, seed)
+        judging = None
+        if rerank == "judge" or rerank == "list":
+            from retrieval.assistant.found import Judging  # its HTTP client is for those alone who ask an assistant
+
+            judging = Judging.of(self.assistant, rerank, evidence)
         known = self._known(evidence, images if weight > 0 else None, seed)
         encoded = self._viewed(known.encoded, evidence, seen)
         pooled_1D, weight = compiled(encoded, weight)
@@ -262,6 +278,14 @@ class Finder:
         if rerank == "neighbours":
             joint_MD = self._joint(places, ranking[:depth])
             ranking = put_in_order(ranking, neighbours(pooled_1D[0], weight, joint_MD, self.encoder.vlm.dim))
+        reranked: str | None = None if rerank == "none" else rerank
+        degraded, spent = known.degraded, None
+        if judging:
+            rows = [self._row(*places[one.id]) for one in ranking[: min(depth, judging.assistant.depth)]]
+            found = judging.reranked(rows, self.index.manifest.sources)
+            reranked, spent = rerank if found.order else None, found.spent
+            degraded = "; ".join(filter(None, (degraded, found.shortfall))) or None
+            ranking = [ranking[place]._replace(rerank_score=share) for place, share in found.places(len(ranking))]
         ranking = ranking[:k]
         joint_ND = self._joint(places, ranking)
         brought = ranking_shares(encoded, alone, fuse, weight, joint_ND, self.encoder.vlm.dim)
@@ -269,10 +293,11 @@ class Finder:
             [Found(self._row(*places[one.id]), *one[1:]) for one in ranking],
             weight,
             known.imagined,
-            known.degraded,
+            degraded,
             [(np.array(of_one) @ brings_EG).tolist() if of_one else [] for of_one in brought],
             known.visual if weight else None,
-            None if rerank == "none" else rerank,
+            reranked,
+            spent,
             reading,
             self.dictionary.refinements(*self._split(joint_ND), self.means) if self.dictionary else [],
         )
