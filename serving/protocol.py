@@ -101,7 +101,7 @@ class SearchRequest(BaseModel):
     fuse: Fuse = Field("mean", description="How several imagined images become one ranking.")
     rerank: Rerank = Field(
         "none",
-        description="The second stage: none, the candidates' neighbours, or an assistant that is shown their pictures one"
+        description="The second stage: none, the candidates' neighbours, or an assistant that is shown pictures one"
         " by one (judge) or on one (list).",
     )
     depth: int = Field(
