@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.profile import Generator as GeneratorSettings
 from cluster.profile import Profile, load_profile
-from retrieval.artifacts import Index, ModelRecord, TrainedAggregator
+from retrieval.artifacts import MANIFEST, Index, ModelRecord, QuerySet, TrainedAggregator
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.prompts import templates
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 GALLERY, INDEX = "gallery", "index"
 """Folders of a target: what the jobs of an index make."""
+WORDS = "words"
+"""Folder of a target: the query set that is its dictionary, if it has one."""
 
 # The libraries behind the models take seconds to import, so each function imports what it needs.
 
@@ -33,6 +35,7 @@ def open_finder(
     profile: str | Path | Profile = "tiny",
     *,
     aggregator: str | Path | None = None,
+    words: str | Path | None = None,
     assistant: Assistant | None = None,
 ) -> Finder:
     """Open an index together with the models that its queries need.
@@ -41,6 +44,7 @@ def open_finder(
         target: a folder that has an index in it, an index itself or one version of it, or an open one.
         profile: of the models that made the index.
         aggregator: a trained aggregator; by default the profile's. Without one, the images are averaged.
+        words: a query set that is the dictionary; by default the one that the folder has in it, if any.
         assistant: of ``load_assistant``, for searches that ask it; none by default, whatever the profile says, so that
             nothing is sent anywhere without the caller's word.
 
@@ -51,7 +55,15 @@ def open_finder(
 
     settings = load_profile(profile)
     index = target if isinstance(target, Index) else open_index(target)
-    return Finder(load_query_encoder(settings), index, load_aggregator(settings, aggregator), assistant=assistant)
+    dictionary = QuerySet.open(words) if words else None if isinstance(target, Index) else find_words(target)
+    trained = load_aggregator(settings, aggregator)
+    return Finder(load_query_encoder(settings), index, trained, dictionary, assistant=assistant)
+
+
+def find_words(target: str | Path) -> QuerySet | None:
+    """Open the dictionary that the folder ``target`` has in it; None if it has none."""
+    place = Folder(target) / WORDS
+    return QuerySet.open(place) if place.exists(MANIFEST) else None
 
 
 def open_index(target: str | Path) -> Index:

@@ -101,8 +101,8 @@ class SearchRequest(BaseModel):
     fuse: Fuse = Field("mean", description="How several imagined images become one ranking.")
     rerank: Rerank = Field(
         "none",
-        description="The second stage: none, the candidates' neighbours, or an assistant that is shown pictures one"
-        " by one (judge) or on one (list).",
+        description="The second stage: none, the candidates' neighbours, or an assistant that is shown their pictures"
+        " one by one (judge) or on one (list).",
     )
     depth: int = Field(
         DEPTH, ge=1, le=MAX_DEPTH, strict=True, description="How many rows the second stage, or each list of rrf, has."
