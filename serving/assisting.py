@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -28,6 +29,8 @@ ORDERS = 1_000
 """Orders that are cached: what was paid for is not asked again by a page that is loaded again."""
 _TRIPS: frozenset[Trouble] = frozenset({"down", "busy", "late"})
 _TROUBLES: dict[str, Trouble] = {"down": "down", "busy": "busy", "late": "late"}
+
+log = logging.getLogger("ray.serve")
 
 
 class Reordered(NamedTuple):
@@ -106,6 +109,8 @@ class Assisting:
             self._free += 1
         if found.order is None and found.fault:
             self._record(found.fault, allowed)
+        if found.fault:
+            log.warning("%s", found.shortfall)
         shortfall = Shortfall("assistant", found.shortfall) if found.shortfall else None
         reordered = Reordered(found.order, found.scores, shortfall)
         if not shortfall:

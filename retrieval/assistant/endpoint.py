@@ -8,7 +8,6 @@ no answer.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +27,6 @@ MAX_ANSWER_BYTES = 2**20
 _CHUNK = 2**16
 _TOKENS = 10_000_000
 
-log = logging.getLogger(__name__)
-
 
 class AssistantFault(Exception):
     """The assistant gave no answer that can be used.
@@ -38,7 +35,7 @@ class AssistantFault(Exception):
         reason: ``down`` (not reached, or HTTP 5xx), ``busy`` (429), ``late``, ``refused`` (the model declined),
             ``rejected`` (another status of HTTP: a key, a name, a redirect), ``malformed`` (an answer that is no answer
             to what was asked).
-        sentence: for people. Nothing that the assistant sent is in it.
+        sentence: for people. Nothing that the assistant sent is in it but a status.
         status: of HTTP, if that is what it is about.
     """
 
@@ -182,8 +179,7 @@ class Assistant:
                 _check_status(answer.status)
                 data = await _bounded(answer.content)
         except (aiohttp.ClientError, OSError) as error:
-            log.warning("the assistant cannot be reached: %s", type(error).__name__)
-            raise AssistantFault("down", "the assistant cannot be reached") from None
+            raise AssistantFault("down", f"the assistant cannot be reached ({type(error).__name__})") from None
         try:
             return _Completion.model_validate_json(data)
         except ValidationError:
@@ -252,7 +248,6 @@ def _check_status(status: int) -> None:
     """What the body of an error says is not shown: some endpoints repeat the key in it."""
     if status == 200:
         return
-    log.warning("the assistant answers with HTTP %d", status)
     if status == 429:
         raise AssistantFault("busy", "the assistant has too many requests", status)
     if status >= 500:

@@ -1,0 +1,148 @@
+"""A service with an assistant: its answers equal those of one process, and lose an order and nothing else to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from aiohttp import web
+from assistant_server import Answering, Body, completion, given, serving, shown
+from errors import refused
+from starlette.testclient import TestClient
+from tiny_artifacts import Collection
+
+from cluster.profile import AssistantSettings
+from retrieval.assistant.endpoint import Assistant
+from retrieval.evidence import Text
+from retrieval.finder import Answer, Finder
+from retrieval.query import QueryEncoder
+from serving.ingress import Service
+
+ASKED = {"query": "a star", "evidence": [{"text": "red", "weight": -0.4}], "mode": "text", "k": 4}
+EVIDENCE = [Text("a star"), Text("red", -0.4)]
+
+
+@contextmanager
+def api(service: Service, url: str | None, **settings: Any) -> Iterator[TestClient]:
+    """A service with the assistant at ``url``; without one, with none."""
+    named = AssistantSettings(url=url, model="model", depth=6, **settings) if url else None
+    models = service.profile.models.model_copy(update={"assistant": named})
+    assisted = replace(service, profile=service.profile.model_copy(update={"models": models}))
+    search = assisted.search()
+    with TestClient(assisted.api(search, behind_serve=False), "http://127.0.0.1") as client:
+        client.portal.call(search.warm_up)  # type: ignore[union-attr]
+        yield client
+        if search.assistant:
+            client.portal.call(search.assistant.close)  # type: ignore[union-attr]
+
+
+def searched(client: TestClient, **request: Any) -> dict[str, Any]:
+    answer = client.post("/v1/search", json={**ASKED, **request})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def by_size(bodies: list[Body]) -> Answering:
+    """Judges a picture by the last digit of its file's size, and orders six pictures."""
+
+    async def answering(request: web.Request, body: Body) -> web.Response:
+        bodies.append(body)
+        if given(body)["task"] == "list":
+            return completion('{"order": [6, 2]}')
+        return completion(f'{{"probability": {len(shown(body)[0]) % 10 / 10}}}')
+
+    return answering
+
+
+def as_rows(answer: dict[str, Any] | Answer) -> Sequence[tuple[Any, ...]]:
+    if isinstance(answer, Answer):
+        return [(found.id, found.score, found.rerank_score) for found in answer]
+    return [(found["id"], found["score"], found["rerank_score"]) for found in answer["results"]]
+
+
+@pytest.mark.parametrize("way", ["judge", "list"])
+def test_its_answers_equal_those_of_one_process(
+    service: Service, query_encoder: QueryEncoder, collection: Collection, way: Any
+) -> None:
+    bodies: list[Body] = []
+    with serving(by_size(bodies)) as url, api(service, url) as client:
+        answer = searched(client, rerank=way)
+        asked = [given(body) for body in bodies]
+        assert searched(client, rerank=way)["results"] == answer["results"]
+        assert len(bodies) == len(asked)  # it was cached
+        finder = Finder(query_encoder, collection.index, assistant=Assistant(url, "model", depth=6))
+        plain = finder.find(EVIDENCE, 4, mode="text", rerank=way)
+        assert client.get("/v1/info").json()["assistant"] == 6
+        assert {**answer, "results": []} == {**searched(client, rerank="none"), "results": [], **differing(answer)}
+    assert as_rows(answer) == as_rows(plain)
+    assert (answer["reranked"], answer["degraded"]) == (way, None) == (plain.reranked, plain.degraded)
+    assert answer["timings_ms"]["assistant"] > 0
+    key = lambda one: sorted(map(str, one.items()))  # noqa: E731
+    assert sorted(asked, key=key) == sorted(map(given, bodies[len(asked) :]), key=key)
+
+
+def differing(answer: dict[str, Any]) -> dict[str, Any]:
+    """What of an answer is its own: when, by what, and under which number it was made."""
+    return {name: answer[name] for name in ("timings_ms", "request_id", "reranked")}
+
+
+def test_what_it_does_not_do_is_told_and_the_results_stay(service: Service) -> None:
+    async def answering(request: web.Request, body: Body) -> web.Response:
+        return completion('{"order": [7]}')
+
+    with serving(answering) as url, api(service, url) as client:
+        before, after = searched(client), searched(client, rerank="list")
+    assert after["results"] == before["results"]
+    assert (after["reranked"], after["degraded"]) == (None, "the assistant ordered images that it was not shown")
+
+
+def test_a_hang_costs_no_more_than_the_time_that_the_request_has(service: Service) -> None:
+    async def answering(request: web.Request, body: Body) -> web.Response:
+        import asyncio
+
+        await asyncio.sleep(60)
+        return completion("late")
+
+    with serving(answering) as url, api(service, url, seconds=0.5) as client:
+        answers = [searched(client, rerank="judge") for _ in range(2)]
+    assert [answer["reranked"] for answer in answers] == [None, None]
+    assert all("the assistant did not answer in time" in answer["degraded"] for answer in answers)
+    assert len(answers[0]["results"]) == 4
+    assert answers[1]["timings_ms"]["assistant"] < 400  # the circuit is open
+
+
+def test_a_fused_answer_and_a_stream_are_put_in_order_at_their_end(service: Service) -> None:
+    bodies: list[Body] = []
+    request = {"query": "a star", "k": 4, "images": 2, "rerank": "list"}
+    with serving(by_size(bodies)) as url, api(service, url) as client:
+        stream = client.post("/v1/search/stream", json=request).text
+        fused = client.post("/v1/search", json=request).json()
+    assert len(bodies) == 1
+    assert fused["reranked"] == "list"
+    assert (stream.count('"reranked":null'), stream.count('"reranked":"list"')) == (1, 1)
+
+
+def test_it_is_refused_without_an_assistant_without_words_and_to_whom_it_was_not_offered(service: Service) -> None:
+    with api(service, None) as client:
+        error = client.post("/v1/search", json={**ASKED, "rerank": "judge"})
+        assert (error.status_code, error.json()["error"]["code"], error.json()["error"]["field"]) == (
+            *(422, "no-assistant"),
+            "rerank",
+        )
+        assert client.get("/v1/info").json()["assistant"] == 0
+    with api(service, "http://127.0.0.1:1/v1") as client:
+        request = {"evidence": [{"row": "id-000"}, {"text": "red", "weight": -0.4}], "rerank": "list"}
+        error = client.post("/v1/search", json=request)
+        assert (error.status_code, error.json()["error"]["code"]) == (422, "no-words")
+
+
+def test_a_service_whose_key_is_missing_does_not_start(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KEY_OF_TESTS", raising=False)
+    with (
+        refused("missing-key", "models.assistant.key_variable"),
+        api(service, "https://models.example.com/v1", key_variable="KEY_OF_TESTS"),
+    ):
+        pass
