@@ -34,6 +34,10 @@ def search(
     images: int | None = None,
     seed: int = 0,
     aggregator: str | None = None,
+    focus: str | None = None,
+    ignore: Annotated[list[str] | None, Repeated] = None,
+    bridge: Literal["auto", "none", "words"] = "auto",
+    words: str | None = None,
     profile: Profile = "tiny",
     sheet: Path | None = None,
 ) -> None:
@@ -65,19 +69,37 @@ def search(
         Seed of the images.
     aggregator
         A trained aggregator; by default the profile's. Without one, the images are averaged.
+    focus
+        The aspect that counts alone, by the dictionary's words for it, such as colour.
+    ignore
+        An aspect that does not count; can be given several times.
+    bridge
+        Whether pictures are read into words: together with texts (auto), always (words), or never (none).
+    words
+        A query set of words with aspects, the dictionary; by default the one in target, if it has one.
     sheet
         Save a contact sheet (PNG) here.
     """
     from cluster.loading import open_finder
     from cluster.profile import load_profile
 
-    words, place = (text, target) if target is not None else (None, text)
-    evidence = _evidence(words, image or [], like or [], without or [], unlike or [])
+    phrase, place = (text, target) if target is not None else (None, text)
+    evidence = _evidence(phrase, image or [], like or [], without or [], unlike or [])
     title = ", ".join(evidence)
     settings = load_profile(profile)
     wanted = settings.queries.images if images is None else images
-    finder = open_finder(place, settings, aggregator=aggregator)
-    answer = finder.find(list(evidence.values()), k, mode=mode, weight=weight, images=wanted, seed=seed)
+    finder = open_finder(place, settings, aggregator=aggregator, words=words)
+    answer = finder.find(
+        list(evidence.values()),
+        k,
+        mode=mode,
+        weight=weight,
+        images=wanted,
+        seed=seed,
+        focus=focus,
+        ignore=ignore or [],
+        bridge=bridge,
+    )
     _print(answer, list(evidence))
     if sheet:
         from pipelines.answer_sheet import answer_sheet
@@ -85,7 +107,7 @@ def search(
         sheet.write_bytes(answer_sheet(title, answer, finder.index))
         say_made(str(sheet))
     elif answer.results:
-        again = f"mindseye search {shlex.quote(words)}" if words else "mindseye search"
+        again = f"mindseye search {shlex.quote(phrase)}" if phrase else "mindseye search"
         say_next(
             f"{again} {quoted(place)} --like {shlex.quote(answer.results[0].id)}",
             f"{again} {quoted(place)} --sheet found.png",
@@ -130,6 +152,8 @@ def _read(file: Path) -> Image.Image:
 def _print(answer: Answer, names: list[str]) -> None:
     if answer.degraded:
         out.print(f"ranked by text alone: {answer.degraded}", style="yellow")
+    if answer.words:
+        out.print(f"read as: {' '.join(word.value for word in answer.words.words)}; searched for: {answer.words.text}")
     several = len(names) > 1
     pieces = [f"({number})" for number in range(1, len(names) + 1)]
     lines = [f"{number} {name}" for number, name in zip(pieces, names, strict=True)] if several else names
@@ -144,3 +168,5 @@ def _print(answer: Answer, names: list[str]) -> None:
         numbers = (f"{value:.4f}" for value in (found.score, *parts))
         table.add_row(str(i), *numbers, found.label or "", found.path, found.id)
     out.print(table)
+    if answer.refinements:
+        out.print("to refine: " + ", ".join(f"{of.text} ({of.share:.0%})" for of in answer.refinements))
