@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from retrieval.errors import UserError
-from retrieval.fusion import unit
+from retrieval.fusion import fused_query, unit
 
 MAX_PIECES = 16
 MAX_WEIGHT = 100.0
@@ -72,7 +72,7 @@ Evidence = Text | Picture | Row
 
 
 class Encoded(NamedTuple):
-    """The vectors of all pieces.
+    """The vectors of all pieces, in their order.
 
     Attributes:
         weights_E: float64, none of them zero.
@@ -94,25 +94,30 @@ def check_evidence(evidence: Sequence[Evidence]) -> None:
             that does not lie in its picture (``out-of-range``). The field is ``evidence``, with the number of the piece
             if it is one's fault.
     """
-    if not evidence:
+    check_weights([piece.weight for piece in evidence])
+    for number, piece in enumerate(evidence):
+        if isinstance(piece, Picture) and piece.box:
+            _check_box(piece.box, piece.image.size, f"evidence.{number}.box")
+
+
+def check_weights(weights: Sequence[float]) -> None:
+    """Check how many pieces of evidence there are, and their weights; errors as ``check_evidence``."""
+    if not weights:
         raise UserError(
             "there is nothing to search for: give a text, a picture or a row", code="empty", field="evidence"
         )
-    if len(evidence) > MAX_PIECES:
-        message = f"a query has up to {MAX_PIECES} pieces of evidence, not {len(evidence)}"
+    if len(weights) > MAX_PIECES:
+        message = f"a query has up to {MAX_PIECES} pieces of evidence, not {len(weights)}"
         raise UserError(message, code="too-many", field="evidence")
-    for number, piece in enumerate(evidence):
-        field = f"evidence.{number}"
-        if not math.isfinite(piece.weight) or not 0 < abs(piece.weight) <= MAX_WEIGHT:
+    for number, weight in enumerate(weights):
+        if not math.isfinite(weight) or not 0 < abs(weight) <= MAX_WEIGHT:
             raise UserError(
                 f"the weight of evidence is a number from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g} and not zero, not"
-                f" {piece.weight!r}",
+                f" {weight!r}",
                 code="out-of-range",
-                field=f"{field}.weight",
+                field=f"evidence.{number}.weight",
             )
-        if isinstance(piece, Picture) and piece.box:
-            _check_box(piece.box, piece.image.size, f"{field}.box")
-    if all(piece.weight < 0 for piece in evidence):
+    if all(weight < 0 for weight in weights):
         raise UserError(
             "all evidence is against something: give a text, a picture or a row to search for as well",
             code="nothing-wanted",
@@ -147,6 +152,26 @@ def summed(weights_E: NDArray[np.float64], vectors_ED: NDArray[np.float32]) -> N
     if np.linalg.norm(total_D) < _CANCELLED * np.abs(weights).sum():
         raise UserError("the pieces of evidence cancel each other out", code="no-direction", field="evidence")
     return unit(total_D)
+
+
+def compiled(encoded: Encoded, weight: float) -> tuple[NDArray[np.float32], float]:
+    """Return the joint query [(1 - λ)t ; λv] of evidence, (1, D1 + D2), and its λ: ``weight``, or 0 where no piece that
+    is for something has a visual half, since against alone a half wants nothing.
+
+    Raises:
+        UserError: as ``summed``.
+    """
+    if not encoded.vision_ED2[encoded.weights_E > 0].any():
+        weight = 0.0
+    vlm_D1 = summed(encoded.weights_E, encoded.vlm_ED1)
+    vision_D2 = summed(encoded.weights_E, encoded.vision_ED2) if weight else np.zeros_like(encoded.vision_ED2[0])
+    return fused_query(vlm_D1, vision_D2, weight), weight
+
+
+def halves(joint_ND: NDArray[np.float16], vlm_dim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the vectors that rows [c ; d] of the gallery have as evidence: float32 (N, D1) and (N, D2) unit rows."""
+    rows_ND = joint_ND.astype(np.float32)
+    return unit(rows_ND[..., :vlm_dim]), unit(rows_ND[..., vlm_dim:])
 
 
 def shares(

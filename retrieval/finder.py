@@ -15,11 +15,11 @@ from retrieval.artifacts import Index, QuerySet, TrainedAggregator
 from retrieval.artifacts.compatibility import check_made_by
 from retrieval.bridge import Bridge, Reading, Said, bridges, merging, recomposed
 from retrieval.errors import UserError
-from retrieval.evidence import Encoded, Evidence, Picture, Row, Text, check_evidence, shares, summed
-from retrieval.fusion import DEFAULT_WEIGHT, check_weight, fused_query, unit
+from retrieval.evidence import Encoded, Evidence, Picture, Row, Text, check_evidence, compiled, halves, shares
+from retrieval.fusion import DEFAULT_WEIGHT, check_weight
 from retrieval.index.hits import Hits, checked_k, merge_topk
-from retrieval.lens import lens
-from retrieval.means import Means, centred
+from retrieval.lens import lens, through
+from retrieval.means import Means
 from retrieval.query import QueryEncoder, pool
 from retrieval.words import NEIGHBOURS, Dictionary, Refinement
 
@@ -196,20 +196,15 @@ class Finder:
         weight = float(check_weight(given if of_mode is None else of_mode))
         checked_k(k)  # before imagining, which takes its time
         check_evidence(evidence)
-        seen = lens(self.dictionary, focus, ignore)
+        glass = lens(self.dictionary, focus, ignore)
         evidence, reading, brings_EG = self._bridged(evidence, bridge, seed)
         encoded, imagined = self._encoded(evidence, images if weight > 0 else None, seed)
         texts_E = np.array([isinstance(piece, Text) for piece in evidence])
-        spoken = self.dictionary.means if self.dictionary else None
-        encoded = centred(encoded, texts_E, spoken, self.means, always=seen is not None)
-        encoded = seen(encoded) if seen else encoded
+        encoded = through(encoded, texts_E, self.dictionary, self.means, glass)
         reasons = sorted({reason for one in imagined if not len(one.pixels_KHWC) for reason in one.rejected})
         degraded = f"no image could be imagined ({', '.join(reasons)})" if reasons else None
-        if not encoded.vision_ED2[encoded.weights_E > 0].any():  # against alone, a half wants nothing
-            weight = 0.0
-        vlm_D1 = summed(encoded.weights_E, encoded.vlm_ED1)
-        vision_D2 = summed(encoded.weights_E, encoded.vision_ED2) if weight else np.zeros_like(encoded.vision_ED2[0])
-        hits = self._hits(fused_query(vlm_D1, vision_D2, weight), k)
+        query_1D, weight = compiled(encoded, weight)
+        hits = self._hits(query_1D, k)
         vectors = self._vectors(hits)
         brought = (shares(encoded, weight, *vectors) @ brings_EG).tolist()
         refinements = self.dictionary.refinements(*vectors, self.means) if self.dictionary else []
@@ -229,8 +224,7 @@ class Finder:
         if not bridges(bridge, self.dictionary, pictures=bool(pictures), texts=bool(texts)) or not self.dictionary:
             return as_given
         encoded, _ = self._encoded([given[n] for n in pictures], None, seed)
-        joint = (summed(encoded.weights_E, half) for half in (encoded.vlm_ED1, encoded.vision_ED2))
-        near = self._hits(fused_query(*joint, DEFAULT_WEIGHT), NEIGHBOURS)
+        near = self._hits(compiled(encoded, DEFAULT_WEIGHT)[0], NEIGHBOURS)
         words = self.dictionary.read(*self._vectors(near), self.means)
         phrases = [piece for piece in given if isinstance(piece, Text)]
         vlm_BD1 = self.encoder.text_vectors([piece.text for piece in phrases]) if phrases else ()
@@ -295,8 +289,7 @@ class Finder:
     def _row_vectors(self, id: str, number: int) -> tuple[np.ndarray, np.ndarray]:
         for shard in self.shards:
             if (row := shard.row_of(id)) is not None:
-                joint_D = shard.vectors[row].astype(np.float32)
-                return unit(joint_D[: shard.vlm_dim]), unit(joint_D[shard.vlm_dim :])
+                return halves(shard.vectors[row], shard.vlm_dim)
         raise UserError(
             f"no row of {self.index.uri} has the id {id!r}, or it was removed: give an id that a search has returned",
             code="missing",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from retrieval.errors import UserError
 from retrieval.evidence import Encoded
+from retrieval.means import Means, centred
 from retrieval.words import Dictionary
 
 _NOTHING = 1e-6
@@ -67,6 +68,26 @@ def lens(dictionary: Dictionary | None, focus: str | None, ignore: Sequence[str]
     spans = {aspect: _spans(dictionary, aspect, field) for field, aspect in asked if aspect is not None}
     ignored = tuple(_joined([spans[aspect][half] for aspect in ignore]) for half in (0, 1)) if ignore else None
     return Lens(spans[focus] if focus is not None else None, ignored)  # type: ignore[arg-type]
+
+
+def through(
+    encoded: Encoded,
+    texts_E: NDArray[np.bool_],
+    dictionary: Dictionary | None,
+    images: Means | None,
+    glass: Lens | None,
+) -> Encoded:
+    """Return evidence as it counts: through the lens, if there is one, and without means where these would count.
+
+    Args:
+        encoded: the evidence.
+        texts_E: whether each piece is a text.
+        dictionary: of which the means of texts are.
+        images: means of the gallery.
+        glass: the lens.
+    """
+    encoded = centred(encoded, texts_E, dictionary.means if dictionary else None, images, always=glass is not None)
+    return glass(encoded) if glass else encoded
 
 
 def _spans(dictionary: Dictionary, aspect: str, field: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +28,7 @@ from serving.guards.keys import Key, Keys, LoopbackNames
 from serving.guards.limits import BodyLimit, RateLimit
 from serving.guards.middleware import FetchWhenAsked, LastResort, RequestId, SecurityHeaders, request_id
 from serving.guards.places import Places, party
-from serving.pictures import GalleryPictures
-from serving.protocol import FaultAnswer, IndexSwitch, Info, Mode, SearchAnswer, SearchRequest
+from serving.protocol import FaultAnswer, IndexSwitch, Info, Mode, SearchAnswer, SearchRequest, UploadedPicture
 from serving.search import Search
 
 PAGE = Path(__file__).parent / "page"
@@ -36,14 +36,17 @@ OPEN_PATHS = ("/", "/page/*", "/healthz", "/readyz", "/openapi.json")
 """What needs no API key."""
 ADMIN_PATHS = ("/v1/index",)
 """What needs an admin key, where there are keys: with an old version, rows come back that were removed since."""
-SEARCH_PATHS = ("/v1/search", "/v1/search/*")
+SEARCH_PATHS = ("/v1/search", "/v1/search/*", "/v1/pictures")
 """What needs a place."""
-PICTURE_PATHS = ("/v1/images/*", "/v1/imagined/*")
+PICTURE_PATHS = ("/v1/images/*", "/v1/imagined/*", "/v1/pictures/*")
 """What counts as a picture and not as a request: a page shows dozens of them for each search."""
 FREE_PATHS = (*OPEN_PATHS, *PICTURE_PATHS)
 """What does not count as a request."""
 # Parameters of a GET that are text; all others are written as in JSON.
 _TEXTS = {"query", "kind", "mode"}
+KEY = re.compile("[0-9a-f]{64}")
+"""Of what is remembered."""
+PICTURE_BODY = {"requestBody": {"required": True, "content": {"image/*": {"schema": {"format": "binary"}}}}}
 _STILL = {"Cache-Control": "private, max-age=3600"}
 
 
@@ -92,7 +95,6 @@ def make_api(
         responses={code: {"model": FaultAnswer} for code in (422, 429, 503, 504)},
     )
     answer_faults(api)
-    pictures = GalleryPictures(search.places)
     own = [index, *(Folder(allowed).uri for allowed in settings.indexes)]
 
     @api.post("/v1/search", tags=["search"])
@@ -116,13 +118,13 @@ def make_api(
     async def stream_by_parameters(
         body: Annotated[SearchRequest, Depends(from_parameters)], request: Request
     ) -> Response:
-        """The same for `EventSource`, which can only GET. `drop` may be given several times."""
+        """The same for `EventSource`, which can only GET. `drop` may be given several times; `evidence` is JSON."""
         return await stream_by_text(body, request)
 
     @api.post(
         "/v1/search/image",
         tags=["search"],
-        openapi_extra={"requestBody": {"required": True, "content": {"image/*": {"schema": {"format": "binary"}}}}},
+        openapi_extra=PICTURE_BODY,
     )
     async def search_by_picture(
         request: Request,
@@ -131,12 +133,27 @@ def make_api(
         weight: Annotated[float | None, Query(ge=0, le=1, allow_inf_nan=False)] = None,
     ) -> SearchAnswer:
         """Rank by a picture: the request's body is its file, of a content type `image/…`."""
-        if not request.headers.get("content-type", "").startswith("image/"):
-            raise HTTPException(415, "the body must be a picture, with its content type, such as image/jpeg")
+        _check_is_picture(request)
         _check("k", k, limits.k)
         return await search.by_picture(
             await request.body(), request_id.get(), k=k, mode=mode, weight=weight, caller=party(request.scope)
         )
+
+    @api.post("/v1/pictures", tags=["search"], openapi_extra=PICTURE_BODY)
+    async def upload_picture(request: Request) -> UploadedPicture:
+        """Encode a picture once, as evidence for any number of searches: the request's body is its file, of a content
+        type `image/…`. Its key is its content's: the same picture has the same key.
+        """
+        _check_is_picture(request)
+        return await search.upload(await request.body(), caller=party(request.scope))
+
+    @api.get("/v1/pictures/{upload}", tags=["pictures"], response_class=Response)
+    async def uploaded_picture(upload: str) -> Response:
+        """A picture that was uploaded, of up to 768 pixels a side."""
+        data = await search.pictures.jpeg(upload) if KEY.fullmatch(upload) else None
+        if data is None:
+            raise HTTPException(404, "no such picture is remembered")
+        return Response(data, media_type="image/jpeg", headers=_STILL)
 
     @api.get("/v1/images/{id:path}", tags=["pictures"], response_class=Response)
     async def gallery_picture(
@@ -145,7 +162,7 @@ def make_api(
         """A picture of the gallery, by the id of a result. Where shards are deployments, the one that the
         result's address names is asked alone.
         """
-        picture = await pictures.picture(id, shard=shard, small=size == "thumbnail")
+        picture = await search.gallery.picture(id, shard=shard, small=size == "thumbnail")
         if picture is None:
             raise HTTPException(404, "the gallery has no picture of this id")
         return Response(picture.data, media_type=picture.media_type, headers=_STILL)
@@ -153,7 +170,7 @@ def make_api(
     @api.get("/v1/imagined/{key}/{index}", tags=["pictures"], response_class=Response)
     async def imagined_picture(key: str, index: int) -> Response:
         """An imagined picture, small."""
-        data = await search.memory.remembered_image(key, index)
+        data = await search.memory.remembered_image(key, index) if KEY.fullmatch(key) else None
         if data is None:
             raise HTTPException(404, "no such picture is remembered")
         return Response(data, media_type="image/jpeg", headers=_STILL)
@@ -172,7 +189,10 @@ def make_api(
                 code="not-allowed",
                 field="index",
             )
-        return _info(await search.switch(body.index))
+        try:
+            return _info(await search.switch(body.index))
+        except UserError as error:  # of the folder or file in it that was read
+            raise UserError(str(error), code=error.code, field="index") from error
 
     @api.get("/healthz", tags=["service"])
     async def health() -> dict[str, str]:
@@ -215,13 +235,22 @@ def within(request: SearchRequest, limits: Limits) -> SearchRequest:
     Raises:
         BadRequest: it does.
     """
-    if len(request.query) > limits.query_characters:
-        most, given = limits.query_characters, len(request.query)
-        raise BadRequest("query", f"a query may have at most {most:,} characters, and this one has {given:,}")
+    texts = {"query": request.query} | {f"evidence.{n}.text": piece.text for n, piece in enumerate(request.evidence)}
+    for field, text in texts.items():
+        if text is not None and len(text) > limits.query_characters:
+            most, given = limits.query_characters, len(text)
+            raise BadRequest(field, f"{field} may have at most {most:,} characters, and has {given:,}")
     _check("k", request.k, limits.k)
     _check("images", request.images or 1, limits.images)
     _check("drop", len(request.drop), limits.images)
+    if request.drop and request.query is None:
+        raise UserError("drop names images of the query, and there is none", code="no-such-image", field="drop")
     return request
+
+
+def _check_is_picture(request: Request) -> None:
+    if not request.headers.get("content-type", "").startswith("image/"):
+        raise HTTPException(415, "the body must be a picture, with its content type, such as image/jpeg")
 
 
 def _check(field: str, given: int, most: int) -> None:
@@ -252,10 +281,10 @@ def _as_json(value: str) -> Any:
 
 
 def _parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
-    schema = model.model_json_schema()
-    required = schema["required"]
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     return [
-        {"name": name, "in": "query", "required": name in required, "schema": field}
+        {"name": name, "in": "query", "required": False}
+        | ({"content": {"application/json": {"schema": field}}} if name == "evidence" else {"schema": field})
         for name, field in schema["properties"].items()
     ]
 

@@ -4,6 +4,9 @@ from serving.client import search
 
 for result in search("http://127.0.0.1:8000", "yellow dotted fish", k=5).results:
     print(result.score, result.path)
+
+photo = upload("http://127.0.0.1:8000", Path("photo.jpg").read_bytes()).upload
+search("http://127.0.0.1:8000", "fish", evidence=[{"upload": photo}, {"text": "red", "weight": -0.4}])
 """
 
 from __future__ import annotations
@@ -19,7 +22,15 @@ from urllib.request import Request, urlopen
 from pydantic import ValidationError
 
 from retrieval.errors import UserError
-from serving.protocol import Fault, FaultAnswer, ImaginedEvent, Info, SearchAnswer, SearchRequest
+from serving.protocol import (
+    Fault,
+    FaultAnswer,
+    ImaginedEvent,
+    Info,
+    SearchAnswer,
+    SearchRequest,
+    UploadedPicture,
+)
 
 TIMEOUT_SECONDS = 150
 KEY_VARIABLE = "MINDSEYE_API_KEY"
@@ -34,11 +45,12 @@ class ServiceFault(Exception):
         self.fault = fault
 
 
-def search(url: str, query: str, *, key: str | None = None, **options: Any) -> SearchAnswer:
-    """Search by text.
+def search(url: str, query: str | None = None, *, key: str | None = None, **options: Any) -> SearchAnswer:
+    """Search by a text, by evidence, or by both.
 
     Args:
         url: of the service, such as http://127.0.0.1:8000.
+        query: None to search by ``evidence`` alone.
         key: API key; by default that of the environment variable MINDSEYE_API_KEY.
         options: the other fields of ``protocol.SearchRequest``.
 
@@ -51,8 +63,10 @@ def search(url: str, query: str, *, key: str | None = None, **options: Any) -> S
         return SearchAnswer.model_validate_json(response.read())
 
 
-def stream(url: str, query: str, *, key: str | None = None, **options: Any) -> Iterator[SearchAnswer | ImaginedEvent]:
-    """Search by text and yield the stages as they come: a ranking by text, what was imagined, the fused ranking.
+def stream(
+    url: str, query: str | None = None, *, key: str | None = None, **options: Any
+) -> Iterator[SearchAnswer | ImaginedEvent]:
+    """Search and yield the stages as they come: a ranking by text, what was imagined, the fused ranking.
 
     Args and errors are those of ``search``.
     """
@@ -65,6 +79,15 @@ def stream(url: str, query: str, *, key: str | None = None, **options: Any) -> I
                 raise ServiceFault(200, FaultAnswer.model_validate_json(data).error)
             yield (ImaginedEvent if name == "imagined" else SearchAnswer).model_validate_json(data)
     raise ConnectionError("the answer broke off before it was complete")
+
+
+def upload(url: str, picture: bytes, *, key: str | None = None) -> UploadedPicture:
+    """Send the file of a picture, as evidence for any number of searches: ``{"upload": KEY}``.
+
+    Errors are those of ``search``; a file that is no picture the service can read is a ServiceFault.
+    """
+    with _open(url, "POST", "/v1/pictures", picture, key) as response:
+        return UploadedPicture.model_validate_json(response.read())
 
 
 def info(url: str, *, key: str | None = None) -> Info:
@@ -84,10 +107,10 @@ def _open(url: str, method: str, path: str, body: Any, key: str | None) -> HTTPR
         raise UserError(
             f"a service has a URL that begins with http:// or https://, and not {url!r}", code="bad-url", field="url"
         )
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "image/*" if isinstance(body, bytes) else "application/json"}
     if key := key or os.environ.get(KEY_VARIABLE):
         headers["Authorization"] = f"Bearer {key}"
-    data = None if body is None else json.dumps(body).encode()
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     try:
         return urlopen(Request(url.rstrip("/") + path, data, headers, method=method), timeout=TIMEOUT_SECONDS)
     except HTTPError as error:

@@ -53,10 +53,17 @@ def fault_of(error: Exception) -> tuple[int, FaultAnswer]:
             status, code, message = error.status_code, _STATUS_CODES.get(error.status_code, "refused"), error.detail
         case RequestValidationError():
             first = error.errors()[0]
-            field = ".".join(map(str, first["loc"][1:])) or None  # after where it was: body, query or path
-            message = f"{field or 'the request'}: {first['msg']}"
-        case BadRequest():
-            code, field = "over-the-limit", error.field
+            where = [*map(str, first["loc"][1:])]  # after where it was: body, query or path
+            mistake = first.get("ctx", {}).get("error")
+            if isinstance(mistake, UserError):  # of a model of ours
+                code, message = mistake.code, str(mistake)
+                where += [mistake.field] if mistake.field else []
+                field = ".".join(where) or None
+            else:
+                field = ".".join(where) or None
+                message = f"{field or 'the request'}: {first['msg']}"
+        case UserError():
+            code, field = error.code, error.field or None
         case ImageRejected():
             code = error.reason
     return status, FaultAnswer(error=Fault(code=code, message=message, field=field), request_id=request_id.get())

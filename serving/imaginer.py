@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 
 import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from retrieval.artifacts import Role
 from serving import metrics
-from serving.answers import Asked, Shortfall
+from serving.answers import Asked, AskedText, Shortfall
 from serving.breaker import Breaker
 from serving.deployments.calls import Unavailable, call
 from serving.deployments.messages import START_SECONDS, Imagination, Model
@@ -58,54 +59,61 @@ class Imaginer:
                 *(made_by, model.record.uri, runs),
             )
 
-    def key(self, asked: Asked) -> tuple[str | None, Shortfall | None]:
-        """Return the key that the text is remembered by, or why it has none.
+    def set_key(self, asked: Asked, text: AskedText) -> None:
+        """Set the key that a text is remembered by, or why it has none.
 
         Until the generator is known, it is the key of the images that were warmed: good for recalling, not for storing.
         """
         generator = self.models["generator"].record.fingerprint if "generator" in self.models else self._fingerprint
         if not generator or not {"vlm", "vision"} <= self.models.keys():
-            return None, _STARTING
-        return self._key(asked, generator), None
+            text.shortfall = _STARTING
+        else:
+            text.key = self._key(asked, text, generator)
 
-    async def recalled(self, asked: Asked, key: str) -> Remembered | None:
-        """Return what is remembered, if the store answers in time: one that hangs costs the images, not the text.
+    async def recall(self, asked: Asked, text: AskedText) -> None:
+        """Take what is remembered, if the store answers in time: one that hangs costs the images, not the text.
 
         An unfinished entry is imagined again where that is possible.
         """
-        return await self._recalled(asked, key, unfinished="generator" not in self.models)
+        if text.key:
+            await self._recall(asked, text, unfinished="generator" not in self.models)
+            text.memory = "hit" if text.known else "miss"
 
-    async def obtain(self, asked: Asked, key: str, vlm_D1: np.ndarray) -> tuple[Remembered | None, Shortfall | None]:
-        """Return the imagined query, or why there is none. All who ask for the same one wait for one generation."""
+    async def obtain(self, asked: Asked, text: AskedText) -> None:
+        """Have a text imagined, or say why it is not. All who ask for the same one wait for one generation."""
+        text.shortfall = await self._obtain(asked, text) or text.shortfall
+
+    async def _obtain(self, asked: Asked, text: AskedText) -> Shortfall | None:
         if not self._generator:
-            return None, Shortfall("down", "this service has no generator, and does not remember this query")
+            return Shortfall("down", "this service has no generator, and does not remember this query")
         generator = self.models.get("generator")
-        if not generator or key != self._key(asked, generator.record.fingerprint):  # it was not known yet, then
-            return None, _STARTING
+        if not generator or text.key != self._key(asked, text, generator.record.fingerprint):  # not known yet, then
+            return _STARTING
         try:
             known, remembered = await self._memory.obtain(
-                key, lambda: self._imagine(asked, vlm_D1), seconds=asked.deadline.left
+                text.key, lambda: self._imagine(asked, text), seconds=asked.deadline.left
             )
         except TimeoutError:
-            return None, Shortfall("deadline", "no image was imagined by the deadline")
+            return Shortfall("deadline", "no image was imagined by the deadline")
         except Unavailable as error:
-            unfinished = await self._recalled(asked, key, unfinished=True)
-            asked.memory = "hit" if unfinished else asked.memory
-            return unfinished, Shortfall.of(error)
-        asked.memory = "hit" if remembered else "miss"
-        return known, None
+            await self._recall(asked, text, unfinished=True)
+            text.memory = "hit" if text.known else text.memory
+            return None if text.known else Shortfall.of(error)
+        text.memory = "hit" if remembered else "miss"
+        text.learn(known)
+        return None
 
-    async def _recalled(self, asked: Asked, key: str, *, unfinished: bool) -> Remembered | None:
-        recalling = self._memory.recall(key, unfinished=unfinished)
-        try:
-            return await asyncio.wait_for(recalling, SHARE_OF_MEMORY * asked.deadline.left)
-        except TimeoutError:
-            return None
+    async def _recall(self, asked: Asked, text: AskedText, *, unfinished: bool) -> None:
+        assert text.key
+        recalling = self._memory.recall(text.key, unfinished=unfinished)
+        with suppress(TimeoutError):
+            if known := await asyncio.wait_for(recalling, SHARE_OF_MEMORY * asked.deadline.left):
+                text.learn(known)
 
-    def _key(self, asked: Asked, generator_fingerprint: str) -> str:
+    def _key(self, asked: Asked, text: AskedText, generator_fingerprint: str) -> str:
         models = self.models
         return memory_key(
-            asked.text,
+            text.text,
             asked.images,
             asked.request.seed,
             generator_fingerprint=generator_fingerprint,
@@ -114,22 +122,31 @@ class Imaginer:
             templates=models["vlm"].templates,
         )
 
-    async def _imagine(self, asked: Asked, vlm_D1: np.ndarray) -> Remembered:
+    async def _imagine(self, asked: Asked, text: AskedText) -> Remembered:
         assert self._generator
+        assert text.vlm_D1 is not None
         self._breaker.check()
-        text, request = asked.text, asked.request
+        request = asked.request
         method = self._generator.imagine
         try:
             with metrics.waiting.one(part="generator"):
                 made: Imagination = await call(
-                    "the generator", method, text, asked.images, request.seed, seconds=self._seconds, retry=False
+                    "the generator", method, text.text, asked.images, request.seed, seconds=self._seconds, retry=False
                 )
         except Unavailable as error:
             self._breaker.record(error)
             raise
         indices = np.arange(len(made.seeds))
         return Remembered(
-            text, request.kind, vlm_D1, made.vision_KD2, made.seeds, indices, made.thumbnails, made.rejected
+            text.text,
+            request.kind,
+            text.vlm_D1,
+            made.vision_KD2,
+            made.seeds,
+            indices,
+            made.thumbnails,
+            made.rejected,
+            self.models["vision"].record.fingerprint,
         )
 
     async def _model_of_generator(self) -> None:

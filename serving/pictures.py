@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import Context
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from cachetools import LRUCache
 from ray.serve.handle import DeploymentHandle
@@ -29,6 +29,8 @@ _SHOWN = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n\x1a\n", "image/png"), 
 _LARGEST_SIDE = 4096
 AT_ONCE = 8
 """Pictures that are read at a time: threads are left for what searches wait for."""
+
+T = TypeVar("T")
 
 log = logging.getLogger("ray.serve")
 
@@ -113,7 +115,7 @@ class GalleryPictures:
     """Pictures by the id of their row. Only paths of the gallery's own rows are ever read."""
 
     def __init__(self, places: Places) -> None:
-        self._places = places
+        self.places = places
         self._small: LRUCache[Place, Picture] = LRUCache(THUMBNAILS)
         self._reading = asyncio.Semaphore(AT_ONCE)
 
@@ -126,7 +128,7 @@ class GalleryPictures:
         Raises:
             Unavailable: the row could not be looked up, or its source could not be read.
         """
-        place = await self._places.of(id, shard)
+        place = await self.places.of(id, shard)
         if place is None:
             return None
         known = self._small.get(place) if small else None
@@ -137,10 +139,21 @@ class GalleryPictures:
             self._small[place] = picture
         return picture
 
+    async def file(self, place: Place) -> bytes | None:
+        """Return the file of a picture; None if its source no longer has it.
+
+        Raises:
+            Unavailable: its source could not be read.
+        """
+        return await self._in_thread(place, lambda: _pictures(place.source).bytes_of(place.path))
+
     async def _read(self, place: Place, small: bool) -> Picture | None:
+        return await self._in_thread(place, lambda: _read(place, small))
+
+    async def _in_thread(self, place: Place, read: Callable[[], T]) -> T:
         async with self._reading:
             try:
-                return await asyncio.to_thread(_read, place, small)
+                return await asyncio.to_thread(read)
             except Exception as error:  # a client gives no more than an id: this is never a fault of its request
                 log.exception("the picture %s of %s cannot be read", place.path, place.source)
                 raise Unavailable("the source of the pictures", "failed") from error

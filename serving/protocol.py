@@ -6,10 +6,12 @@ profile's ``serve.limits`` and are checked by ``serving.guards.limits``.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from retrieval.errors import UserError
+from retrieval.evidence import MAX_PIECES, MAX_WEIGHT, check_weights
 from retrieval.prompts import Kind
 
 Stage = Literal["text", "visual", "fused"]
@@ -18,8 +20,52 @@ Mode = Stage
 MemoryUse = Literal["hit", "miss", "off"]
 
 
+Visual = Literal["imagined", "nearest", "given"]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class EvidencePiece(BaseModel):
+    """One thing to search for, or against: exactly one of ``text``, ``row``, ``upload`` and ``imagined``."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: str | None = Field(None, min_length=1, description="Words, which are imagined as a query is.")
+    row: str | None = Field(None, min_length=1, max_length=4096, description="An image of the gallery, by its id.")
+    upload: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="A picture, by the key that POST /v1/pictures gave."
+    )
+    imagined: str | None = Field(
+        None, pattern="^[0-9a-f]{64}/[0-9]{1,4}$", description="An imagined image, by the last two parts of its URL."
+    )
+    weight: float = Field(
+        1.0, ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False, description="Below zero for what is not wanted."
+    )
+    box: tuple[Fraction, Fraction, Fraction, Fraction] | None = Field(
+        None, description="The part of a row or an upload that is meant: left, top, right, bottom, as fractions of it."
+    )
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Self:
+        kinds = [kind for kind in ("text", "row", "upload", "imagined") if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            raise UserError(
+                f"a piece of evidence has one of text, row, upload and imagined, and this one has"
+                f" {' and '.join(kinds) or 'none'}",
+                code="ambiguous" if kinds else "empty",
+            )
+        if not self.weight:
+            raise UserError("evidence of weight 0 says nothing", code="out-of-range", field="weight")
+        if self.box:
+            if kinds[0] not in ("row", "upload"):
+                raise UserError(f"{kinds[0]} has no box: a row or an upload has", code="no-picture", field="box")
+            left, top, right, bottom = self.box
+            if left >= right or top >= bottom:
+                message = f"a box is left, top, right, bottom, and nothing lies within {self.box}"
+                raise UserError(message, code="out-of-range", field="box")
+        return self
+
+
 class SearchRequest(BaseModel):
-    """A search by text."""
+    """A search by evidence: a text as ``query``, further ``evidence`` for and against, or both."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -28,10 +74,17 @@ class SearchRequest(BaseModel):
                 {"query": "yellow dotted fish"},
                 {"query": "yellow dotted fish", "k": 20, "weight": 0.3, "images": 8, "deadline_ms": 2000},
                 {"query": "an object with five spikes like a badge", "kind": "description", "mode": "text"},
+                {"query": "star", "evidence": [{"text": "red", "weight": -0.4}, {"row": "2042c464ddd920ef-2edbd0de"}]},
+                {"evidence": [{"upload": "0123456789abcdef" * 4, "box": [0.1, 0.1, 0.6, 0.9]}], "k": 20},
             ]
         },
     )
-    query: str = Field(min_length=1, description="What to find: a name, a description, or both.")
+    query: str | None = Field(
+        None, min_length=1, description="What to find: a name, a description, or both. It is a text of weight 1."
+    )
+    evidence: list[EvidencePiece] = Field(
+        default_factory=list, max_length=MAX_PIECES, description="What else to search for, and against."
+    )
     kind: Kind = Field("name", description="What kind of text the query is; it changes no answer.")
     mode: Mode = Field("fused", description="Rank by text alone, by imagined images alone, or by both.")
     k: int = Field(10, ge=1, strict=True, description="Number of results.")
@@ -45,12 +98,30 @@ class SearchRequest(BaseModel):
     )
     drop: list[int] = Field(
         default_factory=list,
-        description="Imagined images to leave out, by their index in the answer; nothing is imagined again.",
+        description="Imagined images of the query to leave out, by their index in the answer; nothing is imagined"
+        " again.",
     )
+
+    @model_validator(mode="after")
+    def _wants_something(self) -> Self:
+        check_weights([*([1.0] if self.query is not None else []), *(piece.weight for piece in self.evidence)])
+        return self
+
+
+class UploadedPicture(BaseModel):
+    """A picture that was sent and is remembered: ``upload`` is its key, for evidence."""
+
+    upload: str
+    width: int
+    height: int
 
 
 class Result(BaseModel):
-    """One found image: ``score`` = ``text_part`` + ``visual_part``, (1 − λ)·⟨t, c⟩ and λ·⟨v, d⟩."""
+    """One found image: ``score`` = ``text_part`` + ``visual_part``, (1 − λ)·⟨t, c⟩ and λ·⟨v, d⟩.
+
+    ``shares`` is what each piece of evidence brought to the score, the query first, and adds up to it; empty for a
+    query of one piece.
+    """
 
     id: str
     path: str
@@ -62,6 +133,7 @@ class Result(BaseModel):
     score: float
     text_part: float
     visual_part: float
+    shares: list[float] = []
 
 
 class ImaginedImage(BaseModel):
@@ -85,7 +157,10 @@ class SearchAnswer(BaseModel):
     """The ranking and how it came about.
 
     ``stage`` says what it was ranked by and ``weight`` the λ really used. ``degraded`` is the reason for which the
-    answer is not the one asked for (no imagined images, a shard missing, the deadline), or null.
+    answer is not the one asked for (no imagined images, a shard missing, the deadline), or null. ``visual`` is where
+    the visual half came from: ``imagined`` images, the ``nearest`` images of the gallery, or pictures that were
+    ``given``; null where the ranking has none. ``imagined`` lists the images of ``query`` alone. ``query`` is empty and
+    ``kind`` null where the request had no query.
     """
 
     query: str
@@ -93,8 +168,12 @@ class SearchAnswer(BaseModel):
     mode: Mode
     stage: Stage
     weight: float
+    visual: Visual | None = None
     k: int
     results: list[Result]
+    words: list[str] = Field(default=[], description="What was read from a picture.")
+    refinements: list[str] = Field(default=[], description="Words that split the results best.")
+    reranked: str | None = Field(default=None, description="The second stage that the results were put in order by.")
     imagined: list[ImaginedImage]
     memory: MemoryUse
     index_version: str

@@ -8,15 +8,13 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from cluster.profile import ServeSettings
 from retrieval.errors import UserError
-from retrieval.images import ImageRejected
 from serving import metrics
 from serving.admission import Admission
-from serving.answers import Asked, Shortfall, answer, imagined_images
+from serving.answers import Asked, AskedPicture, AskedText, Shortfall, answer, imagined_images
 from serving.deployments.calls import Deadline, Unavailable, call, call_every_replica
 from serving.deployments.gathering import Gathering
 from serving.deployments.messages import (
@@ -24,16 +22,26 @@ from serving.deployments.messages import (
     SHARE_OF_SHARDS,
     START_SECONDS,
     EncodedText,
+    Piece,
     Question,
     Ranking,
+    RowPiece,
     Served,
 )
+from serving.given import GivenPictures
 from serving.imaginer import Imaginer
-from serving.memory.entry import Remembered, normalised
-from serving.memory.memory import Memory
-from serving.pictures import Places
-from serving.protocol import ImaginedEvent, ImaginedImage, Mode, SearchAnswer, SearchRequest
-from serving.ray_names import sized_for
+from serving.memory.entry import normalised
+from serving.memory.memory import Memory, PictureMemory
+from serving.pictures import GalleryPictures, Places
+from serving.protocol import (
+    EvidencePiece,
+    ImaginedEvent,
+    ImaginedImage,
+    Mode,
+    SearchAnswer,
+    SearchRequest,
+    UploadedPicture,
+)
 
 Event = tuple[Literal["text", "imagined", "fused"], SearchAnswer | ImaginedEvent]
 
@@ -65,8 +73,7 @@ class Asking(NamedTuple):
     """What the ranker is to be asked: a ``Question`` whose time is not known until it is sent."""
 
     deadline: Deadline
-    vlm_D1: np.ndarray
-    vision: np.ndarray | None
+    pieces: list[Piece | RowPiece]
     weight: float
     k: int
     version: str | None
@@ -78,6 +85,8 @@ class Search:
     Attributes:
         memory: of imagined queries.
         places: of the pictures of the gallery.
+        gallery: those pictures.
+        pictures: that are given as evidence.
         defaults: for what a request leaves out.
         admission: whose search may run.
         ready: every deployment has answered once.
@@ -98,8 +107,18 @@ class Search:
         self._texts: Gathering[str, EncodedText] = Gathering.of("the text encoder", self._encode_each, settings.vlm)
         self._rankings: Gathering[Asking, Ranking] = Gathering.of("the ranker", self._rank_each, settings.ranker)
         self.places = Places(parts.ranker, seconds=self.seconds)
+        self.gallery = GalleryPictures(self.places)
         self._imaginer = Imaginer(
             memory, parts.generator, fingerprint=defaults.generator_fingerprint, seconds=self.seconds
+        )
+        self.pictures = GivenPictures(
+            PictureMemory(memory.store),
+            memory,
+            self.gallery,
+            parts.vlm,
+            parts.vision,
+            self._imaginer.models,
+            seconds=self.seconds,
         )
 
     async def warm_up(self) -> None:
@@ -114,7 +133,7 @@ class Search:
         self._weight = served.weight
         encoded: EncodedText = await _start("the text encoder", vlm.encode_text, PROBE)
         near: Ranking = await _start(
-            "the ranker", ranker.rank, encoded.vlm_D1, None, 0.0, EXAMPLES_FROM, None, START_SECONDS
+            "the ranker", ranker.rank, [Piece(1.0, encoded.vlm_D1, None)], 0.0, EXAMPLES_FROM, None, START_SECONDS
         )
         self.examples = list(dict.fromkeys(row.label for row in near.rows if row.label))[:EXAMPLES]
         learn("vision", await _start("the vision encoder", vision.model))
@@ -149,7 +168,8 @@ class Search:
 
         Raises:
             Unavailable: not even the text could be ranked, or there was no place for the search.
-            UserError: the text is blank, or an image to be dropped does not exist.
+            UserError: a text is blank, an image to be dropped does not exist, a row, upload or imagined image is not
+                known, or the evidence cancels out.
         """
         async with aclosing(self._admitted(request, request_id, caller, each=False)) as stages:
             answers = [data async for _, data in stages]
@@ -157,9 +177,9 @@ class Search:
         return answers[-1]
 
     def stages(self, request: SearchRequest, request_id: str, *, caller: str = "") -> AsyncGenerator[Event]:
-        """Yield the stages of an answer as they come: ``text``; then ``imagined``, if anything was; then ``fused``, the
-        last answer, whatever it was ranked by. A search by text alone is over after ``text``. The search has its
-        place until the generator is closed.
+        """Yield the stages of an answer as they come: ``text``, where texts are to be imagined; then ``imagined``, if
+        the query was; then ``fused``, the last answer, whatever it was ranked by. A search by text alone is over after
+        ``text``. The search has its place until the generator is closed.
 
         Args and errors are those of ``answer``.
         """
@@ -181,21 +201,28 @@ class Search:
             Unavailable: it could not be ranked, or there was no place for the search.
             ImageRejected: there is no picture in ``data`` that can be read.
         """
-        asked = self._asked(
-            SearchRequest.model_validate({"query": "picture", "k": k, "mode": mode, "weight": weight}), request_id
-        )
-
-        async def encode(part: str, encoder: DeploymentHandle) -> np.ndarray:
-            method = sized_for(encoder, "encode_file", len(data))
-            return await call(part, method, data, seconds=asked.deadline.left, refusals=(ImageRejected,))
-
+        given = {"evidence": [{"upload": "0" * 64}], "k": k, "mode": mode, "weight": weight}
+        asked = self._asked(SearchRequest.model_validate(given), request_id)
+        [picture] = asked.pictures
         async with self.admission.place(caller, asked.deadline):
-            with asked.timed("text"), metrics.waiting.one(part="pictures"):
-                vlm_D1, vision_D2 = await asyncio.gather(
-                    encode("the image encoder", self._parts.vlm), encode("the vision encoder", self._parts.vision)
-                )
-            found = answer(asked, await self._rank(asked, "rank", vlm_D1, vision_D2))
-        return found.model_copy(update={"query": "", "kind": None})
+            with asked.timed("text"):
+                picture.seen = await self.pictures.encoded(data, asked.deadline)
+            stages = [stage async for stage in self._stages(asked, each=False)]
+        [(_, found)] = stages
+        assert isinstance(found, SearchAnswer)
+        return found
+
+    async def upload(self, data: bytes, *, caller: str = "") -> UploadedPicture:
+        """Encode a picture and remember it, as evidence for later.
+
+        Raises:
+            Unavailable: it could not be encoded, or there was no place for it.
+            ImageRejected: there is no picture in ``data`` that can be read.
+        """
+        deadline = Deadline(self.seconds)
+        async with self.admission.place(caller, deadline):
+            key, picture = await self.pictures.keep(data, deadline)
+        return UploadedPicture(upload=key, width=picture.width, height=picture.height)
 
     async def _admitted(
         self, request: SearchRequest, request_id: str, caller: str, *, each: bool
@@ -206,62 +233,68 @@ class Search:
                 yield stage
 
     async def _stages(self, asked: Asked, *, each: bool) -> AsyncGenerator[Event]:
-        request = asked.request
+        texts = asked.texts
         if asked.weight == 0:
-            yield "text", answer(asked, await self._rank(asked, "rank", await self._encode(asked)))
+            await self._encode(asked)
+            yield "text", answer(asked, await self._rank(asked, "rank", visual=False))
             return
-        key, trouble = self._imaginer.key(asked)
-        known = await self._imaginer.recalled(asked, key) if key else None
-        asked.memory = "hit" if known else "miss" if key else "off"
-        vlm_D1 = known.vlm_D1 if known else await self._encode(asked)
-        making = asyncio.create_task(self._imaginer.obtain(asked, key, vlm_D1)) if key and not known else None
+        for text in texts:
+            self._imaginer.set_key(asked, text)
+        await asyncio.gather(*(self._imaginer.recall(asked, text) for text in texts))
+        await self._encode(asked)
+        unknown = [text for text in texts if not text.known]
+        making = [asyncio.create_task(self._imaginer.obtain(asked, text)) for text in unknown if text.key]
         by_text: Ranking | None = None
         try:
-            if each or not known:
-                by_text = await self._rank(asked, "text_rank", vlm_D1)
+            if texts and (each or unknown):
+                by_text = await self._rank(asked, "text_rank", visual=False)
                 yield "text", answer(asked, by_text, last=False)
             if making:
                 with asked.timed("imagine"):
-                    known, trouble = await making
+                    await asyncio.gather(*making)
         finally:
             # If the client has gone, and nobody else waits for these images, their making ends.
-            if making:
-                making.cancel()
-        if key and known:
-            images = imagined_images(key, known, set(request.drop))
-            if images:
-                yield "imagined", ImaginedEvent(imagined=images, memory=asked.memory)
-            yield "fused", await self._by_images(asked, known, images, by_text)
-        else:
-            by_text = by_text or await self._rank(asked, "rank", vlm_D1)
-            yield "fused", answer(asked, by_text, degraded=trouble)
+            for task in making:
+                task.cancel()
+        images = self._imagined(asked)
+        if images:
+            yield "imagined", ImaginedEvent(imagined=images, memory=asked.memory)
+        yield "fused", await self._by_both(asked, images, by_text)
 
-    async def _by_images(
-        self, asked: Asked, known: Remembered, images: list[ImaginedImage], by_text: Ranking | None
-    ) -> SearchAnswer:
-        """The answer by the images that are kept; by the text, if none is or they cannot be ranked by."""
-        kept = [place for place, image in enumerate(images) if not image.dropped]
-        trouble = Shortfall("dropped", "every imagined image was left out")
-        if not images:
-            reasons = ", ".join(sorted(set(known.rejected)))
-            trouble = Shortfall("rejected", f"no image could be imagined ({reasons})")
-        if kept:
+    def _imagined(self, asked: Asked) -> list[ImaginedImage]:
+        """What is told of the query's images, after leaving out those that the request drops."""
+        query = asked.query
+        if not query or not query.key or not query.known:
+            return []
+        images = imagined_images(query.key, query.known, set(asked.request.drop))
+        if images and all(image.dropped for image in images):
+            query.shortfall = Shortfall("dropped", "every imagined image was left out")
+        query.kept = [place for place, image in enumerate(images) if not image.dropped]
+        return images
+
+    async def _by_both(self, asked: Asked, images: list[ImaginedImage], by_text: Ranking | None) -> SearchAnswer:
+        """The answer by texts and images; by the VLM's halves, if nothing that is wanted has an image, or images cannot
+        be ranked by.
+        """
+        shortfalls = [text.shortfall for text in asked.texts if text.shortfall]
+        if asked.visual:
             counted = asyncio.create_task(self._count_tokens(asked))
             try:
-                ranking = await self._rank(asked, "rank", known.vlm_D1, known.vision_KD2[kept])
+                ranking = await self._rank(asked, "rank", visual=True)
                 await counted
             except Unavailable as error:
                 if not by_text:
                     raise
-                trouble = Shortfall.of(error)
+                shortfalls.append(Shortfall.of(error))
             else:
-                shares = dict(zip(kept, ranking.attention, strict=True))
-                images = [image.model_copy(update={"attention": shares.get(i)}) for i, image in enumerate(images)]
-                return answer(asked, ranking, images)
+                if asked.query:
+                    shares = dict(zip(asked.query.kept, ranking.attention, strict=True))
+                    images = [image.model_copy(update={"attention": shares.get(i)}) for i, image in enumerate(images)]
+                return answer(asked, ranking, images, degraded=shortfalls)
             finally:
                 counted.cancel()
-        by_text = by_text or await self._rank(asked, "rank", known.vlm_D1)
-        return answer(asked, by_text, images, degraded=trouble)
+        by_text = by_text or await self._rank(asked, "rank", visual=False)
+        return answer(asked, by_text, images, degraded=shortfalls)
 
     def _asked(self, request: SearchRequest, request_id: str) -> Asked:
         weight: float | None = {"text": 0.0, "visual": 1.0}.get(request.mode, request.weight)
@@ -269,40 +302,56 @@ class Search:
         if weight is None:
             raise Unavailable("the service", "starting")
         seconds = self.seconds if request.deadline_ms is None else request.deadline_ms / 1000
+        query = [] if request.query is None else [AskedText(_normalised(request.query, "query"), 1.0, "the query")]
         return Asked(
             request=request,
             request_id=request_id,
-            text=normalised(request.query),
+            evidence=[*query, *(_asked_piece(piece, f"evidence.{n}") for n, piece in enumerate(request.evidence))],
             weight=weight,
             images=request.images or self.defaults.images,
             deadline=Deadline(min(seconds, self.seconds)),
         )
 
-    async def _encode(self, asked: Asked) -> np.ndarray:
-        """t of the text, float32 (D1,)."""
-        with asked.timed("text"), metrics.waiting.one(part="text"):
-            encoded = await self._texts.ask(asked.text, seconds=asked.deadline.left)
-        asked.warn_of(encoded.tokens)
-        return encoded.vlm_D1
+    async def _encode(self, asked: Asked) -> None:
+        """Encode what is not known yet: texts by the text tower, pictures by both image towers."""
+        texts = [text for text in asked.texts if text.vlm_D1 is None]
+        pictures = [picture for picture in asked.pictures if not picture.seen]
+        if texts or pictures:
+            with asked.timed("text"):
+                await asyncio.gather(
+                    *(self._encode_text(asked, text) for text in texts),
+                    *(self._see(asked, picture) for picture in pictures),
+                )
+
+    async def _encode_text(self, asked: Asked, text: AskedText) -> None:
+        with metrics.waiting.one(part="text"):
+            encoded = await self._texts.ask(text.text, seconds=asked.deadline.left)
+        text.vlm_D1 = encoded.vlm_D1
+        asked.warn_of(text, encoded.tokens)
+
+    async def _see(self, asked: Asked, picture: AskedPicture) -> None:
+        picture.seen = await self.pictures.of(picture.given, picture.field, asked.deadline)
 
     async def _encode_each(self, texts: list[str], seconds: float) -> list[EncodedText]:
         return await call("the text encoder", self._parts.vlm.encode_texts, texts, seconds=seconds)
 
     async def _count_tokens(self, asked: Asked) -> None:
-        """Warn of a text whose vector was remembered, as encoding it would have. Most are too short to be counted."""
+        """Warn of texts whose vectors were remembered, as encoding would have. Most are too short to be counted."""
         model = self._imaginer.models.get("vlm")
-        if asked.memory != "hit" or not model:
+        if not model:
             return
-        longest = max(len(template.encode()) for template in model.templates)
-        if len(asked.text.encode()) + longest + SPECIAL_TOKENS > model.context:
-            with suppress(Unavailable):  # an answer without the warning is better than none
-                tokens = self._parts.vlm.tokens
-                asked.warn_of(await call("the text encoder", tokens, asked.text, seconds=asked.deadline.left))
+        longest = max(len(template.encode()) for template in model.templates) if model.templates else 0
+        for text in asked.texts:
+            if text.memory == "hit" and len(text.text.encode()) + longest + SPECIAL_TOKENS > model.context:
+                with suppress(Unavailable):  # an answer without the warning is better than none
+                    tokens = self._parts.vlm.tokens
+                    counted = await call("the text encoder", tokens, text.text, seconds=asked.deadline.left)
+                    asked.warn_of(text, counted)
 
-    async def _rank(self, asked: Asked, stage: str, vlm_D1: np.ndarray, vision: np.ndarray | None = None) -> Ranking:
-        """Rank by text, or with ``vision`` (``Ranker.rank``) as asked; by one index version throughout a search."""
-        weight = 0.0 if vision is None else asked.weight
-        asking = Asking(asked.deadline, vlm_D1, vision, weight, asked.request.k, asked.version)
+    async def _rank(self, asked: Asked, stage: str, *, visual: bool) -> Ranking:
+        """Rank as asked, or by the VLM's halves alone; by one index version throughout a search."""
+        weight = asked.weight if visual else 0.0
+        asking = Asking(asked.deadline, asked.pieces(visual=visual), weight, asked.request.k, asked.version)
         with asked.timed(stage), metrics.waiting.one(part="ranker"):
             if SHARE_OF_SHARDS * asked.deadline.left < self._shard_seconds:
                 ranking = await self._rank_alone(asking)  # beside others it would wait for a hung shard as they may
@@ -325,3 +374,18 @@ class Search:
 
 async def _start(part: str, method: Any, *arguments: Any) -> Any:
     return await call(part, method, *arguments, seconds=START_SECONDS)
+
+
+def _asked_piece(piece: EvidencePiece, field: str) -> AskedText | AskedPicture | RowPiece:
+    if piece.text is not None:
+        return AskedText(_normalised(piece.text, f"{field}.text"), piece.weight, f"the text {piece.text[:40]!r}")
+    if piece.row is not None and piece.box is None:
+        return RowPiece(piece.weight, piece.row, f"{field}.row")
+    return AskedPicture(piece, field)
+
+
+def _normalised(text: str, field: str) -> str:
+    try:
+        return normalised(text)
+    except UserError as error:
+        raise UserError(str(error), code=error.code, field=field) from error

@@ -21,7 +21,6 @@ from ray import serve
 
 from cluster.cores import usable_cores
 from cluster.profile import Profile, Replicas
-from retrieval.images import decode
 from retrieval.prompts import fill
 from serving import metrics
 from serving.deployments.messages import PROBE, EncodedText, Model, Tokens
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from retrieval.models.image_encoder import ImageEncoder
     from retrieval.models.preprocess import Preprocess
 
-UPLOAD_PIXELS = 50_000_000
-"""Of a picture that someone sends: decoded it takes three bytes for each."""
 LEAST_PART = 4
 """Texts that a core is given of a batch, at least: fewer cost more each, as the weights are read for them alone."""
 
@@ -88,18 +85,6 @@ class PictureEncoder:
 
     async def preprocess(self) -> Preprocess:
         return self._encoder.preprocess
-
-    async def encode_file(self, data: bytes) -> np.ndarray:
-        """Return the unit vector, float32 (D,), of the picture in a file.
-
-        Raises:
-            ImageRejected: there is none in it, or too large a one.
-        """
-        pixels_HWC = await asyncio.to_thread(
-            lambda: self._encoder.preprocess.pixels(decode(data, max_pixels=UPLOAD_PIXELS))
-        )
-        [vector_D] = await self.encode_pictures(pixels_HWC[None])
-        return vector_D
 
     async def encode_pictures(self, pixels_KHWC: np.ndarray) -> np.ndarray:
         """Return unit vectors, float32 (K, D), of pictures as ``Preprocess.pixels`` makes them, uint8."""

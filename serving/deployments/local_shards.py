@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from cluster.cores import usable_cores
 from retrieval.errors import UserError
 from serving.deployments.calls import Deadline, Unavailable, bounded
-from serving.deployments.merging import Found, only_place, replies
+from serving.deployments.merging import Found, RowVectors, asked_for, only_place, replies, row_vectors
 from serving.deployments.messages import START_SECONDS
 from serving.deployments.shards import Opened, Versions
 
@@ -73,6 +73,28 @@ class LocalShards:
             Unavailable: a shard that may have the row did not answer.
         """
         return only_place(await self._ask(version, "path", id, seconds=seconds))
+
+    async def vectors(
+        self, version: str, ids: Sequence[str], *, seconds: float, shards: Sequence[int] | None = None
+    ) -> RowVectors:
+        """Return the vectors of rows by their ids.
+
+        Args:
+            shards: where each of them lies; by default all shards are asked for all.
+        """
+        deadline = Deadline(seconds)
+        opened = await self._opened(version, seconds=seconds)
+        each = opened.each()
+        asked = asked_for(shards, len(ids), len(each))
+        asking = {
+            number: bounded(
+                f"shard {number}",
+                self._in_thread(number, opened, each[number].vectors, [ids[place] for place in places]),
+                seconds=deadline.left,
+            )
+            for number, places in asked.items()
+        }
+        return row_vectors(len(ids), asked, await replies("vectors", asking))
 
     async def check_health(self) -> None:
         """Search every shard in the threads that searches use: where one hangs, the process has to be replaced.

@@ -27,6 +27,47 @@ class Found(NamedTuple):
     troubles: list[Unavailable]
 
 
+class RowVectors(NamedTuple):
+    """Joint rows [c ; d], float16 (N, D), of N ids; whether each was found, bool (N,), without which its vector is
+    zero; and what went wrong with shards that may have those.
+    """
+
+    joint_ND: np.ndarray
+    found_N: np.ndarray
+    troubles: list[Unavailable]
+
+
+def asked_for(shards: Sequence[int] | None, count: int, holders: int) -> dict[int, list[int]]:
+    """Return which of ``count`` ids each of the holders of shards is asked for, by their places.
+
+    Args:
+        shards: that each row lies in; None asks every holder for every row.
+        count: of ids.
+        holders: which hold the shards j with j mod ``holders`` = their number.
+    """
+    if shards is None:
+        return {number: list(range(count)) for number in range(holders)}
+    asked: dict[int, list[int]] = {}
+    for place, shard in enumerate(shards):
+        asked.setdefault(shard % holders, []).append(place)
+    return asked
+
+
+def row_vectors(count: int, asked: Mapping[int, Sequence[int]], answers: Sequence[Any]) -> RowVectors:
+    """Put together what each holder answered (``shards.Opened.vectors``) for the ids that it was asked for."""
+    told = [
+        (np.array(places)[at_n], vectors_nD)
+        for places, answer in zip(asked.values(), answers, strict=True)
+        if not isinstance(answer, Unavailable)
+        for at_n, vectors_nD in [answer]
+    ]
+    joint_ND = np.zeros((count, max((vectors_nD.shape[1] for _, vectors_nD in told), default=0)), np.float16)
+    found_N = np.zeros(count, bool)
+    for places_n, vectors_nD in told:
+        joint_ND[places_n], found_N[places_n] = vectors_nD, True
+    return RowVectors(joint_ND, found_N, [answer for answer in answers if isinstance(answer, Unavailable)])
+
+
 async def replies(method: str, asked: Mapping[int, Awaitable[Any]]) -> list[Any]:
     """Return what each shard answers, asked at once, or ``Unavailable``; any other exception is raised.
 

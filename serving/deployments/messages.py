@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,20 +69,49 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
+class Piece:
+    """One piece of evidence (``retrieval.evidence``), as vectors.
+
+    Attributes:
+        weight: below zero for what is not wanted.
+        vlm_D1: τ, float32 of unit norm.
+        vision: vectors of a text's K imagined images, float32 (K, D2), which are pooled to ν; or ν itself, (D2,); None
+            for a text that has none.
+    """
+
+    weight: float
+    vlm_D1: np.ndarray
+    vision: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class RowPiece:
+    """A row of the gallery as evidence: c and d are where the ranker is.
+
+    Attributes:
+        weight: as of a ``Piece``.
+        id: of the row.
+        field: of the request, where the id came from.
+    """
+
+    weight: float
+    id: str
+    field: str
+
+
+@dataclass(frozen=True, eq=False)
 class Question:
     """What is to be ranked by, and how.
 
     Attributes:
-        vlm_D1: t, float32 of unit norm.
-        vision: vectors of K imagined images, float32 (K, D2), or v itself, (D2,); None with a ``weight`` of 0.
-        weight: λ.
+        pieces: of evidence, one for something at least.
+        weight: λ; with 0 no visual half counts.
         k: rows, from 1.
         version: URI of the index version; by default the current one.
         seconds: the time there is; shards that take too long are left out.
     """
 
-    vlm_D1: np.ndarray
-    vision: np.ndarray | None
+    pieces: Sequence[Piece | RowPiece]
     weight: float
     k: int
     version: str | None
@@ -104,12 +133,14 @@ class Row:
     score: float
     text_part: float
     visual_part: float
+    shares: list[float] = field(default_factory=list)
+    """What each piece of evidence brought to the score, of a question of several."""
 
 
 @dataclass(frozen=True)
 class Ranking:
     """Rows, best first; the λ that they are ranked by; URI and name of the version that they are of; how many of its
-    shards answered; and the share of each image in v.
+    shards answered; and the share of each image of the first piece in its ν.
     """
 
     rows: list[Row]

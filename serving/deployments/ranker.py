@@ -1,4 +1,4 @@
-"""The ranker: pools imagined images, fuses them with the text, asks every shard; and switches versions.
+"""The ranker: compiles evidence to a joint query, asks every shard; and switches versions.
 
 An index version never changes. A call names the version it wants, or takes the current one and is told which it was, so
 that one answer is ranked wholly by one version, even while the current one changes.
@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,22 @@ from cluster.profile import Profile
 from retrieval.artifacts import Index, Role, TrainedAggregator
 from retrieval.artifacts.compatibility import check_made_by, check_same_models
 from retrieval.errors import DamagedError, UserError
+from retrieval.evidence import Encoded, compiled, halves, shares
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
 from serving.deployments.calls import Deadline, Unavailable, bounded, call
 from serving.deployments.local_shards import LocalShards
 from serving.deployments.merging import Found, ranked
-from serving.deployments.messages import SHARE_OF_SHARDS, START_SECONDS, Model, Question, Ranking, Served
+from serving.deployments.messages import (
+    SHARE_OF_SHARDS,
+    START_SECONDS,
+    Model,
+    Piece,
+    Question,
+    Ranking,
+    Row,
+    RowPiece,
+    Served,
+)
 from serving.deployments.pointer import Pointed
 from serving.deployments.remote_shards import RemoteShards
 from serving.deployments.shards import KEPT_VERSIONS
@@ -40,10 +51,12 @@ log = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """A question as the shards are asked, and the share of each image in it."""
+    """A question as the shards are asked, with its evidence, its λ, and the share of each image of its first piece."""
 
     index: Index
+    encoded: Encoded
     query_D: np.ndarray
+    weight: float
     attention: list[float | None]
 
 
@@ -83,44 +96,48 @@ class Ranker:
         self._watch = asyncio.create_task(self._follow_for_ever())
 
     async def rank(
-        self,
-        vlm_D1: np.ndarray,
-        vision: np.ndarray | None,
-        weight: float,
-        k: int,
-        version: str | None,
-        seconds: float,
+        self, pieces: Sequence[Piece | RowPiece], weight: float, k: int, version: str | None, seconds: float
     ) -> Ranking:
         """Rank the gallery for one query; arguments are those of a ``Question``.
 
         Raises:
-            Unavailable: no shard answered.
+            Unavailable: no shard answered, or none that has a row of the evidence.
+            UserError: the evidence is at fault.
         """
-        [ranking] = await self.rank_each([Question(vlm_D1, vision, weight, k, version, seconds)])
-        if isinstance(ranking, Unavailable):
+        [ranking] = await self.rank_each([Question(pieces, weight, k, version, seconds)])
+        if isinstance(ranking, Exception):
             raise ranking
         return ranking
 
-    async def rank_each(self, questions: Sequence[Question]) -> list[Ranking | Unavailable]:
+    async def rank_each(self, questions: Sequence[Question]) -> list[Ranking | Unavailable | UserError]:
         """Rank the gallery for each question. Those that ask alike are searched for together: scores are exact, so that
         company changes none. One that has less time than a shard may take is searched for alone.
+
+        The answer to evidence that cancels out, or names a row that the index lacks, is a ``UserError``.
         """
         alike: dict[tuple[str, int, float], list[int]] = {}
         for place, question in enumerate(questions):
             bound = min(self._settings.shard_timeout_ms / 1000, SHARE_OF_SHARDS * question.seconds)
             alike.setdefault((question.version or self._current.uri, question.k, bound), []).append(place)
-        rankings: list[Ranking | Unavailable] = [Unavailable("the ranker", "failed") for _ in questions]
+        rankings: list[Ranking | Unavailable | UserError] = [Unavailable("the ranker", "failed") for _ in questions]
 
         async def rank(places: list[int], version: str, k: int, seconds: float) -> None:
             deadline = Deadline(seconds)
             try:
                 index = await bounded("the ranker", self._version(version), seconds=seconds)
-                prepared = self._prepared({place: questions[place] for place in places}, index)
+                given = await self._rows([questions[place] for place in places], index, deadline)
+                prepared = {}
+                for place, rows in zip(places, given, strict=True):
+                    one = rows if isinstance(rows, Exception) else self._prepared(questions[place], rows, index)
+                    if isinstance(one, _Prepared):
+                        prepared[place] = one
+                    else:
+                        rankings[place] = one
                 if prepared:
                     queries = np.stack([one.query_D for one in prepared.values()])
                     found = await self._shards.search_each(index.uri, queries, k, seconds=deadline.left)
                     for (place, one), of_one in zip(prepared.items(), found, strict=True):
-                        rankings[place] = _ranking(questions[place], one, of_one)
+                        rankings[place] = await self._ranking(one, of_one, k, deadline)
             except Unavailable as error:
                 for place in places:
                     rankings[place] = error
@@ -130,18 +147,96 @@ class Ranker:
         await asyncio.gather(*(rank(places, *asked) for asked, places in alike.items()))
         return rankings
 
-    def _prepared(self, questions: Mapping[int, Question], index: Index) -> dict[int, _Prepared]:
-        """Those that can be asked: what fails is of one question alone, and is logged."""
-        prepared = {}
-        for place, question in questions.items():
+    async def _rows(
+        self, questions: Sequence[Question], index: Index, deadline: Deadline
+    ) -> list[dict[str, np.ndarray] | UserError | Unavailable]:
+        """For each question the joint rows [c ; d], float16 (D,), that its evidence names; or why one is not there."""
+        named = [[piece for piece in question.pieces if isinstance(piece, RowPiece)] for question in questions]
+        ids = list({piece.id for pieces in named for piece in pieces})
+        if not ids:
+            return [{} for _ in questions]
+        rows = await self._shards.vectors(index.uri, ids, seconds=deadline.left)
+        there = {id: row_D for id, row_D, found in zip(ids, rows.joint_ND, rows.found_N, strict=True) if found}
+        answers: list[dict[str, np.ndarray] | UserError | Unavailable] = []
+        for pieces in named:
+            missing = next((piece for piece in pieces if piece.id not in there), None)
+            if missing is None:
+                answers.append({piece.id: there[piece.id] for piece in pieces})
+            elif rows.troubles:
+                answers.append(rows.troubles[0])
+            else:
+                answers.append(_no_row(missing))
+        return answers
+
+    def _prepared(
+        self, question: Question, rows: Mapping[str, np.ndarray], index: Index
+    ) -> _Prepared | UserError | Unavailable:
+        """A question that can be asked; or what fails of it alone, which is logged unless its client is to blame."""
+        try:
+            encoded, attention = self._encoded(question, rows, index)
+            assert all(np.isfinite(part).all() for part in encoded)
             try:
-                visual_D2, attention = self._pooled(question.vision, index)
-                [query_D] = fused_query(question.vlm_D1, visual_D2, question.weight)
-                assert np.isfinite(query_D).all()
-                prepared[place] = _Prepared(index, query_D, attention)
-            except Exception:
-                log.exception("the ranker failed")
-        return prepared
+                [query_D], weight = compiled(encoded, question.weight)
+            except UserError as error:
+                if error.field != "evidence":
+                    raise
+                return error
+            return _Prepared(index, encoded, query_D, weight, attention)
+        except Exception:
+            log.exception("the ranker failed")
+            return Unavailable("the ranker", "failed")
+
+    def _encoded(
+        self, question: Question, rows: Mapping[str, np.ndarray], index: Index
+    ) -> tuple[Encoded, list[float | None]]:
+        """The vectors of all pieces, and the share of each image of the first one in its ν."""
+        vlm_dim = index.manifest.models["vlm"].dim or 0
+        vlm, vision = [], []
+        for piece in question.pieces:
+            if isinstance(piece, RowPiece):
+                c_D1, d_D2 = halves(rows[piece.id], vlm_dim)
+            else:
+                c_D1, d_D2 = piece.vlm_D1, self._pooled(piece.vision, index)
+            vlm.append(c_D1)
+            vision.append(d_D2)
+        weights_E = np.array([piece.weight for piece in question.pieces], np.float64)
+        first = question.pieces[0]
+        attention = self._attention(first.vision) if isinstance(first, Piece) and question.weight else []
+        return Encoded(weights_E, np.stack(vlm), np.stack(vision)), attention
+
+    async def _ranking(self, prepared: _Prepared, found: Found, k: int, deadline: Deadline) -> Ranking | Unavailable:
+        """What the shards found as an answer; with the share of each piece of evidence in it, if there are several."""
+        if not found.parts:
+            return Unavailable("every shard of the index", found.troubles[0].trouble if found.troubles else "down")
+        index = prepared.index
+        rows = ranked(found.parts, k, index.manifest.sources)
+        if len(prepared.encoded.weights_E) > 1:
+            rows = await self._with_shares(rows, prepared, deadline)
+        return Ranking(
+            rows,
+            prepared.weight,
+            index.uri,
+            index.version,
+            answered=found.answered,
+            total=len(index.manifest.shards),
+            attention=prepared.attention,
+        )
+
+    async def _with_shares(self, rows: list[Row], prepared: _Prepared, deadline: Deadline) -> list[Row]:
+        """Rows with their shares. Of one whose shard does not answer a second time they stay empty."""
+        index = prepared.index
+        vectors = await self._shards.vectors(
+            index.uri, [row.id for row in rows], seconds=deadline.left, shards=[row.shard for row in rows]
+        )
+        vlm_dim = index.manifest.models["vlm"].dim or 0
+        if not vectors.found_N.any():
+            return rows
+        joint_ND = vectors.joint_ND[vectors.found_N]
+        of_rows = iter(shares(prepared.encoded, prepared.weight, joint_ND[:, :vlm_dim], joint_ND[:, vlm_dim:]).tolist())
+        return [
+            replace(row, shares=next(of_rows)) if found else row
+            for row, found in zip(rows, vectors.found_N, strict=True)
+        ]
 
     async def path(self, id: str, version: str | None = None, shard: int | None = None) -> tuple[str, str] | None:
         """Return the path of the row of that id, and what it is relative to; None if there is none.
@@ -201,7 +296,7 @@ class Ranker:
         """Pool and fuse as requests do, and search the shards that are in this process."""
         dims = [self._current.manifest.models[role].dim or 1 for role in ("vlm", "vision")]
         vlm_D1, vision_D2 = (np.full(dim, dim**-0.5, np.float32) for dim in dims)
-        visual_D2, _ = self._pooled(vision_D2[None], self._current)
+        visual_D2 = self._pooled(vision_D2[None], self._current)
         if not np.isfinite(fused_query(vlm_D1, visual_D2, 0.5)).all():
             raise RuntimeError("the aggregator makes vectors that are not finite")
         if self._watch.done():
@@ -260,35 +355,33 @@ class Ranker:
             self._versions[uri] = await asyncio.to_thread(Index.open, uri)
         return self._versions[uri]
 
-    def _pooled(self, vision: np.ndarray | None, index: Index) -> tuple[np.ndarray, list[float | None]]:
-        """v, float32 (D2,), and the share of each image in it, None where the class row takes all the attention."""
+    def _pooled(self, vision: np.ndarray | None, index: Index) -> np.ndarray:
+        """ν of a piece of evidence, float32 (D2,); zero if it has none."""
         if vision is None:
-            return np.zeros(index.manifest.models["vision"].dim or 0, np.float32), []
+            return np.zeros(index.manifest.models["vision"].dim or 0, np.float32)
         if vision.ndim == 1:
-            return vision, []
-        features_1KD2 = vision[None]
-        [visual_D2] = self._pool(features_1KD2, np.ones(features_1KD2.shape[:2], bool), self._network)
+            return vision
+        [visual_D2] = self._pool(vision[None], np.ones((1, len(vision)), bool), self._network)
+        return visual_D2
+
+    def _attention(self, vision: np.ndarray | None) -> list[float | None]:
+        """The share of each imagined image in ν, None where the class row takes all the attention."""
+        if vision is None or vision.ndim == 1:
+            return []
         if self._network is None:
-            return visual_D2, [1 / len(vision)] * len(vision)
+            return [1 / len(vision)] * len(vision)
         import torch  # by replicas alone
 
         with torch.inference_mode():
-            [attention_K] = self._network.attention(torch.from_numpy(features_1KD2))
-        return visual_D2, [share if math.isfinite(share) else None for share in attention_K.tolist()]
+            [attention_K] = self._network.attention(torch.from_numpy(vision[None]))
+        return [share if math.isfinite(share) else None for share in attention_K.tolist()]
 
 
-def _ranking(question: Question, prepared: _Prepared, found: Found) -> Ranking | Unavailable:
-    if not found.parts:
-        return Unavailable("every shard of the index", found.troubles[0].trouble if found.troubles else "down")
-    index = prepared.index
-    return Ranking(
-        ranked(found.parts, question.k, index.manifest.sources),
-        question.weight,
-        index.uri,
-        index.version,
-        answered=found.answered,
-        total=len(index.manifest.shards),
-        attention=prepared.attention,
+def _no_row(piece: RowPiece) -> UserError:
+    return UserError(
+        f"the index has no row {piece.id!r}, or it was removed: give an id that a search has returned",
+        code="missing",
+        field=piece.field,
     )
 
 

@@ -11,7 +11,15 @@ from ray.serve.handle import DeploymentHandle
 
 from retrieval.errors import UserError
 from serving.deployments.calls import Deadline, Unavailable, call, call_every_replica
-from serving.deployments.merging import Found, only_place, replies, to_be_asked_again
+from serving.deployments.merging import (
+    Found,
+    RowVectors,
+    asked_for,
+    only_place,
+    replies,
+    row_vectors,
+    to_be_asked_again,
+)
 from serving.deployments.messages import START_SECONDS, Part
 
 
@@ -85,6 +93,30 @@ class RemoteShards:
                 if place and not isinstance(place, Unavailable):
                     return place
         return only_place(await self._ask(self._all(), "path", version, id, seconds=seconds))
+
+    async def vectors(
+        self, version: str, ids: Sequence[str], *, seconds: float, shards: Sequence[int] | None = None
+    ) -> RowVectors:
+        """Return the vectors of rows by their ids.
+
+        Args:
+            version: URI of the index version.
+            ids: of the rows.
+            seconds: that each shard is given.
+            shards: where each of them lies; by default all shards are asked for all.
+        """
+        asked = asked_for(shards, len(ids), len(self._deployments))
+        asking = {
+            number: call(
+                f"shard {number}",
+                self._deployments[number].vectors,
+                version,
+                [ids[place] for place in places],
+                seconds=seconds,
+            )
+            for number, places in asked.items()
+        }
+        return row_vectors(len(ids), asked, await replies("vectors", asking))
 
     async def check_health(self) -> None:
         """They have checks of their own: one that is gone is no fault of the ranker."""

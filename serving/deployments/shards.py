@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -111,6 +112,20 @@ class Opened:
                 return shard.rows["path"][row].as_py(), shard.rows["batch"][row].as_py()
         return None
 
+    def vectors(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the joint rows [c ; d] of those of the ids that are in these shards: their places in ``ids``, (n,),
+        and the vectors, float16 (n, D).
+        """
+        found = [
+            (place, shard.vectors[row])
+            for shard in self.shards.values()
+            for place, id in enumerate(ids)
+            if (row := shard.row_of(id)) is not None
+        ]
+        dim = next(iter(self.shards.values())).dim if self.shards else 0
+        vectors_nD = np.array([vector for _, vector in found], np.float16).reshape(-1, dim)
+        return np.array([place for place, _ in found], np.int64), vectors_nD
+
     def check_health(self) -> None:
         """Search for a row that is there, as queries do.
 
@@ -201,6 +216,11 @@ class IndexShard:
         """Return path and batch of the row of that id, or None if it is not in these shards."""
         opened = await self._versions.of(version)
         return await asyncio.to_thread(opened.path, id)
+
+    async def vectors(self, version: str, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the vectors of those of the ids that are in these shards (``Opened.vectors``)."""
+        opened = await self._versions.of(version)
+        return await asyncio.to_thread(opened.vectors, ids)
 
     async def check_health(self) -> None:
         """Search for a row that is there, as queries do."""

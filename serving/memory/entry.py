@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +60,7 @@ def memory_key(
         "vlm": vlm_fingerprint,
         "templates": list(templates),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return digest_of(parts)
 
 
 TRANSIENT = frozenset({"nan"})
@@ -87,6 +88,7 @@ class Remembered:
         indices: by which an answer names them, (K,) int64.
         thumbnails: a JPEG of each.
         rejected: a reason for each image that was not accepted.
+        vision_fingerprint: of the encoder that made ``vision_KD2``; empty where an earlier version wrote the entry.
     """
 
     text: str
@@ -97,6 +99,7 @@ class Remembered:
     indices: np.ndarray
     thumbnails: list[bytes]
     rejected: list[str]
+    vision_fingerprint: str = ""
 
     @property
     def unfinished(self) -> bool:
@@ -115,13 +118,10 @@ class Remembered:
                 "indices": _one_list(pa.array(self.indices, pa.int64())),
                 "thumbnails": _one_list(pa.array(self.thumbnails, pa.binary())),
                 "rejected": _one_list(pa.array(self.rejected, pa.string())),
+                "vision_fingerprint": [self.vision_fingerprint],
             }
         )
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, row.schema) as writer:
-            writer.write_batch(row)
-        body = sink.getvalue().to_pybytes()
-        return _MAGIC + hashlib.blake2b(body, digest_size=_DIGEST).digest() + body
+        return sealed(_MAGIC, row)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Remembered:
@@ -130,13 +130,7 @@ class Remembered:
         Raises:
             DamagedEntry: the bytes are damaged, or of another format.
         """
-        head, digest, body = data[: len(_MAGIC)], data[len(_MAGIC) :][:_DIGEST], data[len(_MAGIC) + _DIGEST :]
-        if head != _MAGIC:
-            raise DamagedEntry(f"it begins with {head!r} where {_MAGIC!r} was expected")
-        if hashlib.blake2b(body, digest_size=_DIGEST).digest() != digest:
-            raise DamagedEntry(f"the checksum of its {len(body):,} bytes is wrong")
-        with pa.ipc.open_stream(body) as reader:
-            row = reader.read_next_batch()
+        row = unsealed(_MAGIC, data)
         return cls.of_row(row, row["indices"].flatten().to_numpy())
 
     @classmethod
@@ -151,12 +145,47 @@ class Remembered:
             indices=indices,
             thumbnails=row["thumbnails"][0].as_py(),
             rejected=row["rejected"][0].as_py(),
+            vision_fingerprint=row["vision_fingerprint"][0].as_py() if "vision_fingerprint" in row.schema.names else "",
         )
 
     def thumbnail(self, index: int) -> bytes | None:
         """Return the JPEG of the image that an answer names ``index``, None if there is none."""
+        place = self.place(index)
+        return None if place is None else self.thumbnails[place]
+
+    def place(self, index: int) -> int | None:
+        """Return the place of the image that an answer names ``index``, None if there is none."""
         places = np.flatnonzero(self.indices == index)
-        return self.thumbnails[places[0]] if len(places) else None
+        return int(places[0]) if len(places) else None
+
+
+def sealed(magic: bytes, row: pa.RecordBatch) -> bytes:
+    """Return one row as bytes: what it is, a checksum, and the row in Arrow's IPC format."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, row.schema) as writer:
+        writer.write_batch(row)
+    body = sink.getvalue().to_pybytes()
+    return magic + hashlib.blake2b(body, digest_size=_DIGEST).digest() + body
+
+
+def unsealed(magic: bytes, data: bytes) -> pa.RecordBatch:
+    """Return the row that ``sealed`` wrote.
+
+    Raises:
+        DamagedEntry: the bytes are damaged, or begin with other magic.
+    """
+    head, digest, body = data[: len(magic)], data[len(magic) :][:_DIGEST], data[len(magic) + _DIGEST :]
+    if head != magic:
+        raise DamagedEntry(f"it begins with {head!r} where {magic!r} was expected")
+    if hashlib.blake2b(body, digest_size=_DIGEST).digest() != digest:
+        raise DamagedEntry(f"the checksum of its {len(body):,} bytes is wrong")
+    with pa.ipc.open_stream(body) as reader:
+        return reader.read_next_batch()
+
+
+def digest_of(parts: Mapping[str, Any]) -> str:
+    """Return a key, 64 hex digits: SHA-256 of canonical JSON of everything that an entry depends on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _one_list(values: pa.Array) -> pa.ListArray:

@@ -5,31 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextvars import Context
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from serving.memory.entry import Remembered
-
-Made = tuple[Remembered, bool]
-"""An entry, and whether it was there already."""
+E = TypeVar("E")
 
 
-class Flight:
-    """The making of one entry, and those who wait for it."""
+class Flight(Generic[E]):
+    """The making of one entry, and those who wait for it: for the entry, and whether it was there already."""
 
-    def __init__(self, making: Coroutine[Any, Any, Made]) -> None:
+    def __init__(self, making: Coroutine[Any, Any, tuple[E, bool]]) -> None:
         # In a context of its own: Serve would cancel the calls of the making together with the first request.
-        self.task: asyncio.Task[Made] = asyncio.create_task(making, context=Context())
+        self.task: asyncio.Task[tuple[E, bool]] = asyncio.create_task(making, context=Context())
         self._waiting = 0
         self._detached = False
 
-    async def wait(self, seconds: float | None) -> Made:
+    async def wait(self, seconds: float | None) -> tuple[E, bool]:
         self._waiting += 1
         try:
             # asyncio.wait neither cancels the task when the waiter is cancelled, nor raises at the time limit.
             done, _ = await asyncio.wait([self.task], timeout=seconds)
             if not done:
                 self._detached = True
-                raise TimeoutError(f"the query was not imagined within {seconds:g} s")
+                raise TimeoutError(f"it was not made within {seconds:g} s")
             return self.task.result()
         finally:
             self._waiting -= 1

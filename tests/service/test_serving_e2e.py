@@ -21,7 +21,7 @@ from prometheus import scraped
 from tiny_artifacts import Collection, write_index
 
 from cluster.ports import free_port
-from serving.client import info, search, stream, switch_index
+from serving.client import info, search, stream, switch_index, upload
 from serving.metrics import METRICS
 from serving.protocol import SearchAnswer
 
@@ -132,6 +132,13 @@ def test_it_answers(url: str) -> None:
         picture = httpx2.get(url + address, timeout=60)
         assert picture.status_code == 200
         assert picture.headers["content-type"] in ("image/png", "image/jpeg")
+    sent = upload(url, httpx2.get(url + again.results[0].url, timeout=60).content)
+    given = [{"upload": sent.upload}, {"row": again.results[1].id, "weight": 0.5}, {"text": "blue", "weight": -0.2}]
+    shown, *_, by_evidence = stream(url, evidence=given, images=2, k=5)
+    assert isinstance(by_evidence, SearchAnswer)
+    assert (shown.stage, by_evidence.stage, by_evidence.visual) == ("text", "fused", "given")  # type: ignore[union-attr]
+    assert all(len(result.shares) == 3 for result in by_evidence.results)
+    assert search(url, evidence=given, images=2, k=5).results == by_evidence.results
     refused = httpx2.post(f"{url}/v1/search", json={"query": " "}, headers={"X-Request-Id": "abc"}, timeout=60)
     assert refused.status_code == 422
     assert refused.headers.get_list("x-request-id") == ["abc"]

@@ -24,7 +24,7 @@ from retrieval.finder import Finder
 from retrieval.query import QueryEncoder
 from serving.deployments.calls import Unavailable
 from serving.ingress import Service
-from serving.protocol import FaultAnswer, ImaginedEvent, Info, SearchAnswer
+from serving.protocol import FaultAnswer, ImaginedEvent, Info, SearchAnswer, UploadedPicture
 
 LIMITS = Limits(query_characters=200, k=50, images=4, body_bytes=300_000, requests_per_minute=100_000)
 
@@ -158,20 +158,21 @@ def test_a_picture_is_searched_for(client: TestClient, collection: Collection) -
 def test_what_is_no_picture_is_refused(
     client: TestClient, data: bytes, content_type: str, status: int, code: str
 ) -> None:
-    fault(client.post("/v1/search/image", content=data, headers={"Content-Type": content_type}), status, code)
+    for path in ("/v1/search/image", "/v1/pictures"):
+        fault(client.post(path, content=data, headers={"Content-Type": content_type}), status, code)
 
 
 def test_a_picture_that_declares_too_many_pixels_is_refused(client: TestClient) -> None:
     buffer = BytesIO()
-    Image.new("1", (9000, 9000)).save(buffer, "PNG")
-    response = client.post("/v1/search/image", content=buffer.getvalue(), headers={"Content-Type": "image/png"})
-    fault(response, 422, "too-large")
+    Image.new("1", (10_000, 10_000)).save(buffer, "PNG")
+    for path in ("/v1/search/image", "/v1/pictures"):
+        response = client.post(path, content=buffer.getvalue(), headers={"Content-Type": "image/png"})
+        fault(response, 422, "too-large")
 
 
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ({}, "query"),
         ({"query": ""}, "query"),
         ({"query": 7}, "query"),
         ({"query": "half a pair \ud800"}, "query"),
@@ -205,6 +206,88 @@ def test_a_wrong_field_is_named(client: TestClient, body: dict[str, Any], field:
     if numbers:
         parameters = {"query": "x", **{name: json.dumps(value) for name, value in numbers.items()}}
         fault(client.get("/v1/search/stream", params=parameters), 422, field=field)
+
+
+ABSENT = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        ({}, "empty", "evidence"),
+        ({"query": None, "evidence": []}, "empty", "evidence"),
+        ({"evidence": [{"text": "red", "weight": -1}, {"row": "id-000", "weight": -2}]}, "nothing-wanted", "evidence"),
+        ({"query": "x", "evidence": [{"text": "y"}] * 17}, None, "evidence"),
+        ({"query": "x", "evidence": [{"text": "y"}] * 16}, "too-many", "evidence"),
+        ({"query": "x", "evidence": [{"text": "y"}, {}]}, "empty", "evidence.1"),
+        ({"query": "x", "evidence": [{"text": "y", "row": "id-000"}]}, "ambiguous", "evidence.0"),
+        ({"query": "x", "evidence": [{"text": "y", "weight": 0}]}, "out-of-range", "evidence.0.weight"),
+        ({"query": "x", "evidence": [{"text": "y", "weight": 1e9}]}, None, "evidence.0.weight"),
+        ({"query": "x", "evidence": [{"text": "y", "weight": float("nan")}]}, None, "evidence.0.weight"),
+        ({"query": "x", "evidence": [{"text": "y", "weight": -float("inf")}]}, None, "evidence.0.weight"),
+        ({"query": "x", "evidence": [{"text": "y" * 201}]}, "over-the-limit", "evidence.0.text"),
+        ({"query": "x", "evidence": [{"text": "  "}]}, "blank", "evidence.0.text"),
+        ({"query": "  "}, "blank", "query"),
+        ({"query": "x", "evidence": [{"text": "y", "box": [0, 0, 1, 1]}]}, "no-picture", "evidence.0.box"),
+        ({"evidence": [{"row": "id-000", "box": [0, 0, 1, 1.2]}]}, None, "evidence.0.box.3"),
+        ({"evidence": [{"row": "id-000", "box": [-0.1, 0, 1, 1]}]}, None, "evidence.0.box.0"),
+        ({"evidence": [{"row": "id-000", "box": [0, float("nan"), 1, 1]}]}, None, "evidence.0.box.1"),
+        ({"evidence": [{"row": "id-000", "box": [0.5, 0, 0.5, 1]}]}, "out-of-range", "evidence.0.box"),
+        ({"evidence": [{"row": "id-000", "box": [0.5, 0, 1]}]}, None, "evidence.0.box.3"),
+        ({"evidence": [{"row": "nothing"}]}, "missing", "evidence.0.row"),
+        ({"query": "x", "evidence": [{"text": "y"}, {"row": "nothing"}]}, "missing", "evidence.1.row"),
+        ({"evidence": [{"row": "nothing", "box": [0, 0, 1, 0.5]}]}, "missing", "evidence.0.row"),
+        ({"evidence": [{"upload": ABSENT}]}, "missing", "evidence.0.upload"),
+        ({"evidence": [{"upload": ABSENT, "box": [0, 0, 1, 0.5]}]}, "missing", "evidence.0.upload"),
+        ({"evidence": [{"upload": "../x"}]}, None, "evidence.0.upload"),
+        ({"evidence": [{"imagined": f"{ABSENT}/0"}]}, "missing", "evidence.0.imagined"),
+        ({"evidence": [{"imagined": "picture:x/0"}]}, None, "evidence.0.imagined"),
+        ({"evidence": [{"row": "id-001"}], "drop": [0]}, "no-such-image", "drop"),
+        ({"evidence": [{"row": "id-001"}, {"row": "id-001", "weight": -1}]}, "no-direction", "evidence"),
+        ({"evidence": [{"text": "x", "url": "http://127.0.0.1"}]}, None, "evidence.0.url"),
+    ],
+)
+def test_evidence_that_cannot_be_searched_by_is_named(
+    client: TestClient, body: dict[str, Any], code: str | None, field: str
+) -> None:
+    body = {"images": 1, **body}
+    for path in ("/v1/search", "/v1/search/stream"):
+        response = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+        fault(response, 422, code, field)
+    plain = ("query", "drop")
+    parameters = {name: value if name in plain else json.dumps(value) for name, value in body.items() if value}
+    fault(client.get("/v1/search/stream", params=parameters), 422, code, field)
+    assert client.post("/v1/search", json={"query": "x", "mode": "text"}).json()["degraded"] is None
+
+
+def test_a_picture_is_sent_once_and_rounds_name_it(client: TestClient, collection: Collection) -> None:
+    path = f"{split('unseen')[2].name}/3.png"
+    data = (collection.folder / "images" / path).read_bytes()
+    picture = UploadedPicture.model_validate_json(
+        client.post("/v1/pictures", content=data, headers={"Content-Type": "image/png"}).content
+    )
+    assert (picture.width, picture.height) == (64, 64)
+    shown = client.get(f"/v1/pictures/{picture.upload}")
+    assert Image.open(BytesIO(shown.content)).size == (64, 64)
+    fault(client.get(f"/v1/pictures/{ABSENT}"), 404, "not-found")
+    fault(client.get("/v1/pictures/x"), 404, "not-found")
+    fault(client.get(f"/v1/imagined/picture:{picture.upload}/0"), 404, "not-found")
+    posted = client.post("/v1/search/image?k=3", content=data, headers={"Content-Type": "image/png"}).json()
+    evidence = [{"upload": picture.upload}]
+    by_key = client.post("/v1/search", json={"evidence": evidence, "k": 3}).json()
+    assert by_key["results"] == posted["results"]
+    assert by_key["results"][0]["path"] == path
+    assert (by_key["visual"], by_key["kind"], by_key["query"]) == ("given", None, "")
+    round_two = [*evidence, {"row": by_key["results"][1]["id"], "weight": -0.5}, {"text": "red", "weight": -0.2}]
+    got = client.get("/v1/search/stream", params={"evidence": json.dumps(round_two), "k": 3, "images": 1})
+    (text, by_text), (fused, answer), (done, _) = events(got.text)
+    assert (text, fused, done) == ("text", "fused", "done")
+    for result in (*by_text["results"], *answer["results"]):
+        assert len(result["shares"]) == 3
+        assert sum(result["shares"]) == pytest.approx(result["score"], abs=1e-5)
+    # A box of less than a pixel is one, and an unknown key keeps nothing from being sent again.
+    tiny = {"evidence": [{"upload": picture.upload, "box": [0.999, 0.999, 1, 1]}]}
+    assert client.post("/v1/search", json=tiny).status_code == 200
 
 
 @pytest.mark.parametrize("weight", [b"NaN", b"Infinity", b"-Infinity"])
@@ -279,7 +362,7 @@ def test_what_is_served_is_told_without_paths(client: TestClient, collection: Co
 
 def test_an_index_that_is_not_there_is_not_switched_to(client: TestClient, service: Service) -> None:
     for index in (f"{service.index}/000099", "\0", "ftp://x/y", "s3://"):
-        fault(client.put("/v1/index", json={"index": index}), 422)
+        fault(client.put("/v1/index", json={"index": index}), 422, field="index")
     fault(client.put("/v1/index", json={}), 422, field="index")
     fault(client.post("/v1/index", json={}), 405, "method-not-allowed")
 
@@ -300,7 +383,7 @@ def test_only_the_own_index_and_those_that_the_operator_names_are_switched_to(
             f"{service.index}/../x",
             f"{service.index}?a=b",
         ):
-            assert "serve.indexes" in fault(client.put("/v1/index", json={"index": str(index)}), 422)
+            assert "serve.indexes" in fault(client.put("/v1/index", json={"index": str(index)}), 422, field="index")
         assert client.put("/v1/index", json={"index": str(tmp_path / "allowed/index")}).status_code == 200
         assert client.put("/v1/index", json={"index": service.index}).status_code == 200
 
@@ -309,7 +392,8 @@ def test_the_api_describes_itself(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     assert document["components"]["schemas"]["SearchRequest"]["examples"]
     stream = document["paths"]["/v1/search/stream"]
-    assert {parameter["name"] for parameter in stream["get"]["parameters"]} >= {"query", "k", "drop"}
+    assert {parameter["name"] for parameter in stream["get"]["parameters"]} >= {"query", "k", "drop", "evidence"}
+    assert set(document["components"]["schemas"]) >= {"EvidencePiece", "UploadedPicture"}
     assert "text/event-stream" in stream["post"]["responses"]["200"]["content"]
     assert client.get("/docs").status_code == 404  # its page would load scripts from elsewhere
 
@@ -356,9 +440,11 @@ def test_keys_guard_all_but_health_and_page(service: Service, tmp_path: Path) ->
         # Nor does a key open other places than the index that is served.
         elsewhere = ("/etc", f"{service.index}/../x", f"{service.index}?a=b", "s3://x/y?endpoint_override=here")
         for index in elsewhere:
-            said = fault(client.put("/v1/index", json={"index": index}), 422)
+            said = fault(client.put("/v1/index", json={"index": index}), 422, field="index")
             assert "none of this service's own" in said
-        assert "there is no" in fault(client.put("/v1/index", json={"index": f"{service.index}/000099"}), 422)
+        assert "there is no" in fault(
+            client.put("/v1/index", json={"index": f"{service.index}/000099"}), 422, field="index"
+        )
 
 
 def test_pictures_have_a_limit_of_their_own(service: Service) -> None:

@@ -146,7 +146,7 @@ def test_the_generator(client: TestClient, breaks: Callable[..., None], serve_lo
 
 
 def test_the_ranker(client: TestClient, breaks: Callable[..., None], serve_log: pytest.LogCaptureFixture) -> None:
-    breaks(serving.deployments.ranker, "fused_query", lambda vlm, vision, weight: weight > 0)
+    breaks(serving.deployments.ranker, "compiled", lambda encoded, weight: weight > 0)
     by_text(client.post("/v1/search", json={"query": "a star that is not fused"}), "the ranker failed")
     failed(client.post("/v1/search", json={"query": "a star that is not fused"}), "the ranker failed")  # remembered
     told = events(client.post("/v1/search/stream", json={"query": "a star that is not fused"}).text)
@@ -226,6 +226,6 @@ def test_a_switch_to_an_index_with_a_damaged_shard(
     finally:
         shutil.rmtree(other)
     silent(response.text)
-    expected = (422, "invalid") if isinstance(error, UserError) else (500, "failed")
+    expected = (422, "damaged") if isinstance(error, UserError) else (500, "failed")
     assert (response.status_code, response.json()["error"]["code"]) == expected
     assert client.post("/v1/search", json={"query": "a red star", "mode": "text"}).json()["degraded"] is None

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import shutil
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -28,6 +28,7 @@ from demo.world import split
 from retrieval.aggregator import Aggregator
 from retrieval.artifacts import Index, TrainedAggregator
 from retrieval.errors import UserError
+from retrieval.evidence import Evidence, Picture, Row, Text
 from retrieval.finder import Answer, Finder
 from retrieval.fusion import fused_query, unit
 from retrieval.images import ImageRejected
@@ -36,12 +37,13 @@ from retrieval.query import QueryEncoder
 from serving.deployments.calls import Unavailable, call
 from serving.deployments.generator import ImaginingGenerator
 from serving.deployments.local_shards import LocalShards
-from serving.deployments.messages import Question
+from serving.deployments.messages import Piece, Question
 from serving.deployments.pointer import Pointer
 from serving.deployments.ranker import Ranker
 from serving.deployments.remote_shards import RemoteShards
 from serving.deployments.shards import IndexShard, Opened
 from serving.ingress import Service
+from serving.memory.local import MemoryStore
 from serving.pictures import GalleryPictures
 from serving.protocol import SearchAnswer, SearchRequest
 from serving.search import Search
@@ -88,6 +90,10 @@ async def warmed(service: Service) -> Search:
     search = service.search()
     await search.warm_up()
     return search
+
+
+def one_piece(vlm_D1: np.ndarray, vision: np.ndarray | None = None) -> list[Piece]:
+    return [Piece(1.0, vlm_D1, vision)]
 
 
 def as_tuples(answer: SearchAnswer | Answer) -> list[tuple]:
@@ -170,7 +176,7 @@ def test_any_number_of_shards_gives_the_same_ranking(
         for q, weight in enumerate(np.linspace(0, 1, 200)):
             k = 1 + q % 30
             ranking = await call(
-                "", ranker.rank, vlm_QD1[q], vision_QD2[q], float(weight), k, None, SECONDS, seconds=SECONDS
+                "", ranker.rank, one_piece(vlm_QD1[q], vision_QD2[q]), float(weight), k, None, SECONDS, seconds=SECONDS
             )
             query = fused_query(vlm_QD1[q], vision_QD2[q], weight)
             plain = merge_topk([shard.search(query, k) for shard in finder.shards], k)
@@ -189,12 +195,14 @@ def test_questions_that_are_asked_together_are_ranked_as_if_alone(
     texts_QD1 = query_encoder.text_vectors(QUERIES[:6])
     images_KD2 = collection.vision_ND2[:3].astype(np.float32)
     questions = [
-        Question(text_D1, images_KD2 if i % 2 else None, 0.5 * (i % 2), 5 + i // 4, None, SECONDS if i else 1.0)
+        Question(
+            one_piece(text_D1, images_KD2 if i % 2 else None), 0.5 * (i % 2), 5 + i // 4, None, SECONDS if i else 1.0
+        )
         for i, text_D1 in enumerate(texts_QD1)
     ]
     wrong = [
         replace(questions[0], version="/nowhere/index/000001"),
-        replace(questions[0], vlm_D1=texts_QD1[0] * np.nan),
+        replace(questions[0], pieces=one_piece(texts_QD1[0] * np.nan)),
     ]
 
     async def check() -> None:
@@ -213,7 +221,7 @@ def test_a_version_that_takes_long_to_open_keeps_nobody_else_waiting(
 ) -> None:
     ranker, opens = service.parts.ranker, threading.Event()
     monkeypatch.setattr(Index, "open", lambda _: opens.wait(60))
-    question = Question(query_encoder.text_vectors(QUERIES[:1])[0], None, 0.0, 5, None, SECONDS)
+    question = Question(one_piece(query_encoder.text_vectors(QUERIES[:1])[0]), 0.0, 5, None, SECONDS)
     hangs = replace(question, version="/hangs/index/000001", seconds=0.5)
 
     async def check() -> None:
@@ -239,7 +247,7 @@ def test_what_fails_of_those_that_ask_alike_is_theirs_alone(
         return search_each(shards, version, query_QD, k, seconds=seconds)
 
     monkeypatch.setattr(place, "search_each", failing)
-    question = Question(query_encoder.text_vectors(QUERIES[:1])[0], None, 0.0, 5, None, SECONDS)
+    question = Question(one_piece(query_encoder.text_vectors(QUERIES[:1])[0]), 0.0, 5, None, SECONDS)
 
     async def check() -> None:
         first, ranking = await call(
@@ -274,7 +282,7 @@ def test_the_shard_that_an_answer_names_is_asked_alone_for_a_picture_and_the_oth
         return await call("", ranker.path, id, None, shard, seconds=SECONDS), len(asked)
 
     async def check() -> None:
-        ranking = await call("", ranker.rank, vlm_D1, None, 0.0, 24, None, SECONDS, seconds=SECONDS)
+        ranking = await call("", ranker.rank, one_piece(vlm_D1), 0.0, 24, None, SECONDS, seconds=SECONDS)
         assert {row.shard for row in ranking.rows} == set(range(shards))
         for row in ranking.rows:
             assert row.id in index.live_rows(row.shard, ["id"])["id"].to_pylist()
@@ -314,7 +322,7 @@ def test_the_aggregator_and_its_weight_are_used(
     [query] = query_encoder.encode(["a red star"], 3)
 
     async def rank() -> Any:
-        arguments = (query.vlm_D1, query.vision_KD2, plain.weight, 24, None, SECONDS)
+        arguments = (one_piece(query.vlm_D1, query.vision_KD2), plain.weight, 24, None, SECONDS)
         return await call("", ranker.rank, *arguments, seconds=SECONDS)
 
     ranking = run(rank())
@@ -350,6 +358,213 @@ def test_a_picture_is_searched_for_by_both_its_vectors(
         with pytest.raises(ImageRejected) as rejected:
             await search.by_picture(b"<svg/>", "", k=5)
         assert rejected.value.reason == "format-not-allowed"
+
+    run(check())
+
+
+class OneByOne:
+    """A ``QueryEncoder`` that batches nothing: batches of other sizes round differently in their last bits."""
+
+    def __init__(self, encoder: QueryEncoder) -> None:
+        self._encoder = encoder
+        self.vlm, self.vision, self.batch = encoder.vlm, encoder.vision, encoder.batch
+        self.generator = SimpleNamespace(imagine=self._imagine)
+
+    def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
+        return np.concatenate([self._encoder.text_vectors([text]) for text in texts])
+
+    def _imagine(self, texts: Sequence[str], images: int, **options: Any) -> list[Any]:
+        return [self._encoder.generator.imagine([text], images, **options)[0] for text in texts]
+
+    def image_vectors(self, imagined: Sequence[Any]) -> list[np.ndarray]:
+        return [self._encoder.image_vectors([one])[0] for one in imagined]
+
+    def picture_vectors(self, pictures: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+        vlm, vision = zip(*(self._encoder.picture_vectors([picture]) for picture in pictures), strict=True)
+        return np.concatenate(vlm), np.concatenate(vision)
+
+
+def test_evidence_is_answered_as_in_one_process_single_streamed_and_remembered(
+    service: Service, collection: Collection, query_encoder: QueryEncoder
+) -> None:
+    plain = Finder(OneByOne(query_encoder), collection.index)  # type: ignore[arg-type]
+    file = collection.folder / "images" / f"{split('unseen')[1].name}/2.png"
+    image = Image.open(file).convert("RGB")
+    row, other = collection.ids[5], collection.ids[17]
+    of_row = collection.folder / "images" / f"{split('unseen')[1].name}/1.png"
+    tenths = 0.1, 0.25, 0.9, 1.0
+    pixels = 6, 16, 58, 64  # of 64 × 64
+
+    async def check() -> None:
+        search = await warmed(service)
+        uploaded = await search.upload(file.read_bytes())
+        assert (uploaded.upload, 64, 64) == tuple((await search.upload(file.read_bytes())).model_dump().values())
+        kept = Image.open(BytesIO(await search.pictures.jpeg(uploaded.upload) or b"")).convert("RGB")
+        for text in ("a star", "red", "a fish"):  # remembered as they are encoded alone
+            await search.answer(SearchRequest(query=text, images=2), "")
+        star, red = Text("a star"), Text("red", -0.4)
+        upload, boxed = {"upload": uploaded.upload}, {"upload": uploaded.upload, "box": tenths}
+        cases: list[tuple[str | None, list[dict[str, Any]], list[Evidence]]] = [
+            ("a star", [{"text": "red", "weight": -0.4}], [star, red]),
+            (None, [{"text": "a star"}], [star]),
+            (None, [upload], [Picture(image)]),
+            (None, [{"row": row, "weight": 2.0}], [Row(row, 2.0)]),
+            (None, [boxed], [Picture(kept, box=pixels)]),
+            (None, [{"row": row, "box": tenths}], [Picture(Image.open(of_row).convert("RGB"), box=pixels)]),
+            (
+                "a star",
+                [
+                    {"row": row},
+                    {"text": "red", "weight": -0.4},
+                    {**upload, "weight": 0.7},
+                    {"row": other, "weight": -1},
+                ],
+                [star, Row(row), red, Picture(image, 0.7), Row(other, -1)],
+            ),
+            ("a fish", [{**boxed, "weight": -0.3}], [Text("a fish"), Picture(kept, -0.3, pixels)]),
+        ]
+        for query, given, evidence in cases:
+            texts = sum(isinstance(piece, Text) for piece in evidence)
+            for options in ({}, {"weight": 0.3}, {"mode": "visual"}, {"mode": "text"}):
+                if options.get("mode") == "text" and texts > 1:
+                    continue  # texts that are not imagined are not remembered, and these two are encoded together
+                request = SearchRequest.model_validate(
+                    {"query": query, "evidence": given, "k": 9, "images": 2, **options}
+                )
+                expected = plain.find(evidence, 9, images=2, **options)  # type: ignore[arg-type]
+                answer = await search.answer(request, "")
+                stages = [stage async for stage in search.stages(request, "")]
+                for one in (answer, stages[-1][1]):
+                    assert isinstance(one, SearchAnswer)
+                    assert as_tuples(one) == as_tuples(expected), (given, options)
+                    shares = expected.shares if len(evidence) > 1 else [[] for _ in expected.results]
+                    assert [found.shares for found in one.results] == shares
+                    assert (one.weight, one.degraded, one.query) == (expected.weight, None, query or "")
+                told = ["text"] * bool(texts) + ["imagined"] * bool(query) + ["fused"]
+                assert [name for name, _ in stages] == (["text"] if options.get("mode") == "text" else told)
+                visual = None if answer.weight == 0 else "imagined" if texts else "given"
+                assert (answer.visual, answer.memory) == (visual, "hit" if texts and answer.weight else "off")
+
+    run(check())
+
+
+def test_an_imagined_image_is_evidence_by_its_remembered_vector_and_by_its_picture(
+    service: Service, finder: Finder, query_encoder: QueryEncoder
+) -> None:
+    async def check() -> None:
+        search = await warmed(service)
+        answer = await search.answer(SearchRequest(query="a teal star", images=2), "")
+        name = answer.imagined[1].url.removeprefix("/v1/imagined/")
+        key = name.split("/")[0]
+        jpeg = await search.memory.remembered_image(key, 1)
+        vlm_1D1, from_jpeg_1D2 = query_encoder.picture_vectors([Image.open(BytesIO(jpeg or b"")).convert("RGB")])
+        known = await search.memory.recall(key)
+        assert known
+        request = SearchRequest.model_validate({"evidence": [{"imagined": name}], "k": 9})
+        for vision_D2 in (known.vision_KD2[1], from_jpeg_1D2[0]):
+            expected = finder.rank(fused_query(vlm_1D1, vision_D2, 0.5), 9)
+            again = await search.answer(request, "")
+            assert [(found.id, found.score) for found in again.results] == [(row.id, row.score) for row in expected]
+            # As an earlier version wrote it, or another vision encoder: its vector is of no use, its picture is.
+            search.memory._recent[key] = replace(known, vision_fingerprint="")
+            search.pictures._memory._recent.clear()
+            search.pictures._memory.store = MemoryStore()
+
+    run(check())
+
+
+def test_what_is_dropped_of_the_query_is_left_out_of_evidence_too(service: Service) -> None:
+    async def check() -> None:
+        search = await warmed(service)
+        evidence = [{"text": "red", "weight": -0.4}]
+        every, without, none = [
+            await search.answer(
+                SearchRequest.model_validate({"query": "a moon", "evidence": evidence, "images": 2, "drop": drop}), ""
+            )
+            for drop in ([], [0], [0, 1])
+        ]
+        assert [image.dropped for image in without.imagined] == [True, False]
+        assert without.imagined[1].attention == 1
+        assert every.results != without.results
+        assert (none.stage, none.visual, none.degraded) == ("text", None, "every imagined image was left out")
+
+    run(check())
+
+
+def test_rows_have_vectors_by_id_and_those_that_are_not_there_are_marked(
+    service: Service, collection: Collection, tmp_path: Path
+) -> None:
+    index = Index.open(collection.index.uri)
+    shards: list[LocalShards | RemoteShards] = [LocalShards()]
+    pointer = Pointer.bind(index.uri)
+    bound = [IndexShard.options(name=f"Shard{i}").bind(i, 2, pointer) for i in range(2)]
+    shards.append(RemoteShards(local(bound)))
+    ids = ["id-020", "nothing", "id-003", "", "id-011"]
+
+    async def check() -> None:
+        for place in shards:
+            for of in (None, [1, 0, 0, 1, 1], [5, 4, 2, 1, 1]):
+                rows = await place.vectors(index.uri, ids, seconds=SECONDS, shards=of)
+                where = {id: row for shard in index.shards() for row, id in enumerate(shard.rows["id"].to_pylist())}
+                assert set(where) >= {"id-020", "id-003", "id-011"}
+                assert not rows.troubles
+                for id, row_D, found in zip(ids, rows.joint_ND, rows.found_N, strict=True):
+                    if not found:
+                        assert not row_D.any()
+                        assert of is not None or id in ("nothing", "")
+                        continue
+                    at = collection.ids.index(id)
+                    assert np.array_equal(row_D, np.concatenate([collection.vlm_ND1[at], collection.vision_ND2[at]]))
+
+    run(check())
+
+
+def test_a_row_whose_shard_is_gone_is_no_fault_of_the_client_and_shares_are_left_out_without_it(
+    service: Service, collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evidence = [{"text": "a star"}, {"row": collection.ids[0]}]
+    vectors = Opened.vectors
+
+    def failing(opened: Opened, ids: Sequence[str]) -> Any:
+        if len(ids) > fails_above:
+            raise RuntimeError("a fault")
+        return vectors(opened, ids)
+
+    monkeypatch.setattr(Opened, "vectors", failing)
+
+    async def answer() -> SearchAnswer:
+        search = await warmed(service)
+        request = SearchRequest.model_validate({"evidence": evidence, "mode": "text", "k": 20})
+        return await search.answer(request, "")
+
+    fails_above = 0
+    with pytest.raises(Unavailable) as error:
+        run(answer())
+    assert error.value.trouble == "failed"
+    fails_above = 1
+    assert [found.shares for found in run(answer()).results] == [[]] * 20
+
+
+def test_a_row_of_another_version_is_told_to_the_client(
+    service: Service, collection: Collection, tmp_path: Path
+) -> None:
+    table = pa.concat_tables(collection.gallery.tables(["id", "path", "label", "width", "height", "batch"]))
+    rest = [table.slice(1), collection.vlm_ND1[1:], collection.vision_ND2[1:]]
+    other = write_index(tmp_path, collection.gallery, *rest)
+    gone = table["id"][0].as_py()
+
+    async def check() -> None:
+        search = await warmed(service)
+        request = SearchRequest.model_validate({"query": "a star", "evidence": [{"row": gone}], "mode": "text"})
+        assert (await search.answer(request, "")).results
+        await search.switch(other.uri)
+        try:
+            for box in (None, (0, 0, 1, 0.5)):
+                given = {"evidence": [{"text": "a fish"}, {"row": gone, "box": box}]}
+                with refused("missing", "evidence.1.row"):
+                    await search.answer(SearchRequest.model_validate(given), "")
+        finally:
+            await search.switch(str(collection.folder / "index"))
 
     run(check())
 
@@ -553,7 +768,7 @@ def test_without_shards_nothing_is_ranked(service: Service, profile: Profile, co
 
     async def rank() -> None:
         with pytest.raises(Unavailable) as error:
-            await call("", ranker.rank, np.ones(24, np.float32), None, 0.0, 1, None, SECONDS, seconds=SECONDS)
+            await call("", ranker.rank, one_piece(np.ones(24, np.float32)), 0.0, 1, None, SECONDS, seconds=SECONDS)
         assert (error.value.part, error.value.trouble) == ("every shard of the index", "down")
 
     run(rank())

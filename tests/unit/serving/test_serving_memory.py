@@ -75,7 +75,7 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, serve_log: pytest.LogCapt
         assert store.get("a") == data
 
     asyncio.run(case())
-    assert "the remembered query a is damaged and will be made again: the checksum" in serve_log.text
+    assert "what is remembered as a is damaged and will be made again: the checksum" in serve_log.text
 
 
 def test_images_that_were_all_rejected_are_remembered_too() -> None:
@@ -159,7 +159,7 @@ def test_the_making_goes_on_while_anyone_waits_and_ends_with_the_last() -> None:
 def test_a_deadline_leaves_the_making_running_for_who_asks_next(caplog: pytest.LogCaptureFixture) -> None:
     async def case() -> None:
         memory, maker = Memory(MemoryStore()), Maker(0, may=False)
-        with pytest.raises(TimeoutError, match=r"not imagined within 0\.05 s"):
+        with pytest.raises(TimeoutError, match=r"not made within 0\.05 s"):
             await memory.obtain("a", maker, seconds=0.05)
         # Nor does one who leaves afterwards end it.
         asking = asyncio.create_task(memory.obtain("a", maker))

@@ -114,9 +114,10 @@ class Ranker:
     async def served(self) -> Served:
         return Served("v1", "v1", "gallery", rows=1, shards=5, models={}, weight=0.5)
 
-    async def rank(self, t: Any, vision: Any, weight: float, k: int, version: str | None, seconds: float) -> Ranking:
+    async def rank(self, pieces: list[Any], weight: float, k: int, version: str | None, seconds: float) -> Ranking:
         if self.error:
             raise self.error
+        vision = pieces[0].vision
         count = 0 if vision is None else len(vision)
         self.asked.append((weight, count, version))
         row = Row("a b/c", 3, "a/0.png", "images", "a", {"width": 64}, float(count), 0.0, 0.0)
@@ -517,7 +518,7 @@ def test_without_a_generator_unfinished_images_are_answered_for_good() -> None:
         world, other = await World(generator=False).warmed(), await World().warmed()
         other.generator.rejected, other.generator.reason = 1, "nan"
         await other.answer()
-        world.memory._store = other.memory._store
+        world.memory.store = other.memory.store
         assert len((await world.answer()).imagined) == 2
 
     run(check())
@@ -579,7 +580,9 @@ def test_nothing_is_stored_as_made_by_the_generator_of_the_warmed_queries(serve_
         world.generator.runs.clear()
         starting = asyncio.create_task(world.search.warm_up())
         await until(lambda: "vlm" in world.search._imaginer.models)
-        key, _ = world.search._imaginer.key(world.search._asked(SearchRequest(query="a moon"), "id"))
+        asked = world.search._asked(SearchRequest(query="a moon"), "id")
+        world.search._imaginer.set_key(asked, asked.texts[0])
+        key = asked.texts[0].key
         assert key
         world.memory._recent[key] = entry("a moon", images=2)
         assert (await world.answer("a moon")).memory == "hit"  # of what was warmed
@@ -604,12 +607,14 @@ def test_a_generator_that_becomes_known_during_a_search_stores_nothing_under_the
         starting = asyncio.create_task(world.search.warm_up())
         await until(lambda: "vlm" in world.search._imaginer.models)
         asked = world.search._asked(SearchRequest(query="a star"), "id")
-        key, _ = world.search._imaginer.key(asked)
+        [text] = asked.texts
+        world.search._imaginer.set_key(asked, text)
         world.generator.runs.set()
         await starting
-        assert key
-        found, shortfall = await world.search._imaginer.obtain(asked, key, np.array([1, 0], np.float32))
-        assert (found, shortfall and shortfall.reason) == (None, "starting")
+        assert text.key
+        text.vlm_D1 = np.array([1, 0], np.float32)
+        await world.search._imaginer.obtain(asked, text)
+        assert (text.known, text.shortfall and text.shortfall.reason) == (None, "starting")
         assert not world.memory._recent
 
     run(check())
