@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.profile import Generator as GeneratorSettings
 from cluster.profile import Profile, load_profile
 from retrieval.artifacts import MANIFEST, Index, ModelRecord, QuerySet, TrainedAggregator
+from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.prompts import templates
 
@@ -88,11 +90,23 @@ def load_vision(profile: Profile) -> VisionEncoder:
     return VisionEncoder.load(models.vision, device=models.device, dtype=models.dtype)
 
 
+def generator_settings(profile: Profile) -> GeneratorSettings:
+    """Return which generator a profile has.
+
+    Raises:
+        UserError: it has none (code ``missing``, field ``models.generator``).
+    """
+    if profile.models.generator is None:
+        message = f"the profile {profile.name} has no generator to imagine with: name one in models.generator"
+        raise UserError(message, code="missing", field="models.generator")
+    return profile.models.generator
+
+
 def load_generator(profile: Profile) -> Generator:
-    """Load the diffusion model."""
+    """Load the diffusion model; errors as of ``generator_settings``."""
     from retrieval.models.generator import Generator
 
-    models, generator = profile.models, profile.models.generator
+    models, generator = profile.models, generator_settings(profile)
     return Generator.load(
         generator.uri,
         steps=generator.steps,
@@ -104,16 +118,16 @@ def load_generator(profile: Profile) -> Generator:
 
 
 def load_query_encoder(profile: str | Path | Profile = "tiny") -> QueryEncoder:
-    """Load all three models, as queries need them."""
+    """Load all three models, as queries need them; two, if the profile has no generator."""
     from retrieval.query import QueryEncoder
 
     profile = load_profile(profile)
     return QueryEncoder(
         load_vlm(profile),
         load_vision(profile),
-        load_generator(profile),
+        load_generator(profile) if profile.models.generator else None,
         templates=prompt_templates(profile),
-        batch=profile.models.generator.batch,
+        batch=profile.models.generator.batch if profile.models.generator else 1,
     )
 
 

@@ -33,6 +33,9 @@ def search(
     weight: float | None = None,
     images: int | None = None,
     seed: int = 0,
+    fuse: Literal["mean", "max", "rrf"] = "mean",
+    rerank: Literal["none", "neighbours"] = "none",
+    depth: int | None = None,
     aggregator: str | None = None,
     focus: str | None = None,
     ignore: Annotated[list[str] | None, Repeated] = None,
@@ -67,6 +70,13 @@ def search(
         Images to imagine; by default the profile's.
     seed
         Seed of the images.
+    fuse
+        How several imagined images become one ranking: pooled (mean), by the image that a result is most like (max),
+        or by reciprocal ranks (rrf).
+    rerank
+        A second stage: the first results ranked again by how they lie among their neighbours.
+    depth
+        How many rows the second stage, or each list of rrf, has; by default 100.
     aggregator
         A trained aggregator; by default the profile's. Without one, the images are averaged.
     focus
@@ -82,6 +92,7 @@ def search(
     """
     from cluster.loading import open_finder
     from cluster.profile import load_profile
+    from retrieval.second_stage import DEPTH
 
     phrase, place = (text, target) if target is not None else (None, text)
     evidence = _evidence(phrase, image or [], like or [], without or [], unlike or [])
@@ -96,6 +107,9 @@ def search(
         weight=weight,
         images=wanted,
         seed=seed,
+        fuse=fuse,
+        rerank=rerank,
+        depth=DEPTH if depth is None else depth,
         focus=focus,
         ignore=ignore or [],
         bridge=bridge,
@@ -151,21 +165,24 @@ def _read(file: Path) -> Image.Image:
 
 def _print(answer: Answer, names: list[str]) -> None:
     if answer.degraded:
-        out.print(f"ranked by text alone: {answer.degraded}", style="yellow")
+        instead = "with real images of the gallery" if answer.visual == "nearest" else "by text alone"
+        out.print(f"ranked {instead}: {answer.degraded}", style="yellow")
     if answer.words:
         out.print(f"read as: {' '.join(word.value for word in answer.words.words)}; searched for: {answer.words.text}")
-    several = len(names) > 1
+    several = len(names) > 1 and all(answer.shares)
     pieces = [f"({number})" for number in range(1, len(names) + 1)]
-    lines = [f"{number} {name}" for number, name in zip(pieces, names, strict=True)] if several else names
+    lines = [f"{number} {name}" for number, name in zip(pieces, names, strict=True)] if len(names) > 1 else names
     table = Table(title="\n".join(lines) + f"   (λ = {answer.weight:.2f})", title_justify="left")
-    for heading in ("", "score", *(pieces if several else ("text part", "visual part"))):
+    again = ("second stage",) if answer.reranked else ()
+    for heading in ("", *again, "score", *(pieces if several else ("text part", "visual part"))):
         table.add_column(heading, justify="right")
     for heading in ("label", "path"):
         table.add_column(heading)
     table.add_column("id", no_wrap=True)  # to be copied
     for i, (found, shares) in enumerate(zip(answer, answer.shares, strict=True), 1):
         parts = shares if several else (found.text_part, found.visual_part)
-        numbers = (f"{value:.4f}" for value in (found.score, *parts))
+        scores = (found.rerank_score, found.score) if answer.reranked else (found.score,)
+        numbers = ("" if value is None else f"{value:.4f}" for value in (*scores, *parts))
         table.add_row(str(i), *numbers, found.label or "", found.path, found.id)
     out.print(table)
     if answer.refinements:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -13,20 +13,24 @@ from PIL import Image
 
 from retrieval.artifacts import Index, QuerySet, TrainedAggregator
 from retrieval.artifacts.compatibility import check_made_by
-from retrieval.bridge import Bridge, Reading, Said, bridges, merging, recomposed
+from retrieval.bridge import Bridge, Reading, Said, bridges, given_shares, merging, read, refinements
 from retrieval.errors import UserError
-from retrieval.evidence import Encoded, Evidence, Picture, Row, Text, check_evidence, compiled, halves, shares
-from retrieval.fusion import DEFAULT_WEIGHT, check_weight
+from retrieval.evidence import Encoded, Evidence, Picture, Row, Text, check_evidence, compiled, halves
+from retrieval.fusion import DEFAULT_WEIGHT, check_weight, fused_query
 from retrieval.index.hits import Hits, checked_k, merge_topk
 from retrieval.lens import lens, through
 from retrieval.means import Means
+from retrieval.nearest import NEAREST, visual_half
 from retrieval.query import QueryEncoder, pool
+from retrieval.rankings import Fuse, Scored, image_by_image, joint_queries, one_ranking, ranking_shares
+from retrieval.second_stage import DEPTH, Rerank, checked_depth, neighbours, put_in_order
 from retrieval.words import NEIGHBOURS, Dictionary, Refinement
 
 if TYPE_CHECKING:
     from retrieval.models.imagined import Imagined
 
 Mode = Literal["text", "visual", "fused"]
+Visual = Literal["imagined", "nearest", "given"]
 _WEIGHTS: dict[Mode, float | None] = {"text": 0.0, "visual": 1.0, "fused": None}
 
 
@@ -36,15 +40,18 @@ class Found:
 
     Attributes:
         row: the columns of the index: id, path, label, width, height, batch, and those of the source.
-        score: ``text_part`` + ``visual_part``.
-        text_part: (1 - λ)·⟨t, c⟩.
-        visual_part: λ·⟨v, d⟩.
+        score: ``text_part`` + ``visual_part``, of the search itself.
+        text_part: (1 - λ)·⟨t, c⟩; with ``fuse="rrf"`` the term of its rank by text.
+        visual_part: λ·⟨v, d⟩, with ``fuse="max"`` of the image that it is most like; with ``rrf`` the terms of its
+            ranks by images.
+        rerank_score: of the second stage, by which it was put in its place; None without one, or beyond its depth.
     """
 
     row: dict[str, Any]
     score: float
     text_part: float
     visual_part: float
+    rerank_score: float | None = None
 
     @property
     def id(self) -> str:
@@ -69,10 +76,13 @@ class Answer:
         weight: λ, with which they were ranked.
         imagined: the images that each text was imagined as; empty if none were asked for.
         degraded: why the ranking is not the one asked for; None if it is.
-        shares: of each result, what each piece of evidence brought to its score; of a query that was read into words,
-            by how many of the words came from it.
+        shares: of each result, what each piece of evidence brought to its score; empty with ``fuse="rrf"``, as ranks
+            have no shares.
+        visual: where the visual half came from: images that were imagined; the nearest real images of the gallery, for
+            one text at least that has no imagined ones; pictures or rows that were given; None if there is none.
+        reranked: by which second stage; None without one.
         words: what was read from pictures and rows, and the text that was searched for in their place; None where
-            nothing was read.
+            nothing was read. The shares of that text are given to pieces by how many of its words they have told.
         refinements: words of the dictionary that split the results best; none without a dictionary.
     """
 
@@ -81,6 +91,8 @@ class Answer:
     imagined: list[Imagined]
     degraded: str | None
     shares: list[list[float]]
+    visual: Visual | None
+    reranked: str | None
     words: Reading | None = None
     refinements: list[Refinement] = field(default_factory=list)
 
@@ -96,11 +108,29 @@ class Answer:
         return [Image.fromarray(pixels) for imagined in self.imagined for pixels in imagined.pixels_KHWC]
 
 
+class _Known(NamedTuple):
+    """What is known of the evidence before anything is searched for by it: the vectors; the images, and the vectors of
+    those, by the piece that was imagined; the pieces that have nearest real images instead; and why.
+    """
+
+    encoded: Encoded
+    imagined: list[Imagined]
+    images: dict[int, NDArray[np.float32]]
+    nearest: list[int]
+    degraded: str | None
+
+    @property
+    def visual(self) -> Visual:
+        wanted = [n for n in self.images if self.encoded.weights_E[n] > 0]
+        return "nearest" if self.nearest else "imagined" if wanted else "given"
+
+
 class Finder:
     """An open index with the models that its queries need.
 
     Args:
-        encoder: the three models.
+        encoder: the three models, or two: without a generator, the nearest real images of the index stand in for
+            imagined ones.
         index: of the same VLM and vision encoder.
         aggregator: of the same models; without one, imagined images are averaged.
         words: a dictionary (``retrieval.words``), for lenses, for reading pictures, and for refinements.
@@ -122,7 +152,8 @@ class Finder:
         check_made_by(index, "vision", encoder.vision.uri, encoder.vision.fingerprint)
         if aggregator:
             aggregator.check_fits(index)
-            aggregator.check_generator(encoder.generator.uri, encoder.generator.fingerprint)
+            if encoder.generator:
+                aggregator.check_generator(encoder.generator.uri, encoder.generator.fingerprint)
         self.encoder = encoder
         self.index = index
         self.shards = index.shards()
@@ -144,12 +175,25 @@ class Finder:
         weight: float | None = None,
         images: int = 8,
         seed: int = 0,
+        fuse: Fuse = "mean",
+        rerank: Rerank = "none",
+        depth: int = DEPTH,
         focus: str | None = None,
         ignore: Sequence[str] = (),
     ) -> Answer:
         """Find the k best images for a text: what ``find`` does for one ``Text``."""
         return self.find(
-            [Text(text)], k, mode=mode, weight=weight, images=images, seed=seed, focus=focus, ignore=ignore
+            [Text(text)],
+            k,
+            mode=mode,
+            weight=weight,
+            images=images,
+            seed=seed,
+            fuse=fuse,
+            rerank=rerank,
+            depth=depth,
+            focus=focus,
+            ignore=ignore,
         )
 
     def find(
@@ -161,14 +205,17 @@ class Finder:
         weight: float | None = None,
         images: int = 8,
         seed: int = 0,
+        fuse: Fuse = "mean",
+        rerank: Rerank = "none",
+        depth: int = DEPTH,
         focus: str | None = None,
         ignore: Sequence[str] = (),
         bridge: Bridge = "auto",
     ) -> Answer:
         """Find the k best images for texts, pictures and rows of the gallery, for and against (``retrieval.evidence``).
 
-        If nothing that is wanted has a visual half, since no image could be imagined, the answer is the text one and
-        says so.
+        A text of which no image could be imagined has the nearest real images of the index in their place
+        (``retrieval.nearest``), and the answer says so.
 
         Args:
             evidence: up to 16 pieces, one of which is for something.
@@ -178,37 +225,59 @@ class Finder:
             weight: λ of the fused ranking, from 0 to 1; by default the aggregator's, else DEFAULT_WEIGHT.
             images: K, how many images each text is imagined as.
             seed: of the images.
+            fuse: how several imagined images become one ranking (``retrieval.rankings``).
+            rerank: the second stage: none, or the candidates' ``neighbours`` (``retrieval.second_stage``).
+            depth: how many candidates the second stage ranks; and, with ``rrf``, how many rows of each list count.
             focus: an aspect of the dictionary, which then counts alone (``retrieval.lens``).
             ignore: aspects of the dictionary that then do not count.
             bridge: whether pictures and rows are read into words (``retrieval.bridge``): ``auto``, where they stand
                 together with texts and there is a dictionary; ``words``, always; or ``none``.
 
         Raises:
-            UserError: k, λ or the number of images is out of range (code ``out-of-range``), the mode is unknown
-                (``unknown``), a text is ``blank`` or ``too-long``, a row is not in the index (``missing``), or as
-                ``check_evidence``, ``summed``, ``lens`` and ``bridges``. The field is the argument.
+            UserError: k, λ, the depth or the number of images is out of range (code ``out-of-range``); the mode, fuse
+                or rerank is unknown (``unknown``); a text is ``blank`` or ``too-long``, a row is not in the index
+                (``missing``), or as ``check_evidence``, ``summed``, ``lens`` and ``bridges``. The field is the
+                argument.
         """
-        if mode not in _WEIGHTS:
-            message = f"the mode is {', '.join(_WEIGHTS)}, not {mode!r}"
-            raise UserError(message, code="unknown", field="mode")
+        _check_one_of("mode", mode, tuple(_WEIGHTS))
+        _check_one_of("fuse", fuse, get_args(Fuse))
+        _check_one_of("rerank", rerank, get_args(Rerank))
         given = self.weight if weight is None else weight
         of_mode = _WEIGHTS[mode]
         weight = float(check_weight(given if of_mode is None else of_mode))
         checked_k(k)  # before imagining, which takes its time
+        checked_depth(depth)
         check_evidence(evidence)
         glass = lens(self.dictionary, focus, ignore)
         evidence, reading, brings_EG = self._bridged(evidence, bridge, seed)
-        encoded, imagined = self._encoded(evidence, images if weight > 0 else None, seed)
+        known = self._known(evidence, images if weight > 0 else None, seed)
         texts_E = np.array([isinstance(piece, Text) for piece in evidence])
-        encoded = through(encoded, texts_E, self.dictionary, self.means, glass)
-        reasons = sorted({reason for one in imagined if not len(one.pixels_KHWC) for reason in one.rejected})
-        degraded = f"no image could be imagined ({', '.join(reasons)})" if reasons else None
-        query_1D, weight = compiled(encoded, weight)
-        hits = self._hits(query_1D, k)
-        vectors = self._vectors(hits)
-        brought = (shares(encoded, weight, *vectors) @ brings_EG).tolist()
-        refinements = self.dictionary.refinements(*vectors, self.means) if self.dictionary else []
-        return Answer(self._results(hits), weight, imagined, degraded, brought, reading, refinements)
+        encoded, *alone = (
+            through(one, texts_E, self.dictionary, self.means, glass)
+            for one in (known.encoded, *(image_by_image(known.encoded, known.images) if fuse != "mean" else ()))
+        )
+        pooled_1D, weight = compiled(encoded, weight)
+        further = rerank != "none" or (fuse == "rrf" and alone)
+        hits = self._hits(joint_queries(encoded, alone, fuse, weight), max(k, depth) if further else k)
+        places = _places(hits)
+        ranking = one_ranking(_lists(hits), fuse, weight, max(k, depth))
+        if rerank == "neighbours":
+            joint_MD = self._joint(places, ranking[:depth])
+            ranking = put_in_order(ranking, neighbours(pooled_1D[0], weight, joint_MD, self.encoder.vlm.dim))
+        ranking = ranking[:k]
+        joint_kD = self._joint(places, ranking)
+        brought = ranking_shares(encoded, alone, fuse, weight, joint_kD, self.encoder.vlm.dim)
+        return Answer(
+            [Found(self._row(*places[one.id]), *one[1:]) for one in ranking],
+            weight,
+            known.imagined,
+            known.degraded,
+            given_shares(brought, brings_EG) if reading else brought,
+            known.visual if weight else None,
+            None if rerank == "none" else rerank,
+            reading,
+            refinements(self.dictionary, joint_kD, self.means),
+        )
 
     def _bridged(
         self, given: Sequence[Evidence], bridge: Bridge, seed: int
@@ -219,23 +288,21 @@ class Finder:
             The evidence to search for; what was read; and the share that each given piece has in each piece of it.
         """
         as_given = given, None, np.eye(len(given))
-        pictures = [n for n, piece in enumerate(given) if not isinstance(piece, Text) and piece.weight > 0]
-        texts = [n for n, piece in enumerate(given) if isinstance(piece, Text)]
-        if not bridges(bridge, self.dictionary, pictures=bool(pictures), texts=bool(texts)) or not self.dictionary:
+        texts = [piece for piece in given if isinstance(piece, Text)]
+        pictures = [piece for piece in given if not isinstance(piece, Text) and piece.weight > 0]
+        aspects = self.dictionary.aspects if self.dictionary else None
+        if not bridges(bridge, aspects, pictures=bool(pictures), texts=bool(texts)) or not self.dictionary:
             return as_given
-        encoded, _ = self._encoded([given[n] for n in pictures], None, seed)
-        near = self._hits(compiled(encoded, DEFAULT_WEIGHT)[0], NEIGHBOURS)
-        words = self.dictionary.read(*self._vectors(near), self.means)
-        phrases = [piece for piece in given if isinstance(piece, Text)]
-        vlm_BD1 = self.encoder.text_vectors([piece.text for piece in phrases]) if phrases else ()
-        said = [Said(piece.text, t_D1, piece.weight > 0) for piece, t_D1 in zip(phrases, vlm_BD1, strict=True)]
-        reading = recomposed(self.dictionary, words, said)
+        hits = self._hits(compiled(self._known(pictures, None, seed).encoded, DEFAULT_WEIGHT)[0], NEIGHBOURS)
+        near_ND = self._joint(_places(hits), _lists(hits)[0])
+        vlm_BD1 = self.encoder.text_vectors([text.text for text in texts]) if texts else ()
+        said = [Said(text.text, t_D1, text.weight > 0) for text, t_D1 in zip(texts, vlm_BD1, strict=True)]
+        reading = read(self.dictionary, near_ND, self.means, said)
         merged = merging(reading, [isinstance(piece, Text) for piece in given], [piece.weight for piece in given])
         if merged is None:
             return as_given
         kept, brings_EG = merged
-        weight = max(piece.weight for piece in given)
-        return [Text(reading.text, weight), *(given[n] for n in kept)], reading, brings_EG
+        return [Text(reading.text, max(piece.weight for piece in given)), *(given[n] for n in kept)], reading, brings_EG
 
     def rank(self, query_D: NDArray[np.float32], k: int = 10) -> list[Found]:
         """Find the k best images for one joint query [(1 - λ)t ; λv], (D,) or (1, D), of ``fusion.fused_query``.
@@ -243,48 +310,61 @@ class Finder:
         Raises:
             UserError: k is out of range, or the query is of other dimensions or not finite.
         """
-        return self._results(self._hits(query_D, k))
+        hits = self._hits(query_D, k)
+        places = _places(hits)
+        [ranking] = _lists(hits)
+        return [Found(self._row(*places[one.id]), *one[1:]) for one in ranking]
 
-    def _hits(self, query_D: NDArray[np.float32], k: int) -> Hits:
-        return merge_topk([shard.search(query_D, k) for shard in self.shards], k)
+    def _hits(self, query_VD: NDArray[np.float32], k: int) -> Hits:
+        return merge_topk([shard.search(query_VD, k) for shard in self.shards], k)
 
-    def _results(self, hits: Hits) -> list[Found]:
-        return [self._found(hits, i) for i in range(hits.ids.shape[1])]
+    def _row(self, shard: int, row: int) -> dict[str, Any]:
+        rows: pa.Table = self.shards[shard].rows
+        return rows.slice(row, 1).to_pylist()[0]
 
-    def _found(self, hits: Hits, i: int) -> Found:
-        rows: pa.Table = self.shards[hits.shards[0, i]].rows
-        row = rows.slice(int(hits.rows[0, i]), 1).to_pylist()[0]
-        return Found(row, *(float(part[0, i]) for part in (hits.scores, hits.text_part, hits.visual_part)))
+    def _joint(self, places: Mapping[str, tuple[int, int]], ranking: Sequence[Scored]) -> NDArray[np.float16]:
+        """[c ; d] of what was found, (N, D)."""
+        found = (places[one.id] for one in ranking)
+        joint_ND = np.array([self.shards[shard].vectors[row] for shard, row in found], np.float16)
+        return joint_ND.reshape(-1, self.encoder.vlm.dim + self.encoder.vision.dim)  # if nothing was found
 
-    def _vectors(self, hits: Hits) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-        """c and d of what was found."""
-        places = zip(hits.shards[0], hits.rows[0], strict=True)
-        joint_kD = np.array([self.shards[shard].vectors[row] for shard, row in places], np.float16)
-        split = self.encoder.vlm.dim
-        joint_kD = joint_kD.reshape(-1, split + self.encoder.vision.dim)  # if nothing was found
-        return joint_kD[:, :split], joint_kD[:, split:]
-
-    def _encoded(self, evidence: Sequence[Evidence], images: int | None, seed: int) -> tuple[Encoded, list[Imagined]]:
-        """Encode evidence; its texts are imagined as so many images each, or not at all."""
-        texts = [piece.text for piece in evidence if isinstance(piece, Text)]
-        pictures = [piece.cut() for piece in evidence if isinstance(piece, Picture)]
-        rows = [self._row_vectors(piece.id, n) for n, piece in enumerate(evidence) if isinstance(piece, Row)]
+    def _known(self, evidence: Sequence[Evidence], images: int | None, seed: int) -> _Known:
+        """Encode evidence; its texts are imagined as so many images each, or need no visual half."""
+        texts = {n: piece.text for n, piece in enumerate(evidence) if isinstance(piece, Text)}
+        pictures = {n: piece.cut() for n, piece in enumerate(evidence) if isinstance(piece, Picture)}
+        vectors = {n: self._row_vectors(piece.id, n) for n, piece in enumerate(evidence) if isinstance(piece, Row)}
+        vlm_BD1 = self.encoder.text_vectors(list(texts.values())) if texts else ()
         imagined: list[Imagined] = []
-        of_kind: dict[type, Iterator[tuple[np.ndarray, np.ndarray]]] = {Row: iter(rows)}
-        if texts:
-            vlm_BD1 = self.encoder.text_vectors(texts)
-            vision_BD2 = np.zeros((len(texts), self.encoder.vision.dim), np.float32)
-            if images is not None:
-                imagined = self.encoder.generator.imagine(texts, images, seed=seed, batch=self.encoder.batch)
-                for b, features_KD2 in enumerate(self.encoder.image_vectors(imagined)):
-                    mask = np.ones((1, len(features_KD2)), bool)
-                    vision_BD2[b] = pool(features_KD2[None], mask, self.network)[0]
-            of_kind[Text] = zip(vlm_BD1, vision_BD2, strict=True)
+        if images is not None and texts and self.encoder.generator:
+            imagined = self.encoder.imagine(list(texts.values()), images, seed=seed)
+        features = dict(zip(texts, self.encoder.image_vectors(imagined), strict=False))
+        known = {n: features_KD2 for n, features_KD2 in features.items() if len(features_KD2)}
+        nearest = [n for n in texts if n not in known] if images is not None else []
+        for n, vlm_D1 in zip(texts, vlm_BD1, strict=True):
+            if n in known:
+                [vision_D2] = pool(known[n][None], np.ones((1, len(known[n])), bool), self.network)
+            elif n in nearest:
+                vision_D2 = self._nearest(vlm_D1)
+            else:
+                vision_D2 = np.zeros(self.encoder.vision.dim, np.float32)
+            vectors[n] = vlm_D1, vision_D2
         if pictures:
-            of_kind[Picture] = zip(*self.encoder.picture_vectors(pictures), strict=True)
-        vlm, vision = zip(*(next(of_kind[type(piece)]) for piece in evidence), strict=True)
-        weights = np.array([piece.weight for piece in evidence], np.float64)
-        return Encoded(weights, np.stack(vlm), np.stack(vision)), imagined
+            vectors |= zip(
+                pictures, zip(*self.encoder.picture_vectors(list(pictures.values())), strict=True), strict=True
+            )
+        reasons = sorted({reason for one in imagined if not len(one.pixels_KHWC) for reason in one.rejected})
+        if nearest and not self.encoder.generator:
+            reasons = ["there is no generator"]
+        degraded = f"no image could be imagined ({', '.join(reasons)})" if nearest else None
+        weights_E = np.array([piece.weight for piece in evidence], np.float64)
+        vlm, vision = zip(*(vectors[n] for n in range(len(evidence))), strict=True)
+        return _Known(Encoded(weights_E, np.stack(vlm), np.stack(vision)), imagined, known, nearest, degraded)
+
+    def _nearest(self, vlm_D1: NDArray[np.float32]) -> NDArray[np.float32]:
+        """v of a text without images: of the real images that are nearest to it, float32 (D2,)."""
+        nothing_D2 = np.zeros(self.encoder.vision.dim, np.float32)
+        hits = self._hits(fused_query(vlm_D1, nothing_D2, 0.0), NEAREST)
+        return visual_half(self._joint(_places(hits), _lists(hits)[0])[:, self.encoder.vlm.dim :])
 
     def _row_vectors(self, id: str, number: int) -> tuple[np.ndarray, np.ndarray]:
         for shard in self.shards:
@@ -295,3 +375,20 @@ class Finder:
             code="missing",
             field=f"evidence.{number}.id",
         )
+
+
+def _check_one_of(field: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UserError(f"{field} is {', '.join(known)}, not {value!r}", code="unknown", field=field)
+
+
+def _places(hits: Hits) -> dict[str, tuple[int, int]]:
+    """The shard and the row in it of each id that was found."""
+    found = zip(hits.shards.ravel().tolist(), hits.rows.ravel().tolist(), strict=True)
+    return dict(zip(hits.ids.ravel().tolist(), found, strict=True))
+
+
+def _lists(hits: Hits) -> list[list[Scored]]:
+    """The rows of each query, best first."""
+    of_queries = zip(*(c.tolist() for c in (hits.ids, hits.scores, hits.text_part, hits.visual_part)), strict=True)
+    return [[Scored(*row) for row in zip(*columns, strict=True)] for columns in of_queries]

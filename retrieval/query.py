@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from retrieval.aggregator import Aggregator, mean_pool
+from retrieval.errors import UserError
 from retrieval.fusion import unit
 from retrieval.prompts import fill
 
@@ -42,18 +43,18 @@ class EncodedQuery:
 
 
 class QueryEncoder:
-    """The three models that a query passes through.
+    """The three models that a query passes through, or two.
 
     Args:
         vlm: gives the text vector.
         vision: embeds the images.
-        generator: imagines them.
+        generator: imagines them; None if there is none, and texts are found without images of their own.
         templates: of the text vector, each with one ``{}``.
         batch: images that are imagined at once.
     """
 
     def __init__(
-        self, vlm: VLM, vision: VisionEncoder, generator: Generator, *, templates: Sequence[str], batch: int
+        self, vlm: VLM, vision: VisionEncoder, generator: Generator | None, *, templates: Sequence[str], batch: int
     ) -> None:
         self.vlm = vlm
         self.vision = vision
@@ -65,12 +66,20 @@ class QueryEncoder:
         """Encode texts, each with ``images`` imagined images, of which K ≤ ``images`` are accepted.
 
         Raises:
-            UserError: a text is blank or too long, or there are fewer than 1 images.
+            UserError: a text is blank or too long, there are fewer than 1 images, or there is no generator (code
+                ``missing``, field ``generator``).
         """
         vlm_BD1 = self.text_vectors(texts)
-        imagined = self.generator.imagine(texts, images, seed=seed, batch=self.batch)
+        imagined = self.imagine(texts, images, seed=seed)
         vision = self.image_vectors(imagined)
         return [EncodedQuery(*parts) for parts in zip(texts, vlm_BD1, vision, imagined, strict=True)]
+
+    def imagine(self, texts: Sequence[str], images: int, *, seed: int = 0) -> list[Imagined]:
+        """Imagine each text as so many images; errors as of ``encode``."""
+        if self.generator is None:
+            message = "there is no generator to imagine with: name one in the profile, models.generator"
+            raise UserError(message, code="missing", field="generator")
+        return self.generator.imagine(texts, images, seed=seed, batch=self.batch)
 
     def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Return t for each text, float32 (B, D1)."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 
+from retrieval.bridge import Reading, given_shares
 from retrieval.errors import UserError
 from serving import metrics
 from serving.deployments.calls import Deadline, Unavailable
@@ -71,11 +72,16 @@ class AskedText:
             reasons = ", ".join(sorted(set(known.rejected)))
             self.shortfall = Shortfall("rejected", f"no image could be imagined ({reasons})")
 
+    @property
+    def lacks_images(self) -> bool:
+        """Nothing was imagined; what was dropped had been."""
+        return not self.known or not len(self.known.seeds)
+
     def piece(self, *, visual: bool) -> Piece:
-        """The text as the ranker takes it, with its images if they count."""
+        """The text as the ranker takes it; if images count with its own, or else with the nearest real ones."""
         assert self.vlm_D1 is not None
         vision = self.known.vision_KD2[self.kept] if visual and self.known and self.kept else None
-        return Piece(self.weight, self.vlm_D1, vision)
+        return Piece(self.weight, self.vlm_D1, vision, nearest=visual and self.lacks_images, text=True)
 
 
 @dataclass
@@ -110,6 +116,9 @@ class Asked:
     images: int
     deadline: Deadline
     version: str | None = None
+    read: tuple[Reading, np.ndarray] | None = None
+    """What pictures were read as, and the share of each given piece in each piece of ``evidence``, which is what the
+    search is made of since."""
     warnings: list[str] = field(default_factory=list)
     timings_ms: dict[str, float] = field(default_factory=dict)
 
@@ -125,7 +134,8 @@ class Asked:
     def query(self) -> AskedText | None:
         """The request's main text."""
         first = self.evidence[0]
-        return first if isinstance(first, AskedText) and self.request.query is not None else None
+        main = self.request.query is not None or self.read
+        return first if isinstance(first, AskedText) and main else None
 
     @property
     def memory(self) -> MemoryUse:
@@ -140,6 +150,8 @@ class Asked:
     @property
     def visual(self) -> Visual | None:
         """Where the visual half of what is wanted comes from, if it has one."""
+        if any(text.lacks_images for text in self.texts):
+            return "nearest"
         if any(text.kept for text in self.texts if text.weight > 0):
             return "imagined"
         given = [one for one in self.evidence if not isinstance(one, AskedText)]
@@ -174,14 +186,18 @@ def answer(
     if last:
         _count(stage, shortfalls, asked.memory, timings_ms)
     return SearchAnswer(
-        query=query.text if query else "",
-        kind=request.kind if query else None,
+        query=query.text if query and not asked.read else request.query or "",
+        kind=None if request.query is None else request.kind,
         mode=request.mode,
         stage=stage,
         weight=ranking.weight,
         visual=None if ranking.weight == 0 else asked.visual,
         k=request.k,
-        results=[_result(row) for row in ranking.rows],
+        results=[_result(row) for row in _as_given(asked, ranking.rows)],
+        words=[word.value for word in asked.read[0].words] if asked.read else [],
+        recomposed=asked.read[0].text if asked.read else None,
+        refinements=ranking.refinements,
+        reranked=ranking.reranked,
         imagined=list(images),
         memory=asked.memory,
         index_version=ranking.name,
@@ -225,6 +241,16 @@ def _count(stage: Stage, shortfalls: Sequence[Shortfall], memory: MemoryUse, tim
         metrics.stage_seconds.observe(ms / 1000, stage=name)
 
 
+def _as_given(asked: Asked, rows: Sequence[Row]) -> list[Row]:
+    """Rows with the shares of what was given, whatever it was read as."""
+    if not asked.read or asked.read[1].shape[1] == 1 or asked.request.fuse == "rrf":
+        return list(rows)
+    _, brings_EG = asked.read
+    alone = len(asked.evidence) == 1  # a ranking by one piece has no shares
+    shares = given_shares([[row.score] if alone else row.shares for row in rows], brings_EG)
+    return [replace(row, shares=of_row) for row, of_row in zip(rows, shares, strict=True)]
+
+
 def _result(row: Row) -> Result:
     url = f"/v1/images/{quote(row.id, safe='')}?shard={row.shard}"
     return Result(
@@ -238,4 +264,5 @@ def _result(row: Row) -> Result:
         text_part=row.text_part,
         visual_part=row.visual_part,
         shares=row.shares,
+        rerank_score=row.rerank_score,
     )

@@ -65,7 +65,9 @@ class Imaginer:
         Until the generator is known, it is the key of the images that were warmed: good for recalling, not for storing.
         """
         generator = self.models["generator"].record.fingerprint if "generator" in self.models else self._fingerprint
-        if not generator or not {"vlm", "vision"} <= self.models.keys():
+        if not self._generator and not generator:
+            text.shortfall = Shortfall("down", "this service has no generator")
+        elif not generator or not {"vlm", "vision"} <= self.models.keys():
             text.shortfall = _STARTING
         else:
             text.key = self._key(asked, text, generator)

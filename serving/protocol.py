@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from retrieval.errors import UserError
 from retrieval.evidence import MAX_PIECES, MAX_WEIGHT, check_weights
 from retrieval.prompts import Kind
+from retrieval.rankings import Fuse
+from retrieval.second_stage import DEPTH, MAX_DEPTH, Rerank
 
 Stage = Literal["text", "visual", "fused"]
 Mode = Stage
@@ -96,6 +98,19 @@ class SearchRequest(BaseModel):
     deadline_ms: int | None = Field(
         None, ge=1, strict=True, description="The answer is the best there is by then; by default the service's."
     )
+    fuse: Fuse = Field("mean", description="How several imagined images become one ranking.")
+    rerank: Rerank = Field("none", description="The second stage: none, or the candidates' neighbours.")
+    depth: int = Field(
+        DEPTH, ge=1, le=MAX_DEPTH, strict=True, description="How many rows the second stage, or each list of rrf, has."
+    )
+    focus: str | None = Field(None, min_length=1, description="An aspect of the dictionary, which then counts alone.")
+    ignore: list[str] = Field(
+        default_factory=list, max_length=MAX_PIECES, description="Aspects of the dictionary that do not count."
+    )
+    bridge: Literal["auto", "none", "words"] = Field(
+        "auto",
+        description="Whether pictures are read into words: together with texts (auto), always (words) or never (none).",
+    )
     drop: list[int] = Field(
         default_factory=list,
         description="Imagined images of the query to leave out, by their index in the answer; nothing is imagined"
@@ -120,7 +135,9 @@ class Result(BaseModel):
     """One found image: ``score`` = ``text_part`` + ``visual_part``, (1 − λ)·⟨t, c⟩ and λ·⟨v, d⟩.
 
     ``shares`` is what each piece of evidence brought to the score, the query first, and adds up to it; empty for a
-    query of one piece.
+    query of one piece. With ``fuse`` = ``max`` the visual part is by the image that the row is most like; with ``rrf``
+    both parts are sums of 1 / (60 + rank), and there are no shares. ``rerank_score`` is the second stage's, by which
+    the row was put in its place; null without one, or beyond its depth.
     """
 
     id: str
@@ -134,6 +151,7 @@ class Result(BaseModel):
     text_part: float
     visual_part: float
     shares: list[float] = []
+    rerank_score: float | None = None
 
 
 class ImaginedImage(BaseModel):
@@ -172,6 +190,11 @@ class SearchAnswer(BaseModel):
     k: int
     results: list[Result]
     words: list[str] = Field(default=[], description="What was read from a picture.")
+    recomposed: str | None = Field(
+        default=None,
+        description="The text that pictures and texts became by that, which was imagined and ranked by. To send it as"
+        " the query, edited or not, needs no picture.",
+    )
     refinements: list[str] = Field(default=[], description="Words that split the results best.")
     reranked: str | None = Field(default=None, description="The second stage that the results were put in order by.")
     imagined: list[ImaginedImage]
@@ -205,6 +228,7 @@ class Info(BaseModel):
     images: int
     limits: dict[str, Any]
     examples: list[str]
+    aspects: list[str] = Field(default=[], description="Those of the dictionary, for focus and ignore.")
 
 
 class IndexSwitch(BaseModel):

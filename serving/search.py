@@ -11,13 +11,16 @@ from typing import Any, Literal, NamedTuple
 from ray.serve.handle import DeploymentHandle
 
 from cluster.profile import ServeSettings
+from retrieval.bridge import Said, bridges, merging
 from retrieval.errors import UserError
+from retrieval.lens import check_lens
 from serving import metrics
 from serving.admission import Admission
 from serving.answers import Asked, AskedPicture, AskedText, Shortfall, answer, imagined_images
 from serving.deployments.calls import Deadline, Unavailable, call, call_every_replica
 from serving.deployments.gathering import Gathering
 from serving.deployments.messages import (
+    AS_EVER,
     PROBE,
     SHARE_OF_SHARDS,
     START_SECONDS,
@@ -27,6 +30,7 @@ from serving.deployments.messages import (
     Ranking,
     RowPiece,
     Served,
+    Way,
 )
 from serving.given import GivenPictures
 from serving.imaginer import Imaginer
@@ -77,6 +81,7 @@ class Asking(NamedTuple):
     weight: float
     k: int
     version: str | None
+    way: Way
 
 
 class Search:
@@ -103,6 +108,7 @@ class Search:
         """The longest that an answer may take."""
         self._shard_seconds = settings.shard_timeout_ms / 1000
         self._weight: float | None = None
+        self._aspects: list[str] | None = None
         self.admission = Admission(settings.ingress.ongoing, settings.ingress.queued)
         self._texts: Gathering[str, EncodedText] = Gathering.of("the text encoder", self._encode_each, settings.vlm)
         self._rankings: Gathering[Asking, Ranking] = Gathering.of("the ranker", self._rank_each, settings.ranker)
@@ -130,7 +136,7 @@ class Search:
         vlm, vision, generator, ranker = self._parts.vlm, self._parts.vision, self._parts.generator, self._parts.ranker
         learn = self._imaginer.learn
         served: Served = await _start("the ranker", ranker.served)
-        self._weight = served.weight
+        self._weight, self._aspects = served.weight, served.aspects
         encoded: EncodedText = await _start("the text encoder", vlm.encode_text, PROBE)
         near: Ranking = await _start(
             "the ranker", ranker.rank, [Piece(1.0, encoded.vlm_D1, None)], 0.0, EXAMPLES_FROM, None, START_SECONDS
@@ -233,10 +239,12 @@ class Search:
                 yield stage
 
     async def _stages(self, asked: Asked, *, each: bool) -> AsyncGenerator[Event]:
+        if self._is_read(asked):
+            await self._read(asked)
         texts = asked.texts
         if asked.weight == 0:
             await self._encode(asked)
-            yield "text", answer(asked, await self._rank(asked, "rank", visual=False))
+            yield "text", answer(asked, await self._rank(asked, "rank", visual=False, last=True))
             return
         for text in texts:
             self._imaginer.set_key(asked, text)
@@ -245,21 +253,64 @@ class Search:
         unknown = [text for text in texts if not text.known]
         making = [asyncio.create_task(self._imaginer.obtain(asked, text)) for text in unknown if text.key]
         by_text: Ranking | None = None
+        standing_in: asyncio.Task[Ranking | None] | None = None
+        without: Ranking | None = None
         try:
             if texts and (each or unknown):
                 by_text = await self._rank(asked, "text_rank", visual=False)
                 yield "text", answer(asked, by_text, last=False)
             if making:
+                # Now, since there is no time left for it once the images have not come.
+                standing_in = asyncio.create_task(self._stand_in(asked))
                 with asked.timed("imagine"):
                     await asyncio.gather(*making)
+                if all(text.lacks_images for text in unknown):
+                    without = await standing_in
         finally:
             # If the client has gone, and nobody else waits for these images, their making ends.
             for task in making:
                 task.cancel()
+            if standing_in:
+                standing_in.cancel()
         images = self._imagined(asked)
         if images:
             yield "imagined", ImaginedEvent(imagined=images, memory=asked.memory)
-        yield "fused", await self._by_both(asked, images, by_text)
+        yield "fused", await self._by_both(asked, images, by_text, without)
+
+    def _is_read(self, asked: Asked) -> bool:
+        pictures = any(one.weight > 0 for one in asked.evidence if not isinstance(one, AskedText))
+        return bridges(asked.request.bridge, self._aspects, pictures=pictures, texts=bool(asked.texts))
+
+    async def _read(self, asked: Asked) -> None:
+        """Read pictures into words, with what texts change of them; from then on the search is for the text that this
+        makes. If they cannot be read just now, it stays as it was given, with a warning.
+        """
+        given = asked.evidence
+        await self._encode(asked)
+        pictures = [one for one in given if not isinstance(one, AskedText) and one.weight > 0]
+        pieces = [one if isinstance(one, RowPiece) else one.piece(visual=True) for one in pictures]
+        said = [Said(one.text, one.vlm_D1, one.weight > 0) for one in asked.texts if one.vlm_D1 is not None]
+        method, left = self._parts.ranker.read, asked.deadline.left
+        try:
+            with asked.timed("read"):
+                reading, asked.version = await call(
+                    "the ranker", method, pieces, said, asked.version, left, seconds=left, refusals=(UserError,)
+                )
+        except Unavailable as error:
+            asked.warnings.append(f"pictures were not read into words: {error}")
+            return
+        merged = merging(reading, [isinstance(one, AskedText) for one in given], [one.weight for one in given])
+        if merged:
+            kept, brings_EG = merged
+            text = AskedText(normalised(reading.text), max(one.weight for one in given), "what was read")
+            asked.evidence = [text, *(given[n] for n in kept)]
+            asked.read = reading, brings_EG
+
+    async def _stand_in(self, asked: Asked) -> Ranking | None:
+        """The ranking by the nearest real images of the texts that have no images yet, if there can be one."""
+        with suppress(Unavailable, UserError):
+            return await self._rank(asked, "nearest_rank", visual=True, last=True)
+        return None
 
     def _imagined(self, asked: Asked) -> list[ImaginedImage]:
         """What is told of the query's images, after leaving out those that the request drops."""
@@ -272,15 +323,17 @@ class Search:
         query.kept = [place for place, image in enumerate(images) if not image.dropped]
         return images
 
-    async def _by_both(self, asked: Asked, images: list[ImaginedImage], by_text: Ranking | None) -> SearchAnswer:
-        """The answer by texts and images; by the VLM's halves, if nothing that is wanted has an image, or images cannot
-        be ranked by.
+    async def _by_both(
+        self, asked: Asked, images: list[ImaginedImage], by_text: Ranking | None, without: Ranking | None
+    ) -> SearchAnswer:
+        """The answer by texts and images, which is ``without`` if no image came; by the VLM's halves, if every image
+        was dropped, or images cannot be ranked by.
         """
         shortfalls = [text.shortfall for text in asked.texts if text.shortfall]
         if asked.visual:
             counted = asyncio.create_task(self._count_tokens(asked))
             try:
-                ranking = await self._rank(asked, "rank", visual=True)
+                ranking = without or await self._rank(asked, "rank", visual=True, last=True)
                 await counted
             except Unavailable as error:
                 if not by_text:
@@ -293,7 +346,8 @@ class Search:
                 return answer(asked, ranking, images, degraded=shortfalls)
             finally:
                 counted.cancel()
-        by_text = by_text or await self._rank(asked, "rank", visual=False)
+        if not by_text or (asked.request.rerank != "none" and not asked.visual):
+            by_text = await self._rank(asked, "rank", visual=False, last=True)
         return answer(asked, by_text, images, degraded=shortfalls)
 
     def _asked(self, request: SearchRequest, request_id: str) -> Asked:
@@ -303,7 +357,8 @@ class Search:
             raise Unavailable("the service", "starting")
         seconds = self.seconds if request.deadline_ms is None else request.deadline_ms / 1000
         query = [] if request.query is None else [AskedText(_normalised(request.query, "query"), 1.0, "the query")]
-        return Asked(
+        check_lens(self._aspects, request.focus, request.ignore)
+        asked = Asked(
             request=request,
             request_id=request_id,
             evidence=[*query, *(_asked_piece(piece, f"evidence.{n}") for n, piece in enumerate(request.evidence))],
@@ -311,6 +366,8 @@ class Search:
             images=request.images or self.defaults.images,
             deadline=Deadline(min(seconds, self.seconds)),
         )
+        self._is_read(asked)  # so that what cannot be is refused at once
+        return asked
 
     async def _encode(self, asked: Asked) -> None:
         """Encode what is not known yet: texts by the text tower, pictures by both image towers."""
@@ -348,10 +405,14 @@ class Search:
                     counted = await call("the text encoder", tokens, text.text, seconds=asked.deadline.left)
                     asked.warn_of(text, counted)
 
-    async def _rank(self, asked: Asked, stage: str, *, visual: bool) -> Ranking:
-        """Rank as asked, or by the VLM's halves alone; by one index version throughout a search."""
-        weight = asked.weight if visual else 0.0
-        asking = Asking(asked.deadline, asked.pieces(visual=visual), weight, asked.request.k, asked.version)
+    async def _rank(self, asked: Asked, stage: str, *, visual: bool, last: bool = False) -> Ranking:
+        """Rank as asked, or by the VLM's halves alone; by one index version throughout a search. What is shown until
+        the ``last`` ranking comes has no second stage, which takes its time.
+        """
+        weight, request = asked.weight if visual else 0.0, asked.request
+        second = (request.fuse, request.rerank, request.depth) if last else AS_EVER[:3]
+        way = Way(*second, request.focus, tuple(request.ignore), refine=last)
+        asking = Asking(asked.deadline, asked.pieces(visual=visual), weight, request.k, asked.version, way)
         with asked.timed(stage), metrics.waiting.one(part="ranker"):
             if SHARE_OF_SHARDS * asked.deadline.left < self._shard_seconds:
                 ranking = await self._rank_alone(asking)  # beside others it would wait for a hung shard as they may
@@ -368,7 +429,7 @@ class Search:
         return ranking
 
     async def _rank_each(self, asking: list[Asking], seconds: float) -> list[Ranking | Exception]:
-        questions = [Question(*one[1:], seconds=one.deadline.left) for one in asking]
+        questions = [Question(*one[1:-1], one.deadline.left, one.way) for one in asking]
         return await call("the ranker", self._parts.ranker.rank_each, questions, seconds=seconds)
 
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from retrieval.artifacts import ModelRecord
 from retrieval.index.hits import Hits
+from retrieval.rankings import Fuse
+from retrieval.second_stage import DEPTH, Rerank
 
 PROBE = "a red striped star"
 """The query of warm-ups and health checks."""
@@ -77,11 +79,15 @@ class Piece:
         vlm_D1: τ, float32 of unit norm.
         vision: vectors of a text's K imagined images, float32 (K, D2), which are pooled to ν; or ν itself, (D2,); None
             for a text that has none.
+        nearest: the nearest real images of the index are to stand in for those that it has not.
+        text: whether it is a text; what a picture is has the means of pictures.
     """
 
     weight: float
     vlm_D1: np.ndarray
     vision: np.ndarray | None
+    nearest: bool = False
+    text: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +105,23 @@ class RowPiece:
     field: str
 
 
+class Way(NamedTuple):
+    """How several imagined images become one ranking, which second stage there is, and how many rows take part in it
+    (``retrieval.rankings``, ``retrieval.second_stage``); which aspects count (``retrieval.lens``); and whether words
+    are to be found that split what was found.
+    """
+
+    fuse: Fuse = "mean"
+    rerank: Rerank = "none"
+    depth: int = DEPTH
+    focus: str | None = None
+    ignore: tuple[str, ...] = ()
+    refine: bool = False
+
+
+AS_EVER = Way()
+
+
 @dataclass(frozen=True, eq=False)
 class Question:
     """What is to be ranked by, and how.
@@ -109,6 +132,7 @@ class Question:
         k: rows, from 1.
         version: URI of the index version; by default the current one.
         seconds: the time there is; shards that take too long are left out.
+        way: how several images become one ranking, and what it is put in order by.
     """
 
     pieces: Sequence[Piece | RowPiece]
@@ -116,6 +140,14 @@ class Question:
     k: int
     version: str | None
     seconds: float
+    way: Way = AS_EVER
+
+    @property
+    def deep(self) -> int:
+        """How many rows the shards are asked for."""
+        images = self.weight and any(isinstance(one, Piece) and one.vision is not None for one in self.pieces)
+        further = self.way.rerank != "none" or (self.way.fuse == "rrf" and images)
+        return max(self.k, self.way.depth) if further else self.k
 
 
 @dataclass(frozen=True)
@@ -135,12 +167,14 @@ class Row:
     visual_part: float
     shares: list[float] = field(default_factory=list)
     """What each piece of evidence brought to the score, of a question of several."""
+    rerank_score: float | None = None
+    """Of the second stage, by which it was put in its place."""
 
 
 @dataclass(frozen=True)
 class Ranking:
     """Rows, best first; the λ that they are ranked by; URI and name of the version that they are of; how many of its
-    shards answered; and the share of each image of the first piece in its ν.
+    shards answered; the share of each image of the first piece in its ν; and the second stage.
     """
 
     rows: list[Row]
@@ -150,6 +184,9 @@ class Ranking:
     answered: int
     total: int
     attention: list[float | None]
+    reranked: str | None = None
+    refinements: list[str] = field(default_factory=list)
+    """Words that split the rows best."""
 
 
 @dataclass(frozen=True)
@@ -165,3 +202,5 @@ class Served:
     shards: int
     models: dict[str, str]
     weight: float
+    aspects: list[str] | None = None
+    """Of the dictionary; None without one."""

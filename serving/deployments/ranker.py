@@ -19,11 +19,17 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.profile import Profile
-from retrieval.artifacts import Index, Role, TrainedAggregator
+from retrieval.artifacts import Index, QuerySet, Role, TrainedAggregator
 from retrieval.artifacts.compatibility import check_made_by, check_same_models
+from retrieval.bridge import Reading, Said, read, refinements
 from retrieval.errors import DamagedError, UserError
-from retrieval.evidence import Encoded, compiled, halves, shares
+from retrieval.evidence import Encoded, compiled, halves
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
+from retrieval.lens import lens, through
+from retrieval.means import Means
+from retrieval.nearest import NEAREST, visual_half
+from retrieval.rankings import Scored, image_by_image, joint_queries, one_ranking, ranking_shares
+from retrieval.second_stage import neighbours, put_in_order
 from serving.deployments.calls import Deadline, Unavailable, bounded, call
 from serving.deployments.local_shards import LocalShards
 from serving.deployments.merging import Found, ranked
@@ -37,6 +43,7 @@ from serving.deployments.messages import (
     Row,
     RowPiece,
     Served,
+    Way,
 )
 from serving.deployments.pointer import Pointed
 from serving.deployments.remote_shards import RemoteShards
@@ -51,12 +58,23 @@ log = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """A question as the shards are asked, with its evidence, its λ, and the share of each image of its first piece."""
+    """A question as the shards are asked, by one joint query or several (``rankings.joint_queries``).
+
+    Attributes:
+        encoded: its evidence, with pooled images.
+        alone: the evidence image by image, if the images are not pooled.
+        pooled_D: the joint query of ``encoded``.
+        weight: λ.
+        attention: the share of each image of the first piece.
+    """
 
     index: Index
     encoded: Encoded
-    query_D: np.ndarray
+    alone: list[Encoded]
+    pooled_D: np.ndarray
+    queries_VD: np.ndarray
     weight: float
+    way: Way
     attention: list[float | None]
 
 
@@ -71,9 +89,11 @@ class Ranker:
         aggregator: str | None,
         encoders: dict[Role, DeploymentHandle],
         shards: Sequence[DeploymentHandle] | None,
+        words: str | None = None,
     ) -> None:
-        """Without deployments of ``shards``, each replica opens them itself."""
+        """Without deployments of ``shards``, each replica opens them itself; ``words`` is a dictionary's query set."""
         from retrieval.query import pool  # by replicas alone: see encoders.py
+        from retrieval.words import NEIGHBOURS, Dictionary
 
         self._pool = pool
         self._weight = DEFAULT_WEIGHT
@@ -88,6 +108,11 @@ class Ranker:
             trained = TrainedAggregator.open(aggregator)
             trained.check_fits(self._current)
             self._network, self._weight = trained.network(), trained.manifest.weight
+        self._dictionary, self._neighbours = None, NEIGHBOURS
+        if words:
+            queries = QuerySet.open(words)
+            check_same_models(queries, self._current, ["vlm", "vision"])
+            self._dictionary = Dictionary.of(queries, self._network)
         for role, encoder in encoders.items():
             model: Model = await call(f"the {role} model", encoder.model, seconds=START_SECONDS)
             check_made_by(self._current, role, model.record.uri, model.record.fingerprint)
@@ -118,26 +143,29 @@ class Ranker:
         alike: dict[tuple[str, int, float], list[int]] = {}
         for place, question in enumerate(questions):
             bound = min(self._settings.shard_timeout_ms / 1000, SHARE_OF_SHARDS * question.seconds)
-            alike.setdefault((question.version or self._current.uri, question.k, bound), []).append(place)
+            alike.setdefault((question.version or self._current.uri, question.deep, bound), []).append(place)
         rankings: list[Ranking | Unavailable | UserError] = [Unavailable("the ranker", "failed") for _ in questions]
 
         async def rank(places: list[int], version: str, k: int, seconds: float) -> None:
             deadline = Deadline(seconds)
             try:
                 index = await bounded("the ranker", self._version(version), seconds=seconds)
-                given = await self._rows([questions[place] for place in places], index, deadline)
+                asked = [questions[place] for place in places]
+                given = await self._rows(asked, index, deadline)
+                asked = await self._with_nearest(asked, index, deadline)
                 prepared = {}
-                for place, rows in zip(places, given, strict=True):
-                    one = rows if isinstance(rows, Exception) else self._prepared(questions[place], rows, index)
+                for place, question, rows in zip(places, asked, given, strict=True):
+                    one = rows if isinstance(rows, Exception) else self._prepared(question, rows, index)
                     if isinstance(one, _Prepared):
                         prepared[place] = one
                     else:
                         rankings[place] = one
                 if prepared:
-                    queries = np.stack([one.query_D for one in prepared.values()])
-                    found = await self._shards.search_each(index.uri, queries, k, seconds=deadline.left)
-                    for (place, one), of_one in zip(prepared.items(), found, strict=True):
-                        rankings[place] = await self._ranking(one, of_one, k, deadline)
+                    queries = np.concatenate([one.queries_VD for one in prepared.values()])
+                    found = iter(await self._shards.search_each(index.uri, queries, k, seconds=deadline.left))
+                    for place, one in prepared.items():
+                        of_one = [next(found) for _ in one.queries_VD]
+                        rankings[place] = await self._ranking(one, of_one, questions[place].k, k, deadline)
             except Unavailable as error:
                 for place in places:
                     rankings[place] = error
@@ -176,12 +204,21 @@ class Ranker:
             encoded, attention = self._encoded(question, rows, index)
             assert all(np.isfinite(part).all() for part in encoded)
             try:
-                [query_D], weight = compiled(encoded, question.weight)
+                images = {n: one.vision for n, one in enumerate(question.pieces) if isinstance(one, Piece)}
+                several = {n: vision for n, vision in images.items() if vision is not None and vision.ndim > 1}
+                each = image_by_image(encoded, several) if question.way.fuse != "mean" and question.weight else []
+                glass = lens(self._dictionary, question.way.focus, question.way.ignore)
+                texts_E = np.array([isinstance(piece, Piece) and piece.text for piece in question.pieces])
+                encoded, *alone = (
+                    through(one, texts_E, self._dictionary, _means(index), glass) for one in (encoded, *each)
+                )
+                [pooled_D], weight = compiled(encoded, question.weight)
+                queries_VD = joint_queries(encoded, alone, question.way.fuse, weight)
             except UserError as error:
-                if error.field != "evidence":
+                if error.field not in ("evidence", "focus", "ignore"):
                     raise
                 return error
-            return _Prepared(index, encoded, query_D, weight, attention)
+            return _Prepared(index, encoded, alone, pooled_D, queries_VD, weight, question.way, attention)
         except Exception:
             log.exception("the ranker failed")
             return Unavailable("the ranker", "failed")
@@ -204,39 +241,122 @@ class Ranker:
         attention = self._attention(first.vision) if isinstance(first, Piece) and question.weight else []
         return Encoded(weights_E, np.stack(vlm), np.stack(vision)), attention
 
-    async def _ranking(self, prepared: _Prepared, found: Found, k: int, deadline: Deadline) -> Ranking | Unavailable:
+    async def _with_nearest(self, questions: Sequence[Question], index: Index, deadline: Deadline) -> list[Question]:
+        """The questions with real images for the texts that are to have them in place of imagined ones."""
+        texts = [
+            piece
+            for question in questions
+            for piece in (question.pieces if question.weight else ())
+            if isinstance(piece, Piece) and piece.nearest
+        ]
+        if not texts:
+            return list(questions)
+        nothing_D2 = np.zeros(index.manifest.models["vision"].dim or 0, np.float32)
+        queries = np.concatenate([fused_query(text.vlm_D1, nothing_D2, 0.0) for text in texts])
+        found = await self._shards.search_each(index.uri, queries, NEAREST, seconds=deadline.left)
+        best = [ranked(one.parts, NEAREST, index.manifest.sources) if one.parts else [] for one in found]
+        vectors = await self._vectors([row for rows in best for row in rows], index, deadline)
+        vlm_dim = len(texts[0].vlm_D1)
+        seen = {}
+        for text, rows in zip(texts, best, strict=True):
+            there = [vectors[row.id][vlm_dim:] for row in rows if row.id in vectors]
+            seen[id(text)] = visual_half(np.stack(there)) if there else nothing_D2
+
+        def with_images(piece: Piece | RowPiece) -> Piece | RowPiece:
+            return replace(piece, vision=seen[id(piece)]) if isinstance(piece, Piece) and id(piece) in seen else piece
+
+        return [replace(question, pieces=[with_images(piece) for piece in question.pieces]) for question in questions]
+
+    async def _vectors(self, rows: Sequence[Row], index: Index, deadline: Deadline) -> dict[str, np.ndarray]:
+        """Joint rows [c ; d], float16 (D,), by id; without those whose shard does not answer a second time."""
+        if not rows:
+            return {}
+        known = {row.id: row.shard for row in rows}
+        got = await self._shards.vectors(index.uri, list(known), seconds=deadline.left, shards=list(known.values()))
+        return {id: joint_D for id, joint_D, there in zip(known, got.joint_ND, got.found_N, strict=True) if there}
+
+    async def _ranking(
+        self, prepared: _Prepared, found: Sequence[Found], k: int, deep: int, deadline: Deadline
+    ) -> Ranking | Unavailable:
         """What the shards found as an answer; with the share of each piece of evidence in it, if there are several."""
-        if not found.parts:
-            return Unavailable("every shard of the index", found.troubles[0].trouble if found.troubles else "down")
-        index = prepared.index
-        rows = ranked(found.parts, k, index.manifest.sources)
-        if len(prepared.encoded.weights_E) > 1:
-            rows = await self._with_shares(rows, prepared, deadline)
+        index, way = prepared.index, prepared.way
+        if not all(one.parts for one in found):
+            troubles = [trouble for one in found for trouble in one.troubles]
+            return Unavailable("every shard of the index", troubles[0].trouble if troubles else "down")
+        lists = [ranked(one.parts, deep, index.manifest.sources) for one in found]
+        rows, reranked = lists[0], None
+        if len(lists) > 1 or way.rerank == "neighbours":
+            by_id = {row.id: row for of_query in lists for row in of_query}
+            scored = [[_scored(row) for row in of_query] for of_query in lists]
+            ranking = one_ranking(scored, way.fuse, prepared.weight, deep)
+            if way.rerank == "neighbours":
+                ranking = await self._by_neighbours(ranking, by_id, prepared, deadline)
+                reranked = way.rerank
+            rows = [replace(by_id[one.id], **one._asdict()) for one in ranking]
+        rows, several, words = rows[:k], len(prepared.encoded.weights_E) > 1, list[str]()
+        if several or (way.refine and self._dictionary):
+            vectors = await self._vectors(rows, index, deadline)
+            if way.refine and vectors:
+                joint_ND = np.stack(list(vectors.values()))
+                words = [word.text for word in refinements(self._dictionary, joint_ND, _means(index))]
+            rows = self._with_shares(rows, vectors, prepared) if several else rows
         return Ranking(
             rows,
             prepared.weight,
             index.uri,
             index.version,
-            answered=found.answered,
+            answered=min(one.answered for one in found),
             total=len(index.manifest.shards),
             attention=prepared.attention,
+            reranked=reranked,
+            refinements=words,
         )
 
-    async def _with_shares(self, rows: list[Row], prepared: _Prepared, deadline: Deadline) -> list[Row]:
-        """Rows with their shares. Of one whose shard does not answer a second time they stay empty."""
-        index = prepared.index
-        vectors = await self._shards.vectors(
-            index.uri, [row.id for row in rows], seconds=deadline.left, shards=[row.shard for row in rows]
-        )
+    async def read(
+        self, pictures: Sequence[Piece | RowPiece], texts: Sequence[Said], version: str | None, seconds: float
+    ) -> tuple[Reading, str]:
+        """Return what pictures and rows that are wanted are in words, with the changes that texts make; and by which
+        version of the index.
+
+        Raises:
+            Unavailable: no shard answered, or none that has a row.
+            UserError: a row is not in the index, or pictures cancel out.
+        """
+        assert self._dictionary
+        deadline = Deadline(seconds)
+        near = await self.rank(pictures, DEFAULT_WEIGHT, self._neighbours, version, seconds)
+        index = await bounded("the ranker", self._version(near.version), seconds=deadline.left)
+        vectors = await self._vectors(near.rows, index, deadline)
+        if not vectors:
+            raise Unavailable("every shard of the index", "down")
+        return read(self._dictionary, np.stack(list(vectors.values())), _means(index), texts), near.version
+
+    async def _by_neighbours(
+        self, ranking: Sequence[Scored], by_id: Mapping[str, Row], prepared: _Prepared, deadline: Deadline
+    ) -> list[Scored]:
+        """The ranking after the second stage. Candidates whose shard does not answer a second time come after those
+        that were ranked again.
+        """
+        index, first = prepared.index, ranking[: prepared.way.depth]
+        vectors = await self._vectors([by_id[one.id] for one in first], index, deadline)
+        there = [one for one in first if one.id in vectors]
+        if not there:
+            return list(ranking)
+        joint_MD = np.stack([vectors[one.id] for one in there])
         vlm_dim = index.manifest.models["vlm"].dim or 0
-        if not vectors.found_N.any():
+        scores_M = await asyncio.to_thread(neighbours, prepared.pooled_D, prepared.weight, joint_MD, vlm_dim)
+        rest = [one for one in first if one.id not in vectors]
+        return put_in_order([*there, *rest, *ranking[len(first) :]], scores_M)
+
+    def _with_shares(self, rows: list[Row], vectors: Mapping[str, np.ndarray], prepared: _Prepared) -> list[Row]:
+        """Rows with their shares. Of one whose shard does not answer a second time they stay empty."""
+        if not vectors:
             return rows
-        joint_ND = vectors.joint_ND[vectors.found_N]
-        of_rows = iter(shares(prepared.encoded, prepared.weight, joint_ND[:, :vlm_dim], joint_ND[:, vlm_dim:]).tolist())
-        return [
-            replace(row, shares=next(of_rows)) if found else row
-            for row, found in zip(rows, vectors.found_N, strict=True)
-        ]
+        joint_ND = np.stack([vectors[row.id] for row in rows if row.id in vectors])
+        vlm_dim = prepared.index.manifest.models["vlm"].dim or 0
+        way, weight = prepared.way, prepared.weight
+        of_rows = iter(ranking_shares(prepared.encoded, prepared.alone, way.fuse, weight, joint_ND, vlm_dim))
+        return [replace(row, shares=next(of_rows)) if row.id in vectors else row for row in rows]
 
     async def path(self, id: str, version: str | None = None, shard: int | None = None) -> tuple[str, str] | None:
         """Return the path of the row of that id, and what it is relative to; None if there is none.
@@ -267,6 +387,7 @@ class Ranker:
             shards=len(manifest.shards),
             models=models,
             weight=self._weight,
+            aspects=self._dictionary.aspects if self._dictionary else None,
         )
 
     async def switch(self, index: str) -> Served:
@@ -375,6 +496,15 @@ class Ranker:
         with torch.inference_mode():
             [attention_K] = self._network.attention(torch.from_numpy(vision[None]))
         return [share if math.isfinite(share) else None for share in attention_K.tolist()]
+
+
+def _means(index: Index) -> Means | None:
+    mean = index.mean()
+    return Means(*mean) if mean else None
+
+
+def _scored(row: Row) -> Scored:
+    return Scored(row.id, row.score, row.text_part, row.visual_part)
 
 
 def _no_row(piece: RowPiece) -> UserError:

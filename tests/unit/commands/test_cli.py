@@ -270,8 +270,26 @@ def test_a_degraded_answer_says_so(
     settings["models"]["generator"]["uri"] = str(write_generator(tmp_path / "prudish", prudish=True))
     said = run("search", "star", collection.folder, "--profile", saved(tmp_path, settings))
     assert said.code == 0
-    assert "ranked by text alone: no image could be imagined (safety)" in said.out
+    assert "ranked with real images of the gallery: no image could be imagined (safety)" in said.out
     assert len(rows(said)) == 10
+
+
+def test_without_a_generator_a_search_has_real_images_and_queries_have_none(
+    run: Run, collection: Collection, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    settings["models"]["generator"] = None
+    nothing = saved(tmp_path, settings)
+    one_line_error(run("search", "star", collection.folder, "--profile", nothing), "serve.generator must be")
+    settings["serve"] = settings.get("serve", {}) | {"generator": {"min_replicas": 0, "max_replicas": 0}}
+    profile = saved(tmp_path, settings)
+    ranked_again = ("--fuse", "rrf", "--rerank", "neighbours", "--depth", "5")
+    said = run("search", "star", collection.folder, "--profile", profile, *ranked_again)
+    assert said.code == 0
+    assert "ranked with real images of the gallery: no image could be imagined (there is no generator)" in said.out
+    assert "second stage" in said.out
+    (tmp_path / "words.txt").write_text("star\n")
+    said = run("queries", tmp_path / "words.txt", tmp_path / "queries", "--profile", profile)
+    one_line_error(said, "models.generator")
 
 
 # Training

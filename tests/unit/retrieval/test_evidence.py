@@ -15,7 +15,6 @@ from retrieval.evidence import MAX_PIECES, Encoded, Evidence, Picture, Row, Text
 from retrieval.finder import Answer, Finder
 from retrieval.fusion import fused_query
 from retrieval.models.generator import Generator
-from retrieval.models.imagined import Imagined
 from retrieval.query import QueryEncoder, pool
 
 TEXT, OTHER = "a red striped star", "a blue circle"
@@ -124,32 +123,6 @@ def test_pictures_and_rows_need_no_generator(
     answer = finder.find([Row(collection.ids[0]), Picture(picture_of(collection, 1))], 3)
     assert (answer.imagined, answer.degraded) == ([], None)
     assert answer.weight == finder.weight
-
-
-def test_a_text_without_images_leaves_the_visual_half_to_the_others(
-    finder: Finder, collection: Collection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nothing = Imagined(np.zeros((0, 64, 64, 3), np.uint8), np.zeros(0, np.int64), ["safety"])
-    monkeypatch.setattr(Generator, "imagine", lambda *_, **__: [nothing])
-    answer = finder.find([Text(TEXT), Row(collection.ids[4])], 24)
-    assert answer.degraded == "no image could be imagined (safety)"
-    assert answer.weight == finder.weight
-    visual = {found.id: found.visual_part for found in answer}
-    alone = {found.id: found.visual_part for found in finder.find([Row(collection.ids[4])], 24)}
-    assert visual == alone
-
-
-def test_where_only_what_is_against_was_imagined_the_text_ranks(
-    finder: Finder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nothing = Imagined(np.zeros((0, 64, 64, 3), np.uint8), np.zeros(0, np.int64), ["safety"])
-    against = finder.encoder.generator.imagine([OTHER], 2)
-    evidence = [Text(TEXT), Text(OTHER, -0.4)]
-    by_text = finder.find(evidence, 24, mode="text")
-    monkeypatch.setattr(Generator, "imagine", lambda *_, **__: [nothing, *against])
-    answer = finder.find(evidence, 24)
-    assert (answer.weight, answer.degraded) == (0.0, "no image could be imagined (safety)")
-    assert [(found.id, found.score) for found in answer] == [(found.id, found.score) for found in by_text]
 
 
 def test_a_visual_half_that_is_not_asked_for_may_cancel_out(finder: Finder, collection: Collection) -> None:

@@ -177,18 +177,21 @@ def test_settings_out_of_range_are_refused_before_any_image_is_made(
         finder.search(TEXT, **{"k": 3} | wrong)
 
 
-@pytest.mark.parametrize("mode", ["fused", "visual"])
-def test_without_an_accepted_image_the_text_answers_and_says_so(
-    finder: Finder, collection: Collection, monkeypatch: pytest.MonkeyPatch, mode: Any
+@pytest.mark.parametrize(("mode", "weight"), [("fused", DEFAULT_WEIGHT), ("visual", 1.0)])
+def test_without_an_accepted_image_the_answer_is_that_without_a_generator_and_says_why(
+    finder: Finder, collection: Collection, monkeypatch: pytest.MonkeyPatch, mode: Any, weight: float
 ) -> None:
     nothing = Imagined(np.zeros((0, 64, 64, 3), np.uint8), np.zeros(0, np.int64), ["safety", "constant", "safety"])
     monkeypatch.setattr(Generator, "imagine", lambda *_, **__: [nothing])
     answer = finder.search(TEXT, 24, mode=mode, images=3)
     assert answer.degraded == "no image could be imagined (constant, safety)"
-    assert answer.weight == 0
-    monkeypatch.undo()
-    assert answer.results == finder.search(TEXT, 24, mode="text").results
-    check(answer, by_formula(finder.encoder, collection, 0.0), 24)
+    assert (answer.weight, answer.visual) == (weight, "nearest")
+    models = finder.encoder
+    bare = QueryEncoder(models.vlm, models.vision, None, templates=models.templates, batch=1)
+    assert answer.results == Finder(bare, collection.index).search(TEXT, 24, mode=mode).results
+    text_parts = {name: (1 - weight) * parts[1] for name, parts in by_formula(models, collection, 0.0).items()}
+    for found in answer:
+        assert found.text_part == pytest.approx(text_parts[found.id], abs=2e-6)
 
 
 def test_images_that_were_rejected_are_left_out(finder: Finder, monkeypatch: pytest.MonkeyPatch) -> None:

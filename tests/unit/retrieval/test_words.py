@@ -107,18 +107,17 @@ def test_words_that_change_nothing_leave_the_picture(dictionary: Dictionary) -> 
 
 
 def test_when_a_picture_is_read(dictionary: Dictionary) -> None:
-    assert bridges("auto", dictionary, pictures=True, texts=True)
-    assert not bridges("auto", dictionary, pictures=True, texts=False)
-    assert bridges("words", dictionary, pictures=True, texts=False)
-    assert not bridges("none", dictionary, pictures=True, texts=True)
+    assert bridges("auto", dictionary.aspects, pictures=True, texts=True)
+    assert not bridges("auto", dictionary.aspects, pictures=True, texts=False)
+    assert bridges("words", dictionary.aspects, pictures=True, texts=False)
+    assert not bridges("none", dictionary.aspects, pictures=True, texts=True)
     assert not bridges("auto", None, pictures=True, texts=True)
     with refused("no-words", "bridge"):
         bridges("words", None, pictures=True, texts=True)
-    names = Dictionary([], [Value(None, "red", ("red",))], WORDS_WD[:1], WORDS_WD[:1])
     with refused("no-aspects", "bridge"):
-        bridges("words", names, pictures=True, texts=True)
+        bridges("words", [], pictures=True, texts=True)
     with refused("unknown", "bridge"):
-        bridges("always", dictionary, pictures=True, texts=True)  # type: ignore[arg-type]
+        bridges("always", dictionary.aspects, pictures=True, texts=True)  # type: ignore[arg-type]
 
 
 def test_focus_leaves_one_aspect_and_ignore_the_others(dictionary: Dictionary) -> None:
@@ -248,7 +247,7 @@ def test_a_lens_of_the_finder_is_the_projected_query(finder: Finder, collection:
     for vector, means in ((c, finder.dictionary.vlm_WD1), (d, finder.dictionary.vision_WD2)):
         vector = vector / np.linalg.norm(vector)  # the index of this collection has no mean
         for aspect, focus in (("colour", True), ("shape", False)):
-            members = means[finder.dictionary.members(aspect, "focus")].astype(float)
+            members = means[finder.dictionary.members(aspect)].astype(float)
             axis = members[0] - members[1]
             onto = axis * (axis @ vector) / (axis @ axis)
             vector = onto if focus else vector - onto

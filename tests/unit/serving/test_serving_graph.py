@@ -154,6 +154,51 @@ def test_fused_answers_equal_the_plain_pipeline_made_and_remembered(
     run(check())
 
 
+WAYS: list[dict[str, Any]] = [
+    {"fuse": "max"},
+    {"fuse": "rrf", "depth": 9},
+    {"rerank": "neighbours"},
+    {"fuse": "rrf", "rerank": "neighbours", "depth": 5, "mode": "visual"},
+    {"rerank": "neighbours", "depth": 20, "mode": "text"},
+]
+
+
+def test_all_ways_of_ranking_equal_the_plain_pipeline_with_images_and_without(
+    service: Service, finder: Finder, query_encoder: QueryEncoder, collection: Collection
+) -> None:
+    models = query_encoder
+    bare = Finder(QueryEncoder(models.vlm, models.vision, None, templates=models.templates, batch=1), collection.index)
+    without = replace(service, parts=replace(service.parts, generator=None))
+    asked = (
+        ({"query": QUERIES[3]}, [Text(QUERIES[3])]),
+        (
+            {"query": QUERIES[3], "evidence": [{"text": QUERIES[9], "weight": -0.4}, {"row": "id-007", "weight": 0.5}]},
+            [Text(QUERIES[3]), Text(QUERIES[9], -0.4), Row("id-007", 0.5)],
+        ),
+    )
+
+    async def check(search: Search, plainly: Finder, degraded: str | None, visual: str) -> None:
+        for given, evidence in asked:
+            for way in ({}, *WAYS):
+                request = SearchRequest.model_validate({**given, **way, "k": 7, "images": 2})
+                stages = [answer async for _, answer in search.stages(request, "")]
+                answer, plain = stages[-1], plainly.find(evidence, 7, images=2, **way)
+                by_rrf = [found.shares for found in answer.results] == [[]] * 7
+                assert as_tuples(answer) == as_tuples(plain), (given, way)
+                assert [found.rerank_score for found in answer.results] == [found.rerank_score for found in plain]
+                assert len(evidence) == 1 or by_rrf or [found.shares for found in answer.results] == plain.shares
+                assert (answer.reranked, answer.weight) == (plain.reranked, plain.weight)
+                assert answer.visual == plain.visual == (None if way.get("mode") == "text" else visual)
+                assert answer.degraded == (degraded if answer.visual else None)
+                assert stages[0].reranked is None or len(stages) == 1
+
+    async def both() -> None:
+        await check(await warmed(service), finder, None, "imagined")
+        await check(await warmed(without), bare, "this service has no generator", "nearest")
+
+    run(both())
+
+
 @pytest.mark.parametrize("deployments", [0, 1, 2, 5])
 @pytest.mark.parametrize("shards", [1, 2, 5])
 def test_any_number_of_shards_gives_the_same_ranking(

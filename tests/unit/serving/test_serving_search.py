@@ -22,12 +22,25 @@ from retrieval.artifacts import ModelRecord
 from retrieval.errors import UserError
 from serving.admission import Admission
 from serving.deployments.calls import Deadline, Unavailable, call
-from serving.deployments.messages import EncodedText, Imagination, Model, Question, Ranking, Row, Served, Tokens
+from serving.deployments.messages import (
+    AS_EVER,
+    EncodedText,
+    Imagination,
+    Model,
+    Question,
+    Ranking,
+    Row,
+    Served,
+    Tokens,
+    Way,
+)
 from serving.ingress import Ingress
 from serving.memory.local import MemoryStore
 from serving.memory.memory import Memory
 from serving.protocol import ImaginedEvent, SearchAnswer, SearchRequest
 from serving.search import Defaults, Parts, Search
+
+NEAREST = -1.0
 
 
 class Handle:
@@ -103,7 +116,7 @@ class Generator:
 
 
 class Ranker:
-    """Ranks one row, whose score is the number of images that it was ranked by."""
+    """Ranks one row, whose score is the number of images that it was ranked by; or NEAREST, if by real ones."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[float, int, str | None]] = []
@@ -114,13 +127,16 @@ class Ranker:
     async def served(self) -> Served:
         return Served("v1", "v1", "gallery", rows=1, shards=5, models={}, weight=0.5)
 
-    async def rank(self, pieces: list[Any], weight: float, k: int, version: str | None, seconds: float) -> Ranking:
+    async def rank(
+        self, pieces: list[Any], weight: float, k: int, version: str | None, seconds: float, way: Way = AS_EVER
+    ) -> Ranking:
         if self.error:
             raise self.error
         vision = pieces[0].vision
         count = 0 if vision is None else len(vision)
         self.asked.append((weight, count, version))
-        row = Row("a b/c", 3, "a/0.png", "images", "a", {"width": 64}, float(count), 0.0, 0.0)
+        score = NEAREST if pieces[0].nearest and weight else float(count)
+        row = Row("a b/c", 3, "a/0.png", "images", "a", {"width": 64}, score, 0.0, 0.0)
         used = version or self.current
         return Ranking([row], weight, used, used, self.answered, 5, [1 / count] * count if count else [])
 
@@ -161,6 +177,13 @@ class World:
     async def stages(self, **options: Any) -> list[tuple[str, Any]]:
         request = SearchRequest(query="a star", **options)
         return [stage async for stage in self.search.stages(request, "id")]
+
+
+def by_nearest(answer: SearchAnswer) -> str | None:
+    """Why an answer is by the nearest real images."""
+    assert (answer.stage, answer.visual, answer.imagined) == ("fused", "nearest", [])
+    assert answer.results[0].score == NEAREST
+    return answer.degraded
 
 
 async def trouble(asking: Awaitable[Any]) -> tuple[str, str]:
@@ -223,7 +246,7 @@ def test_a_new_query_is_answered_in_stages_and_a_remembered_one_without_model() 
         assert [image.attention for image in fused.imagined] == [1 / 3] * 3
         assert fused.results[0].url == "/v1/images/a%20b%2Fc?shard=3"
         assert fused.results[0].thumbnail == "/v1/images/a%20b%2Fc?shard=3&size=thumbnail"
-        assert set(fused.timings_ms) == {"text", "text_rank", "imagine", "rank", "total"}
+        assert {"text", "text_rank", "imagine", "rank", "total"} <= set(fused.timings_ms)
         assert await world.memory.remembered_image(imagined.imagined[1].url.split("/")[3], 1) == b"jpeg"
         texts = list(world.vlm.encoded)
         again = await world.answer("  a \n star")
@@ -348,15 +371,15 @@ def died() -> Exception:
         (RuntimeError("a trace"), "the generator failed"),
     ],
 )
-def test_when_the_generator_does_not_answer_the_text_does(error: Exception, reason: str) -> None:
+def test_when_the_generator_does_not_answer_the_nearest_real_images_stand_in(error: Exception, reason: str) -> None:
     async def check() -> None:
         world = await World().warmed()
         world.generator.error = error
         stages = await world.stages()
         assert [name for name, _ in stages] == ["text", "fused"]
         answer = stages[-1][1]
-        assert (answer.stage, answer.weight, answer.imagined) == ("text", 0.0, [])
-        assert reason in answer.degraded
+        assert answer.weight == 0.5
+        assert reason in (by_nearest(answer) or "")
         world.generator.error = None
         assert (await world.answer()).stage == "fused"
 
@@ -370,8 +393,7 @@ def test_nobody_waits_for_a_generator_that_is_gone() -> None:
         world.generator.runs.clear()
         await world.answer()
         for _ in range(3):
-            answer = await world.answer()
-            assert answer.degraded == "the generator is not running"
+            assert by_nearest(await world.answer()) == "the generator is not running"
         assert len(world.generator.asked) == 1
         world.generator.error = None
         world.generator.runs.set()
@@ -381,12 +403,11 @@ def test_nobody_waits_for_a_generator_that_is_gone() -> None:
     run(check())
 
 
-def test_at_the_deadline_the_text_answers_and_the_images_are_remembered() -> None:
+def test_at_the_deadline_the_nearest_answer_and_the_images_are_remembered() -> None:
     async def check() -> None:
         world = await World().warmed()
         world.generator.may.clear()
-        answer = await world.answer(deadline_ms=1000)
-        assert (answer.stage, answer.degraded) == ("text", "no image was imagined by the deadline")
+        assert by_nearest(await world.answer(deadline_ms=1000)) == "no image was imagined by the deadline"
         world.generator.may.set()
         await until(lambda: not world.search.memory._flights)
         assert (await world.answer()).memory == "hit"
@@ -420,8 +441,7 @@ def test_a_memory_that_hangs_costs_the_images_and_not_the_text(monkeypatch: pyte
     async def check() -> None:
         world = await World(deadline_ms=1000).warmed()
         monkeypatch.setattr(world.memory, "recall", hangs)
-        answer = await world.answer()
-        assert (answer.stage, answer.degraded) == ("text", "no image was imagined by the deadline")
+        assert by_nearest(await world.answer()) == "no image was imagined by the deadline"
 
     run(check())
 
@@ -430,7 +450,46 @@ def test_no_request_may_wait_longer_than_the_service_allows() -> None:
     async def check() -> None:
         world = await World(deadline_ms=1000).warmed()
         world.generator.may.clear()
-        assert (await world.answer(deadline_ms=60_000)).stage == "text"
+        assert (await world.answer(deadline_ms=60_000)).visual == "nearest"
+
+    run(check())
+
+
+def test_where_not_even_the_nearest_can_be_ranked_the_text_answers() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        world.generator.rejected = 3
+        rank = world.ranker.rank
+
+        async def by_text_alone(pieces: list[Any], weight: float, *given: Any) -> Ranking:
+            if weight:
+                raise ActorDiedError
+            return await rank(pieces, weight, *given)
+
+        world.ranker.rank = by_text_alone  # type: ignore[method-assign]
+        answer = await world.answer()
+        assert (answer.stage, answer.visual) == ("text", None)
+        assert answer.degraded == "no image could be imagined (safety); the ranker is not running"
+
+    run(check())
+
+
+def test_a_second_stage_waits_for_the_last_ranking_and_a_way_is_passed_on() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        ways: list[Way] = []
+        rankings = world.ranker.rank_each
+
+        async def rank_each(questions: list[Question]) -> list[Ranking]:
+            ways.extend(question.way for question in questions)
+            return await rankings(questions)
+
+        world.ranker.rank_each = rank_each  # type: ignore[method-assign]
+        way = Way("max", "neighbours", 50)
+        await world.stages(**way._asdict())
+        assert ways == [AS_EVER, way, way]  # by text; by the nearest, while images are awaited; and by those
+        await world.answer(**way._asdict(), drop=[0, 1, 2])
+        assert ways[3:] == [way]
 
     run(check())
 
@@ -469,6 +528,7 @@ def test_dropped_images_are_left_out_without_imagining_again() -> None:
         ]
         every = await world.answer(drop=[0, 1, 2])
         assert (every.stage, every.degraded) == ("text", "every imagined image was left out")
+        assert every.visual is None
         assert [image.dropped for image in every.imagined] == [True] * 3
         with refused("no-such-image", "drop"):
             await world.answer(drop=[7])
@@ -477,13 +537,13 @@ def test_dropped_images_are_left_out_without_imagining_again() -> None:
     run(check())
 
 
-def test_without_an_accepted_image_the_text_answers_and_says_why() -> None:
+def test_without_an_accepted_image_the_nearest_answer_and_it_says_why() -> None:
     async def check() -> None:
         world = await World().warmed()
         world.generator.rejected = 3
         stages = await world.stages()
         assert [name for name, _ in stages] == ["text", "fused"]
-        assert stages[-1][1].degraded == "no image could be imagined (safety)"
+        assert by_nearest(stages[-1][1]) == "no image could be imagined (safety)"
 
     run(check())
 
@@ -565,8 +625,7 @@ def test_when_nothing_can_be_ranked_the_search_fails_in_words() -> None:
 def test_without_a_generator_only_remembered_queries_are_fused() -> None:
     async def check() -> None:
         world, other = await World(generator=False).warmed(), await World().warmed()
-        answer = await world.answer()
-        assert (answer.stage, "no generator" in (answer.degraded or "")) == ("text", True)
+        assert by_nearest(await world.answer()) == "this service has no generator, and does not remember this query"
         await other.answer()
         world.memory._recent.update(other.memory._recent)
         assert (await world.answer()).stage == "fused"
@@ -586,8 +645,7 @@ def test_nothing_is_stored_as_made_by_the_generator_of_the_warmed_queries(serve_
         assert key
         world.memory._recent[key] = entry("a moon", images=2)
         assert (await world.answer("a moon")).memory == "hit"  # of what was warmed
-        answer = await world.answer()
-        assert (answer.stage, answer.degraded) == ("text", "the generator is still starting")
+        assert by_nearest(await world.answer()) == "the generator is still starting"
         assert (world.generator.asked, list(world.memory._recent)) == ([], [key])
         world.generator.runs.set()
         await starting
@@ -633,8 +691,7 @@ def test_before_the_models_are_known_texts_are_answered() -> None:
     async def check() -> None:
         world = World()
         assert (await world.answer(mode="text")).stage == "text"
-        answer = await world.answer(weight=0.5)
-        assert (answer.stage, answer.degraded) == ("text", "the generator is still starting")
+        assert by_nearest(await world.answer(weight=0.5)) == "the generator is still starting"
         assert await trouble(world.answer()) == ("the service", "starting")
         assert not world.search.ready
 
