@@ -183,16 +183,18 @@ def make_api(
     @api.put("/v1/index", tags=["service"])
     async def switch_index(body: IndexSwitch) -> Info:
         """Serve another index, or another version of it, from now on. Answers when that is so."""
-        if not any(_lies_in(allowed, body.index) for allowed in own):
+        try:
+            allowed = any(_lies_in(one, body.index) for one in own)
+            served = await search.switch(body.index) if allowed else None
+        except UserError as error:  # of its URI, or of a file that was read
+            raise UserError(str(error), code=error.code, field="index") from error
+        if served is None:
             raise UserError(
                 "index names none of this service's own: others are served if serve.indexes in its profile names them",
                 code="not-allowed",
                 field="index",
             )
-        try:
-            return _info(await search.switch(body.index))
-        except UserError as error:  # of the folder or file in it that was read
-            raise UserError(str(error), code=error.code, field="index") from error
+        return _info(served)
 
     @api.get("/healthz", tags=["service"])
     async def health() -> dict[str, str]:

@@ -109,7 +109,7 @@ class Shard:
 
     def row_of(self, id: str) -> int | None:
         """Return the row that has an id; None if no row has it, or one that was removed."""
-        wanted = id.encode("utf-8", errors="replace")
+        wanted = id.encode("utf-8", errors="surrogatepass")
         row = bisect_left(range(len(self.rows)), wanted, key=self._id)  # they ascend by UTF-8 bytes
         return row if row < len(self.rows) and self._id(row) == wanted and self.alive[row] else None
 
