@@ -17,6 +17,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what _PUBLIC says, for editors and type checkers
+    from cluster.loading import load_assistant as load_assistant
     from cluster.loading import load_query_encoder as load_query_encoder
     from cluster.loading import open_finder as open_finder
     from cluster.loading import open_index as open_index
@@ -24,6 +25,8 @@ if TYPE_CHECKING:  # what _PUBLIC says, for editors and type checkers
     from cluster.profile import load_profile as load_profile
     from cluster.session import session as session
     from pipelines.answer_sheet import answer_sheet as answer_sheet
+    from pipelines.authors_features import import_features as import_features
+    from pipelines.benchmark import read_benchmark as read_benchmark
     from pipelines.job import add as add
     from pipelines.job import compact as compact
     from pipelines.job import index as index
@@ -69,7 +72,9 @@ _PUBLIC = {
     "compact": "pipelines.job:compact",
     "fused_query": "retrieval.fusion:fused_query",
     "imagine": "pipelines.queries:imagine",
+    "import_features": "pipelines.authors_features:import_features",
     "index": "pipelines.job:index",
+    "load_assistant": "cluster.loading:load_assistant",
     "load_profile": "cluster.profile:load_profile",
     "load_query_encoder": "cluster.loading:load_query_encoder",
     "measure": "pipelines.report:measure",
@@ -77,6 +82,7 @@ _PUBLIC = {
     "open_index": "cluster.loading:open_index",
     "pool": "retrieval.query:pool",
     "prune": "pipelines.job:prune",
+    "read_benchmark": "pipelines.benchmark:read_benchmark",
     "remove": "pipelines.job:remove",
     "score": "retrieval.fusion:score",
     "session": "cluster.session:session",

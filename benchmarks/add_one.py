@@ -117,7 +117,7 @@ def main() -> None:
             gone = rng.choice(len(left), round(share * rows) - (rows - len(left)), replace=False)
             index = remove(Selection(ids=[left[n].as_py() for n in gone]), gallery, index, profile.index).index
             gallery = Gallery.open(gallery.folder)
-            again, _ = measure_recall(index, range(len(index.manifest.shards)), profile.index, Uncounted())  # type: ignore[arg-type]
+            again = measure_recall(index, range(len(index.manifest.shards)), profile.index, Uncounted()).recall  # type: ignore[arg-type]
             for depth, of in again.items():
                 known = index.manifest.recall[depth]
                 print(f"{share:.0%} removed: recall@{depth} by λ is in the manifest {known}, measured again {of}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.doctor import Check
@@ -21,6 +22,9 @@ from retrieval.folder import Folder
 
 NODE_SECONDS = 180
 """How long a node may take for each of the two things that it is asked: its software, and all else."""
+_NOT_INSTALLED = (ImportError, AttributeError, RuntimeError)
+"""What a node raises that has another version of mindseye, or none."""
+log = logging.getLogger(__name__)
 
 
 class Finding(NamedTuple):
@@ -119,8 +123,11 @@ def _answer(asked: Any) -> Any:
         )
     try:
         return ray.get(asked)
-    except (RayError, ImportError, AttributeError, RuntimeError) as error:  # a mindseye of another version, or none
+    except (RayError, *_NOT_INSTALLED) as error:
         cause = error.cause if hasattr(error, "cause") and isinstance(error.cause, BaseException) else error
+        if isinstance(error, RayTaskError) and not isinstance(cause, _NOT_INSTALLED):
+            log.exception("the checks failed on a node")
+            return Check("answers", False, f"the checks failed there: {first_line(cause)}", "report it, with the log")
         return Check(
             "answers",
             False,

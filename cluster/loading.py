@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.profile import Generator as GeneratorSettings
 from cluster.profile import Profile, load_profile
-from retrieval.artifacts import Index, ModelRecord, TrainedAggregator
+from retrieval.artifacts import MANIFEST, Index, ModelRecord, QuerySet, TrainedAggregator
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.prompts import templates
 
 if TYPE_CHECKING:
+    from retrieval.assistant.endpoint import Assistant, Call
     from retrieval.finder import Finder
     from retrieval.models.generator import Generator
     from retrieval.models.vision import VisionEncoder
@@ -21,12 +24,19 @@ if TYPE_CHECKING:
 
 GALLERY, INDEX = "gallery", "index"
 """Folders of a target: what the jobs of an index make."""
+WORDS = "words"
+"""Folder of a target: the query set that is its dictionary, if it has one."""
 
 # The libraries behind the models take seconds to import, so each function imports what it needs.
 
 
 def open_finder(
-    target: str | Path | Index, profile: str | Path | Profile = "tiny", *, aggregator: str | Path | None = None
+    target: str | Path | Index,
+    profile: str | Path | Profile = "tiny",
+    *,
+    aggregator: str | Path | None = None,
+    words: str | Path | None = None,
+    assistant: Assistant | None = None,
 ) -> Finder:
     """Open an index together with the models that its queries need.
 
@@ -34,6 +44,9 @@ def open_finder(
         target: a folder that has an index in it, an index itself or one version of it, or an open one.
         profile: of the models that made the index.
         aggregator: a trained aggregator; by default the profile's. Without one, the images are averaged.
+        words: a query set that is the dictionary; by default the one that the folder has in it, if any.
+        assistant: of ``load_assistant``, for searches that ask it; none by default, whatever the profile says, so that
+            nothing is sent anywhere without the caller's word.
 
     Raises:
         UserError: a model, the index or the aggregator is not there, or other models made the index or the aggregator.
@@ -42,7 +55,15 @@ def open_finder(
 
     settings = load_profile(profile)
     index = target if isinstance(target, Index) else open_index(target)
-    return Finder(load_query_encoder(settings), index, load_aggregator(settings, aggregator))
+    dictionary = QuerySet.open(words) if words else None if isinstance(target, Index) else find_words(target)
+    trained = load_aggregator(settings, aggregator)
+    return Finder(load_query_encoder(settings), index, trained, dictionary, assistant=assistant)
+
+
+def find_words(target: str | Path) -> QuerySet | None:
+    """Open the dictionary that the folder ``target`` has in it; None if it has none."""
+    place = Folder(target) / WORDS
+    return QuerySet.open(place) if place.exists(MANIFEST) else None
 
 
 def open_index(target: str | Path) -> Index:
@@ -121,6 +142,41 @@ def load_aggregator(profile: Profile, uri: str | Path | None = None) -> TrainedA
     """Open the aggregator at ``uri``, by default the profile's; None if neither names one."""
     uri = uri or profile.models.aggregator
     return TrainedAggregator.open(uri) if uri else None
+
+
+def load_assistant(profile: Profile, *, told: Callable[[Call], None] | None = None) -> Assistant | None:
+    """Return the assistant that a profile names, not asked yet; None if it names none.
+
+    Args:
+        told: is told of every call.
+
+    Raises:
+        UserError: the environment variable of its key is not set here, or holds what is no key (code ``missing-key``,
+            field ``models.assistant.key_variable``).
+    """
+    settings = profile.models.assistant
+    if settings is None:
+        return None
+    from retrieval.assistant.endpoint import Assistant
+
+    key = None
+    if variable := settings.key_variable:
+        key = os.environ.get(variable, "").strip()
+        if not key or not key.isascii() or not key.isprintable():
+            raise UserError(
+                f"the assistant's key is to be in the environment variable {variable}, which holds none here",
+                code="missing-key",
+                field="models.assistant.key_variable",
+            )
+    return Assistant(
+        settings.url,
+        settings.model,
+        key=key,
+        seconds=settings.seconds,
+        depth=settings.depth,
+        at_once=settings.at_once,
+        told=told,
+    )
 
 
 def prompt_templates(profile: Profile) -> list[str]:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cluster.labels import check_selector
+from retrieval.assistant.address import check_address
 from retrieval.errors import UserError
 from retrieval.prompts import MAX_CHARACTERS, TEMPLATE_SETS, fill
 
@@ -39,6 +40,29 @@ class Generator(Settings):
     """Images generated at once."""
 
 
+class AssistantSettings(Settings):
+    """A chat model behind an OpenAI-compatible URL: docs/assistant.md says what is sent there."""
+
+    url: str
+    """Its base, such as https://models.example.com/v1: of HTTPS, or of this machine."""
+    model: str = Field(min_length=1)
+    """The name under which the endpoint knows the model."""
+    key_variable: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """The environment variable that holds the API key, where one is needed: on the machines that ask."""
+    seconds: float = Field(default=20, gt=0)
+    """Seconds that all calls for one search may take together."""
+    depth: int = Field(default=16, ge=2, le=64)
+    """Results of one search that it may be shown, at most."""
+    at_once: int = Field(default=8, ge=1, le=64)
+    """Calls of one search under way at a time."""
+
+    @field_validator("url")
+    @classmethod
+    def _may_be_asked(cls, given: str) -> str:
+        check_address(given)
+        return given
+
+
 class Models(Settings):
     """Which models; each URI is that of the model's own ecosystem (open_clip, timm, diffusers)."""
 
@@ -51,6 +75,8 @@ class Models(Settings):
     imagined ones."""
     aggregator: str | None = None
     """Folder or URI of an aggregator that was trained with these models; without one, images are averaged."""
+    assistant: AssistantSettings | None = None
+    """A chat model that rewords, asks back and judges what was found, for searches that ask for it; none by default."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where all models run; ``auto`` takes a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -424,9 +450,14 @@ def _validated(file: Path, content: dict[str, Any]) -> Profile:
         return Profile.model_validate({"name": file.stem, **content})
     except ValidationError as error:
         wrong = [(".".join(map(str, each["loc"])) or "(file)", each) for each in error.errors()]
-        problems = [f"  {setting}: {each['msg']} (given: {each['input']!r})" for setting, each in wrong]
+        problems = [f"  {setting}: {each['msg']}{_given(setting, each['input'])}" for setting, each in wrong]
         message = f"{file} has {len(problems)} wrong setting(s):\n" + "\n".join(problems)
         raise UserError(message, code="wrong-setting", field=wrong[0][0]) from error
+
+
+def _given(setting: str, value: Any) -> str:
+    """What stands there, but where somebody may have written a key."""
+    return "" if setting.startswith("models.assistant") else f" (given: {value!r})"
 
 
 def _with_absolute_paths(profile: Profile, base: Path) -> Profile:

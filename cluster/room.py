@@ -24,8 +24,8 @@ _UNIT = 10_000
 log = logging.getLogger(__name__)
 
 
-class Node(NamedTuple):
-    """What a node has, in use or not."""
+class Capacity(NamedTuple):
+    """What a node has for actors, in use or not."""
 
     labels: Labels
     cpus: float
@@ -61,25 +61,26 @@ class Demand(NamedTuple):
     actors: int = 1
     shard: int | None = None
 
-    def nodes(self, there: Sequence[Node]) -> tuple[int, ...]:
+    def nodes(self, there: Sequence[Capacity]) -> tuple[int, ...]:
         """Return the places of the nodes that are allowed and can hold an actor."""
         stage = self.stage
         return tuple(i for i, node in enumerate(there) if _fits(stage, node, self.shard) and node.holds(stage))
 
 
-def cluster_nodes() -> list[Node]:
+def cluster_nodes() -> list[Capacity]:
     """Return the nodes that Ray has."""
     return [
-        Node(node["Labels"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in alive_nodes()
+        Capacity(node["Labels"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+        for node in alive_nodes()
     ]
 
 
-def room(stage: Placement, there: Sequence[Node]) -> float:
+def room(stage: Placement, there: Sequence[Capacity]) -> float:
     """Return how many actors of a stage all nodes hold that it may have."""
     return sum(node.holds(stage) for node in there if _fits(stage, node))
 
 
-def preferred(stage: Placement, there: Sequence[Node], actors: int = 1) -> tuple[Labels, list[Node]]:
+def preferred(stage: Placement, there: Sequence[Capacity], actors: int = 1) -> tuple[Labels, list[Capacity]]:
     """Return the first selector of a stage whose nodes hold so many actors, and these; if there is none, the first."""
     for selector in stage.selectors():
         nodes = [node for node in there if selects(selector, node.labels)]
@@ -88,7 +89,7 @@ def preferred(stage: Placement, there: Sequence[Node], actors: int = 1) -> tuple
     return stage.selectors()[0], []
 
 
-def may_grow(there: Sequence[Node]) -> bool:
+def may_grow(there: Sequence[Capacity]) -> bool:
     """Return whether an autoscaler may start other nodes than these."""
     return any(_NODE_GROUP in node.labels for node in there)
 
@@ -113,7 +114,7 @@ def check_room(*demands: Demand) -> None:
     )
 
 
-def trouble(demands: Sequence[Demand], there: Sequence[Node]) -> Trouble | None:
+def trouble(demands: Sequence[Demand], there: Sequence[Capacity]) -> Trouble | None:
     """Return what these nodes cannot hold. That there is nothing is no promise: how actors share nodes is not tried."""
     has = f"There {'is' if len(there) == 1 else 'are'} {_several(there)}."
     for demand in demands:
@@ -140,11 +141,11 @@ def trouble(demands: Sequence[Demand], there: Sequence[Node]) -> Trouble | None:
     return None
 
 
-def _fits(stage: Placement, node: Node, shard: int | None = None) -> bool:
+def _fits(stage: Placement, node: Capacity, shard: int | None = None) -> bool:
     return any(selects(selector, node.labels) for selector in stage.selectors(shard))
 
 
-def _lacks(demand: Demand, there: Sequence[Node]) -> str:
+def _lacks(demand: Demand, there: Sequence[Capacity]) -> str:
     """Name the setting that is to blame: labels, if a node would do but for them."""
     stage = demand.stage
     allowed = [node for node in there if _fits(stage, node, demand.shard)]
@@ -170,6 +171,6 @@ def _counted(count: float, what: str) -> str:
     return f"{count:g} {what}{'s' if count != 1 else ''}"
 
 
-def _several(there: Sequence[Node]) -> str:
+def _several(there: Sequence[Capacity]) -> str:
     kinds = Counter(map(str, there)).most_common()
     return "; ".join(f"{_counted(count, 'node')} of {kind}" for kind, count in kinds)

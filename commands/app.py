@@ -6,10 +6,13 @@ import sys
 
 from cyclopts import App
 
+from commands.benchmark import benchmark
+from commands.dataset import app as dataset
 from commands.demo import demo
 from commands.doctor import doctor
 from commands.evaluate import evaluate
 from commands.failure import FAULT, MISTAKE, is_mistake, report_fault, say_mistake
+from commands.import_features import import_features
 from commands.index import app as index
 from commands.plan import plan
 from commands.queries import queries
@@ -25,7 +28,8 @@ app = App(
     "A vision-and-language model answers a text; a diffusion model imagines it as images; both rank the gallery.",
     help_format="plaintext",
 )
-for command in (demo, index, queries, evaluate, train, import_aggregator, search, serve, plan, status, doctor):
+MAKING = (demo, dataset, index, queries, benchmark, evaluate, train, import_aggregator, import_features)
+for command in (*MAKING, search, serve, plan, status, doctor):
     app.command(command)
 app.command(submitting(app))
 

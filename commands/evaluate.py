@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from commands.console import Cluster, out, quoted, say_made, say_next
-from commands.results import results_table
+from commands.console import Cluster, Profile, out, quoted, say_made, say_next
+from commands.results import results_table, rounds_table
 
 if TYPE_CHECKING:  # PyTorch and Ray take seconds, which --help need not wait for
     from pipelines.report import Measured
@@ -18,6 +18,8 @@ def evaluate(
     *,
     aggregator: str | None = None,
     weight: float | None = None,
+    rounds: int | None = None,
+    profile: Profile = "tiny",
     address: Cluster = None,
 ) -> None:
     """Measure how well a query set finds the labelled images of a gallery: by text alone, by images alone, by both.
@@ -27,17 +29,28 @@ def evaluate(
     gallery
         The gallery: TARGET/gallery of mindseye index.
     query_set
-        The query set, of the same models.
+        The query set, of the same models; or a file of queries made of texts, pictures and rows, ending in .jsonl.
     report
         Folder for per-query results, a plot and a contact sheet.
     aggregator
         A trained aggregator, measured beside the mean of the images; it must not have learned from these labels.
     weight
         λ of the fused ranking of the mean, 0 (text alone) to 1 (images alone); by default 0.5.
+    rounds
+        Measure so many rounds of a simulated user as well, who marks what is right and wrong among the first results.
     """
     from pipelines.report import measure
 
-    measured = measure(gallery, query_set, report, aggregator=aggregator, weight=weight, address=address)
+    measured = measure(
+        gallery,
+        query_set,
+        report,
+        aggregator=aggregator,
+        weight=weight,
+        rounds=rounds,
+        profile=profile,
+        address=address,
+    )
     _print(measured, gallery)
     say_next(f"look at {quoted(report, 'contact-sheet.png')}")
 
@@ -45,8 +58,8 @@ def evaluate(
 def _print(measured: Measured, gallery: str) -> None:
     evaluation = measured.evaluation
     out.print(results_table(evaluation, gallery))
-    if evaluation.unlabelled:
-        out.print(f"{evaluation.unlabelled} queries have no label and were not measured")
-    if absent := evaluation.without_positive:
-        out.print(f"{len(absent)} labels have no image in the gallery and were not measured: {', '.join(absent[:10])}")
+    if measured.rounds:
+        out.print(rounds_table(measured.rounds))
+    for sentence in evaluation.left_out.sentences():
+        out.print(sentence)
     say_made(*measured.files)

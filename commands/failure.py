@@ -27,6 +27,7 @@ HINTS = {
     "ray-client": "mindseye submit hands a command over from any machine.",
     "locked": "With --take-over this command breaks its lock.",
     "lock-lost": "mindseye index status says which job runs there.",
+    "incomplete": "mindseye dataset check names all of it, and --partial prepares what there is.",
     "no-room": "A cluster is named by --address.",
 }
 """What the command line has for a mistake, by its code."""

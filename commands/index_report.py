@@ -140,6 +140,9 @@ def _print_version(version: Index) -> None:
         out.print(f"  recall@{depth} against exact search, by λ: {listed(recall)}")
     for depth, recall in (manifest.text_recall or {}).items():
         out.print(f"  recall@{depth} of texts, by λ: {listed(recall)}")
+    for kind, of_kind in (manifest.evidence_recall or {}).items():
+        for depth, recall in of_kind.items():
+            out.print(f"  recall@{depth} of {kind} queries (docs/evidence.md), by λ: {listed(recall)}")
     if (gone := sum(record.rows for record in manifest.measured) - manifest.rows) > 0:
         out.print(f"  measured before {gone:,} rows were removed")
 

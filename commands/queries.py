@@ -17,6 +17,7 @@ def queries(
     profile: Profile = "tiny",
     images: int | None = None,
     seed: int | None = None,
+    templates: str | None = None,
     take_over: TakeOver = False,
     address: Cluster = None,
 ) -> None:
@@ -25,19 +26,30 @@ def queries(
     Parameters
     ----------
     vocabulary
-        A text file with a name on each line, or CSV or Parquet with columns name, description, label; or text, kind,
-        label.
+        A text file with a name on each line, or CSV, Parquet or JSON lines with columns name, description, label; or
+        text, kind, label. Columns relevant and junk list ids of gallery rows, and are measured in place of the label.
     target
         Folder or URI of the query set.
     images
         Images to imagine for each query; by default the profile's.
     seed
         Seed of the images; by default the profile's.
+    templates
+        A text file of prompt templates, one {} on each line; by default the profile's.
     """
     from pipelines.queries import imagine
+    from pipelines.vocabulary import read_templates
 
     made = imagine(
-        vocabulary, target, profile, images=images, seed=seed, take_over=take_over, address=address, log=out.print
+        vocabulary,
+        target,
+        profile,
+        images=images,
+        seed=seed,
+        templates=read_templates(templates) if templates else None,
+        take_over=take_over,
+        address=address,
+        log=out.print,
     )
     _print(made)
     say_next(f"mindseye evaluate GALLERY {quoted(target)}")

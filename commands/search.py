@@ -14,6 +14,7 @@ from commands.console import Profile, out, quoted, say_made, say_next
 if TYPE_CHECKING:  # --help need not wait for PyTorch
     from PIL import Image
 
+    from retrieval.assistant.endpoint import Assistant, Spent
     from retrieval.evidence import Evidence
     from retrieval.finder import Answer
 
@@ -34,9 +35,10 @@ def search(
     images: int | None = None,
     seed: int = 0,
     fuse: Literal["mean", "max", "rrf"] = "mean",
-    rerank: Literal["none", "neighbours"] = "none",
+    rerank: Literal["none", "neighbours", "judge", "list"] = "none",
     depth: int | None = None,
     aggregator: str | None = None,
+    ask: Annotated[bool, Parameter(negative="")] = False,
     profile: Profile = "tiny",
     sheet: Path | None = None,
 ) -> None:
@@ -70,15 +72,19 @@ def search(
         How several imagined images become one ranking: pooled (mean), by the image that a result is most like (max),
         or by reciprocal ranks (rrf).
     rerank
-        A second stage: the first results ranked again by how they lie among their neighbours.
+        A second stage: the first results ranked again by how they lie among their neighbours, or by the profile's
+        assistant, which is sent their pictures one by one (judge) or all on one (list).
     depth
-        How many rows the second stage, or each list of rrf, has; by default 100.
+        How many rows the second stage, or each list of rrf, has; by default 100. An assistant is shown no more than its
+        profile says.
     aggregator
         A trained aggregator; by default the profile's. Without one, the images are averaged.
+    ask
+        Have the profile's assistant ask what would narrow the search: it is sent the labels of what was found.
     sheet
         Save a contact sheet (PNG) here.
     """
-    from cluster.loading import open_finder
+    from cluster.loading import load_assistant, open_finder
     from cluster.profile import load_profile
     from retrieval.second_stage import DEPTH
 
@@ -87,7 +93,8 @@ def search(
     title = ", ".join(evidence)
     settings = load_profile(profile)
     wanted = settings.queries.images if images is None else images
-    finder = open_finder(place, settings, aggregator=aggregator)
+    assistant = load_assistant(settings) if ask or rerank in ("judge", "list") else None
+    finder = open_finder(place, settings, aggregator=aggregator, assistant=assistant)
     answer = finder.find(
         list(evidence.values()),
         k,
@@ -100,6 +107,8 @@ def search(
         depth=DEPTH if depth is None else depth,
     )
     _print(answer, list(evidence))
+    if ask:
+        _ask(assistant, list(evidence.values()), answer)
     if sheet:
         from pipelines.answer_sheet import answer_sheet
 
@@ -148,15 +157,37 @@ def _read(file: Path) -> Image.Image:
         raise UserError(f"the picture {file} cannot be used: {error}", code="unusable-image", field="image") from error
 
 
+def _ask(assistant: Assistant | None, evidence: list[Evidence], answer: Answer) -> None:
+    from retrieval.assistant.found import asked_of
+
+    asked = asked_of(assistant, evidence, [found.label for found in answer if found.label])
+    if asked.answer:
+        out.print(f"{asked.answer.question} {', '.join(asked.answer.choices)}", markup=False)
+    else:
+        out.print(f"no question: {asked.shortfall}", style="yellow", markup=False)
+    _print_spent(asked.spent)
+
+
+def _print_spent(spent: Spent) -> None:
+    out.print(
+        f"asked the assistant {spent.calls} times ({spent.failed} failed): {spent.tokens_in:,} tokens in,"
+        f" {spent.tokens_out:,} out"
+    )
+
+
 def _print(answer: Answer, names: list[str]) -> None:
     if answer.degraded:
-        instead = "with real images of the gallery" if answer.visual == "nearest" else "by text alone"
+        instead = "as far as possible" if answer.spent else "by text alone"
+        instead = "with real images of the gallery" if answer.visual == "nearest" else instead
         out.print(f"ranked {instead}: {answer.degraded}", style="yellow")
+    if answer.spent:
+        _print_spent(answer.spent)
     several = len(names) > 1 and all(answer.shares)
     pieces = [f"({number})" for number in range(1, len(names) + 1)]
     lines = [f"{number} {name}" for number, name in zip(pieces, names, strict=True)] if len(names) > 1 else names
     table = Table(title="\n".join(lines) + f"   (λ = {answer.weight:.2f})", title_justify="left")
-    again = ("second stage",) if answer.reranked else ()
+    rescored = any(found.rerank_score is not None for found in answer)
+    again = ("second stage",) if rescored else ()
     for heading in ("", *again, "score", *(pieces if several else ("text part", "visual part"))):
         table.add_column(heading, justify="right")
     for heading in ("label", "path"):
@@ -164,7 +195,7 @@ def _print(answer: Answer, names: list[str]) -> None:
     table.add_column("id", no_wrap=True)  # to be copied
     for i, (found, shares) in enumerate(zip(answer, answer.shares, strict=True), 1):
         parts = shares if several else (found.text_part, found.visual_part)
-        scores = (found.rerank_score, found.score) if answer.reranked else (found.score,)
+        scores = (found.rerank_score, found.score) if rescored else (found.score,)
         numbers = ("" if value is None else f"{value:.4f}" for value in (*scores, *parts))
         table.add_row(str(i), *numbers, found.label or "", found.path, found.id)
     out.print(table)

@@ -13,9 +13,13 @@ import pyarrow as pa
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
+from pipelines.evidence_file import EvidenceQuery
+from pipelines.evidence_vectors import Known, read_piece
 from pipelines.ranking import best_rows
+from pipelines.truth import truths_of
 from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
 from retrieval.artifacts.queryset import text_vectors, vision_vectors
+from retrieval.evidence import compiled
 from retrieval.fusion import fused_query
 from retrieval.images import ImageRejected, decode
 from retrieval.query import pool
@@ -33,7 +37,7 @@ class Strip:
     Attributes:
         caption: what stands before it.
         pictures: from left to right.
-        right: of each picture, whether it is of the query's category; None if that is not known.
+        right: of each picture, whether it is what the query should find; None if that is not known.
     """
 
     caption: str
@@ -71,29 +75,69 @@ def contact_sheet(
     Returns:
         PNG bytes.
     """
-    queries = _spread(query_set.table(), rows)
+    query_table = query_set.table()
+    queries = query_table.take(pa.array(_spread(query_table["kind"].to_pylist(), rows)))
     text_QD1 = text_vectors(queries)
     visual_QD2 = pool(*vision_vectors(queries), aggregator.network() if aggregator else None)
     joint = np.concatenate([fused_query(text_QD1, visual_QD2, value) for value in (0.0, weight)])
     best = best_rows(gallery, joint, k)
     pictures = gallery_pictures(gallery.manifest.sources, [row for found in best for row in found])
     sections = []
-    for i, query in enumerate(queries.to_pylist()):
-        imagined = [Image.open(BytesIO(data)) for data in query["thumbnails"]]
+    for i, (query, truth) in enumerate(zip(queries.to_pylist(), truths_of(queries), strict=True)):
+        imagined = [Image.open(BytesIO(data)) for data in query["thumbnails"] if data]
         strips = [Strip("imagined", imagined, [None] * len(imagined))]
         for caption, found in (("by text alone", best[i]), (f"fused, λ = {weight:.2f}", best[len(queries) + i])):
-            right = [row["label"] == query["label"] if query["label"] else None for row in found]
+            right = [truth.judge(row["id"], row["label"]) for row in found]
             strips.append(Strip(caption, [pictures[row["batch"], row["path"]] for row in found], right))
         sections.append(Section(f"{query['text']}   [{query['kind']}]", strips))
     return draw(sections)
 
 
-def _spread(queries: pa.Table, count: int) -> pa.Table:
-    """Return so many queries, of each kind in turn."""
-    kinds = queries["kind"].to_numpy()
-    of_kind = [np.flatnonzero(kinds == kind) for kind in dict.fromkeys(kinds)]
-    chosen = [rows[i] for i in range(count) for rows in of_kind if i < len(rows)][:count]
-    return queries.take(pa.array(chosen))
+def evidence_sheet(
+    gallery: Gallery,
+    queries: Sequence[EvidenceQuery],
+    known: Known,
+    weight: float,
+    *,
+    aggregator: TrainedAggregator | None = None,
+    rows: int = 8,
+    k: int = 12,
+) -> bytes:
+    """Draw the pictures that some queries were given, and what the gallery answers by the text half alone and fused.
+
+    Args:
+        gallery: as for ``contact_sheet``, as the last three.
+        queries: of one file, in its order.
+        known: their vectors.
+        weight: λ of the fused ranking.
+        aggregator: pools the images of texts; by default their mean.
+        rows: how many queries are drawn.
+        k: how many results of each ranking are drawn.
+
+    Returns:
+        PNG bytes.
+    """
+    queries = [queries[place] for place in _spread([query.kind for query in queries], rows)]
+    network = aggregator.network() if aggregator else None
+    encoded = [known.encoded(query, network) for query in queries]
+    joint = [compiled(each, value)[0] for value in (0.0, weight) for each in encoded]
+    best = best_rows(gallery, np.concatenate(joint), k)
+    pictures = gallery_pictures(gallery.manifest.sources, [row for found in best for row in found])
+    sections = []
+    for i, query in enumerate(queries):
+        given = [read_piece(piece, query.where) for piece in query.pieces if piece.picture is not None]
+        strips = [Strip("given", given, [None] * len(given))] if given else []
+        for caption, found in (("by text alone", best[i]), (f"fused, λ = {weight:.2f}", best[len(queries) + i])):
+            right = [query.truth.judge(row["id"], None) for row in found]
+            strips.append(Strip(caption, [pictures[row["batch"], row["path"]] for row in found], right))
+        sections.append(Section(f"{query.text}   [{query.kind}]", strips))
+    return draw(sections)
+
+
+def _spread(kinds: Sequence[str], count: int) -> list[int]:
+    """Return the places of so many queries, of each kind in turn."""
+    of_kind = [np.flatnonzero(np.array(kinds) == kind) for kind in dict.fromkeys(kinds)]
+    return [int(rows[i]) for i in range(count) for rows in of_kind if i < len(rows)][:count]
 
 
 def gallery_pictures(

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipelines.evaluate import Evaluation
+from pipelines.rounds import SYSTEMS, Rounds
 
 _COLOURS = ("#8a8f98", "#5b8fd6", "#d9822b", "#3d9970", "#a05195")
 
@@ -59,3 +60,32 @@ def _draw_gains(axes: Axes, evaluation: Evaluation) -> None:
     title = f"What imagining adds, query by query (λ = {evaluation.weights[system]:.2f})"
     axes.set_title(title, loc="left", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
+
+
+def plot_rounds(rounds: Rounds) -> bytes:
+    """Draw cumulative hits at k, and mAP beside that of the first search over the same rest, by round; return PNG
+    bytes.
+    """
+    figure = Figure(figsize=(12, 4.2))
+    hits, means = figure.subplots(1, 2, width_ratios=(3, 4))
+    numbers = np.arange(rounds.rounds + 1)
+    for i, kind in enumerate(rounds.kinds):
+        colour = _COLOURS[(1 + i) % len(_COLOURS)]
+        hits.plot(numbers, rounds.hits(kind), "o-", color=colour, label=kind)
+        for system, style in zip(SYSTEMS, ("o-", ":"), strict=True):
+            known = {number: mean for number in numbers.tolist() if (mean := rounds.mean(kind, number, system))}
+            values, ours = list(known.values()), system == SYSTEMS[0]
+            means.plot(list(known), [v.mean for v in values], style, color=colour, label=kind if ours else None)
+            if ours:
+                low, high = [v.low for v in values], [v.high for v in values]
+                means.fill_between(list(known), low, high, color=colour, alpha=0.12, linewidth=0)
+    hits.set_title(f"Queries that have found something among the first {rounds.k}", loc="left", fontsize=10)
+    means.set_title("mAP over what has not been seen; dotted: the first search", loc="left", fontsize=10)
+    for axes in (hits, means):
+        axes.set_xticks(numbers)
+        axes.set_xlabel("round")
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    png = BytesIO()
+    figure.savefig(png, format="png", dpi=120, bbox_inches="tight")
+    return png.getvalue()

@@ -32,23 +32,27 @@ def publish(index: Index, settings: IndexSettings, started: float, spent: dict[s
     manifest = index.manifest
     if new := range(sum(record.shards for record in manifest.measured), len(manifest.shards)):
         with progress("measuring recall against exact search", len(new)) as counter, timed(spent, "recall"):
-            recall, text_recall = measure_recall(index, new, settings, counter)
+            of_new = measure_recall(index, new, settings, counter)
         rows = sum(manifest.shards[number].rows for number in new)
-        record = RecallRecord(version=index.version, shards=len(new), rows=rows, recall=recall, text_recall=text_recall)
+        record = RecallRecord(version=index.version, shards=len(new), rows=rows, **of_new._asdict())
         manifest.measured = [*manifest.measured, record]
     found = [record for record, lost in zip(manifest.measured, lost_shares(index), strict=True) if lost < 1]
     manifest.recall = _least([record.recall for record in found])
     manifest.text_recall = _least([of for record in found if (of := record.text_recall)]) or None
+    by_kind = [of_kinds for record in found if (of_kinds := record.evidence_recall)]
+    kinds = dict.fromkeys(kind for of_kinds in by_kind for kind in of_kinds)
+    of_all = {kind: _least([of_kinds[kind] for of_kinds in by_kind if kind in of_kinds]) for kind in kinds}
+    manifest.evidence_recall = of_all or None
     check_held(index.folder)  # measuring takes its time
     below = [
         f"recall@{depth} {value:.3f}{of} at λ = {weight}"
-        for of, recall in (("", manifest.recall), (" of texts", manifest.text_recall or {}))
+        for of, recall in _measured(index).items()
         for depth, by_weight in recall.items()
         for weight, value in by_weight.items()
         if value < settings.recall_floor
     ]
     if below:
-        measured = {"recall": manifest.recall, "text_recall": manifest.text_recall}
+        measured = manifest.model_dump(include={"recall", "text_recall", "evidence_recall"})
         content = measured | {"floor": settings.recall_floor, "factory": index.manifest.factory}
         index.folder.write_json(REFUSED, content)
         raise UserError(
@@ -73,6 +77,7 @@ def measured_before(index: Index) -> list[RecallRecord]:
         rows=manifest.rows,
         recall=manifest.recall,
         text_recall=manifest.text_recall,
+        evidence_recall=manifest.evidence_recall,
     )
     return manifest.measured or [whole]
 
@@ -97,6 +102,12 @@ def _least(recalls: Sequence[Recall]) -> Recall:
 
 
 def worst_recall(index: Index) -> float:
-    """Return the lowest recall of a version, over depths and λ, texts included."""
-    measured = [index.manifest.recall, index.manifest.text_recall or {}]
-    return min(value for recall in measured for by_weight in recall.values() for value in by_weight.values())
+    """Return the lowest recall of a version, over depths and λ, of every kind of query."""
+    return min(value for of in _measured(index).values() for by_weight in of.values() for value in by_weight.values())
+
+
+def _measured(index: Index) -> dict[str, Recall]:
+    """What was measured of a version, by the words that a message has for the queries."""
+    manifest = index.manifest
+    of_evidence = {f" of {kind} queries": recall for kind, recall in (manifest.evidence_recall or {}).items()}
+    return {"": manifest.recall, " of texts": manifest.text_recall or {}} | of_evidence

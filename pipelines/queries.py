@@ -32,7 +32,7 @@ from retrieval.artifacts.queryset import queryset_schema
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.images import thumbnail
-from retrieval.prompts import usable
+from retrieval.prompts import fill, usable
 from retrieval.query import EncodedQuery
 
 
@@ -43,6 +43,7 @@ def imagine(
     *,
     images: int | None = None,
     seed: int | None = None,
+    templates: Sequence[str] | None = None,
     take_over: bool = False,
     address: str | None = None,
     log: Log = silent,
@@ -55,6 +56,7 @@ def imagine(
         profile: name or file of a profile, or one that is loaded.
         images: K, images per query; by default the profile's.
         seed: seed of the images; by default the profile's.
+        templates: of the text vectors, each with one ``{}``; by default the profile's.
         take_over: break the lock of another job. Be sure that it is dead.
         address: where it runs, as ``cluster.session.session`` takes it.
         log: is told what is resumed, line by line.
@@ -63,9 +65,13 @@ def imagine(
         The published query set.
 
     Raises:
-        UserError: the vocabulary or the profile cannot be read, or as ``build_queries``.
+        UserError: the vocabulary or the profile cannot be read, a template is wrong, or as ``build_queries``.
     """
     settings = load_profile(profile)
+    if templates is not None:
+        fill(templates, "")
+        queries = settings.queries.model_copy(update={"templates": list(templates)})
+        settings = settings.model_copy(update={"queries": queries})
     entries = read_vocabulary(vocabulary) if isinstance(vocabulary, str | Path) else vocabulary
     with session(address):
         return build_queries(entries, target, settings, images=images, seed=seed, take_over=take_over, log=log)
@@ -118,7 +124,8 @@ def build_queries(
         if unfinished.done:
             log(f"resuming: {unfinished.done:,} of {unfinished.entries:,} queries are done")
         _imagine(folder, unfinished, job, profile)
-        return _published(folder, unfinished, job)
+        aspects = dict.fromkeys(entry.aspect for entry in vocabulary if entry.aspect)
+        return _published(folder, unfinished, job, list(aspects))
 
 
 def _imagine(target: Folder, unfinished: OpenQueries, job: Job, profile: Profile) -> None:
@@ -134,8 +141,8 @@ def _imagine(target: Folder, unfinished: OpenQueries, job: Job, profile: Profile
         )
 
 
-def _published(target: Folder, unfinished: OpenQueries, job: Job) -> QuerySet:
-    manifest = QuerySetManifest(queries=unfinished.entries, **dict(job))
+def _published(target: Folder, unfinished: OpenQueries, job: Job, aspects: list[str]) -> QuerySet:
+    manifest = QuerySetManifest(queries=unfinished.entries, aspects=aspects, **dict(job))
     arrived = sum(target.count_rows(target.files(QUERIES, ".parquet")))
     if arrived != unfinished.entries:
         raise RuntimeError(f"{arrived} queries of {unfinished.entries} arrived in {target.uri}")

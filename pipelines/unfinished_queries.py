@@ -15,6 +15,7 @@ from pipelines import checkpoint
 from pipelines.executor import Checkpoint, Files
 from pipelines.vocabulary import VocabularyEntry
 from retrieval.artifacts import ModelRecord, Role
+from retrieval.artifacts.queryset import OPTIONAL
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 
@@ -24,7 +25,14 @@ ENTRY = "entry"
 QUERIES = "queries"
 """Where the rows are written."""
 _SCHEMA = pa.schema(
-    [(ENTRY, pa.int64()), ("id", pa.string()), ("text", pa.string()), ("kind", pa.string()), ("label", pa.string())]
+    [
+        (ENTRY, pa.int64()),
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("kind", pa.string()),
+        ("label", pa.string()),
+        *OPTIONAL,
+    ]
 )
 _NAMED = 3
 
@@ -93,8 +101,8 @@ def _checkpoint(folder: Folder) -> Checkpoint:
 
 def _listed(vocabulary: Sequence[VocabularyEntry]) -> pa.Table:
     """Return the entries, each once, in an order that does not depend on the vocabulary's."""
-    entries = sorted(dict.fromkeys(vocabulary), key=lambda entry: entry.id)
-    rows = [{ENTRY: number, "id": entry.id} | entry._asdict() for number, entry in enumerate(entries)]
+    entries = sorted({entry.id: entry for entry in vocabulary}.items())
+    rows = [{ENTRY: number, "id": id} | entry._asdict() for number, (id, entry) in enumerate(entries)]
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -11,18 +11,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from retrieval.artifacts import Index, TrainedAggregator
+from retrieval.artifacts import Index, QuerySet, TrainedAggregator
 from retrieval.artifacts.compatibility import check_made_by
+from retrieval.bridge import Bridge, Reading, Said, bridges, merging, recomposed
 from retrieval.errors import UserError
 from retrieval.evidence import Encoded, Evidence, Picture, Row, Text, check_evidence, compiled, halves
 from retrieval.fusion import DEFAULT_WEIGHT, check_weight, fused_query
 from retrieval.index.hits import Hits, checked_k, merge_topk
+from retrieval.lens import Lens, lens
+from retrieval.means import Means, centred
 from retrieval.nearest import NEAREST, visual_half
 from retrieval.query import QueryEncoder, pool
 from retrieval.rankings import Fuse, Scored, image_by_image, joint_queries, one_ranking, ranking_shares
 from retrieval.second_stage import DEPTH, Rerank, checked_depth, neighbours, put_in_order
+from retrieval.words import NEIGHBOURS, Dictionary, Refinement
 
 if TYPE_CHECKING:
+    from retrieval.assistant.endpoint import Assistant, Spent
     from retrieval.models.imagined import Imagined
 
 Mode = Literal["text", "visual", "fused"]
@@ -72,11 +77,15 @@ class Answer:
         weight: λ, with which they were ranked.
         imagined: the images that each text was imagined as; empty if none were asked for.
         degraded: why the ranking is not the one asked for; None if it is.
-        shares: of each result, what each piece of evidence brought to its score; empty with ``fuse="rrf"``, as ranks
-            have no shares.
+        shares: of each result, what each piece of evidence brought to its score; of a query that was read into words,
+            by how many of the words came from it; empty with ``fuse="rrf"``, as ranks have no shares.
         visual: where the visual half came from: images that were imagined; the nearest real images of the gallery, for
             one text at least that has no imagined ones; pictures or rows that were given; None if there is none.
-        reranked: by which second stage; None without one.
+        reranked: by which second stage; None without one, or if an assistant gave no order.
+        spent: what an assistant was asked for it; None if none was.
+        words: what was read from pictures and rows, and the text that was searched for in their place; None where
+            nothing was read.
+        refinements: words of the dictionary that split the results best; none without a dictionary.
     """
 
     results: list[Found]
@@ -86,6 +95,9 @@ class Answer:
     shares: list[list[float]]
     visual: Visual | None
     reranked: str | None
+    spent: Spent | None = None
+    words: Reading | None = None
+    refinements: list[Refinement] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Found]:
         return iter(self.results)
@@ -124,6 +136,8 @@ class Finder:
             imagined ones.
         index: of the same VLM and vision encoder.
         aggregator: of the same models; without one, imagined images are averaged.
+        words: a dictionary (``retrieval.words``), for lenses, for reading pictures, and for refinements.
+        assistant: that judges what was found, where a search asks for it (``retrieval.assistant``).
 
     Raises:
         UserError: the index or the aggregator was made by other models (code ``other-model``, field the role), or does
@@ -131,7 +145,15 @@ class Finder:
         DamagedError: a shard or the aggregator cannot be read.
     """
 
-    def __init__(self, encoder: QueryEncoder, index: Index, aggregator: TrainedAggregator | None = None) -> None:
+    def __init__(
+        self,
+        encoder: QueryEncoder,
+        index: Index,
+        aggregator: TrainedAggregator | None = None,
+        words: QuerySet | None = None,
+        *,
+        assistant: Assistant | None = None,
+    ) -> None:
         check_made_by(index, "vlm", encoder.vlm.uri, encoder.vlm.fingerprint)
         check_made_by(index, "vision", encoder.vision.uri, encoder.vision.fingerprint)
         if aggregator:
@@ -140,9 +162,16 @@ class Finder:
                 aggregator.check_generator(encoder.generator.uri, encoder.generator.fingerprint)
         self.encoder = encoder
         self.index = index
+        self.assistant = assistant
         self.shards = index.shards()
         self.network = aggregator.network() if aggregator else None
         self.weight = aggregator.manifest.weight if aggregator else DEFAULT_WEIGHT
+        if words:
+            check_made_by(words, "vlm", encoder.vlm.uri, encoder.vlm.fingerprint)
+            check_made_by(words, "vision", encoder.vision.uri, encoder.vision.fingerprint)
+        self.dictionary = Dictionary.of(words, self.network) if words else None
+        mean = index.mean()
+        self.means = Means(*mean) if mean else None
 
     def search(
         self,
@@ -156,6 +185,8 @@ class Finder:
         fuse: Fuse = "mean",
         rerank: Rerank = "none",
         depth: int = DEPTH,
+        focus: str | None = None,
+        ignore: Sequence[str] = (),
     ) -> Answer:
         """Find the k best images for a text: what ``find`` does for one ``Text``."""
         return self.find(
@@ -168,6 +199,8 @@ class Finder:
             fuse=fuse,
             rerank=rerank,
             depth=depth,
+            focus=focus,
+            ignore=ignore,
         )
 
     def find(
@@ -182,6 +215,9 @@ class Finder:
         fuse: Fuse = "mean",
         rerank: Rerank = "none",
         depth: int = DEPTH,
+        focus: str | None = None,
+        ignore: Sequence[str] = (),
+        bridge: Bridge = "auto",
     ) -> Answer:
         """Find the k best images for texts, pictures and rows of the gallery, for and against (``retrieval.evidence``).
 
@@ -197,13 +233,22 @@ class Finder:
             images: K, how many images each text is imagined as.
             seed: of the images.
             fuse: how several imagined images become one ranking (``retrieval.rankings``).
-            rerank: the second stage: none, or the candidates' ``neighbours`` (``retrieval.second_stage``).
-            depth: how many candidates the second stage ranks; and, with ``rrf``, how many rows of each list count.
+            rerank: the second stage: none, the candidates' ``neighbours`` (``retrieval.second_stage``), or an assistant
+                that is shown the candidates one by one (``judge``) or on one picture (``list``): pictures of the
+                gallery are sent to it.
+            depth: how many candidates the second stage ranks, an assistant no more than its own depth; and, with
+                ``rrf``, how many rows of each list count.
+            focus: an aspect of the dictionary, which then counts alone (``retrieval.lens``).
+            ignore: aspects of the dictionary that then do not count.
+            bridge: whether pictures and rows are read into words (``retrieval.bridge``): ``auto``, where they stand
+                together with texts and there is a dictionary; ``words``, always; or ``none``.
 
         Raises:
             UserError: k, λ, the depth or the number of images is out of range (code ``out-of-range``); the mode, fuse
                 or rerank is unknown (``unknown``); a text is ``blank`` or ``too-long``, a row is not in the index
-                (``missing``), or as ``check_evidence`` and ``summed``. The field is the argument.
+                (``missing``), there is no assistant to rerank by (``no-assistant``) or no text to judge by
+                (``no-words``), or as ``check_evidence``, ``summed``, ``lens`` and ``bridges``. The field is the
+                argument.
         """
         _check_one_of("mode", mode, tuple(_WEIGHTS))
         _check_one_of("fuse", fuse, get_args(Fuse))
@@ -214,26 +259,82 @@ class Finder:
         checked_k(k)  # before imagining, which takes its time
         checked_depth(depth)
         check_evidence(evidence)
+        seen = lens(self.dictionary, focus, ignore)
+        evidence, reading, brings_EG = self._bridged(evidence, bridge, seed)
+        judging = None
+        if rerank == "judge" or rerank == "list":
+            from retrieval.assistant.found import Judging  # its HTTP client is for those alone who ask an assistant
+
+            judging = Judging.of(self.assistant, rerank, evidence)
         known = self._known(evidence, images if weight > 0 else None, seed)
-        pooled_1D, weight = compiled(known.encoded, weight)
-        alone = image_by_image(known.encoded, known.images) if fuse != "mean" else []
+        encoded = self._viewed(known.encoded, evidence, seen)
+        pooled_1D, weight = compiled(encoded, weight)
+        by_image = image_by_image(known.encoded, known.images) if fuse != "mean" else []
+        alone = [self._viewed(one, evidence, seen) for one in by_image]
         further = rerank != "none" or (fuse == "rrf" and alone)
-        hits = self._hits(joint_queries(known.encoded, alone, fuse, weight), max(k, depth) if further else k)
+        hits = self._hits(joint_queries(encoded, alone, fuse, weight), max(k, depth) if further else k)
         places = _places(hits)
         ranking = one_ranking(_lists(hits), fuse, weight, max(k, depth))
         if rerank == "neighbours":
             joint_MD = self._joint(places, ranking[:depth])
             ranking = put_in_order(ranking, neighbours(pooled_1D[0], weight, joint_MD, self.encoder.vlm.dim))
+        reranked: str | None = None if rerank == "none" else rerank
+        degraded, spent = known.degraded, None
+        if judging:
+            rows = [self._row(*places[one.id]) for one in ranking[: min(depth, judging.assistant.depth)]]
+            found = judging.reranked(rows, self.index.manifest.sources)
+            reranked, spent = rerank if found.order else None, found.spent
+            degraded = "; ".join(filter(None, (degraded, found.shortfall))) or None
+            ranking = [ranking[place]._replace(rerank_score=share) for place, share in found.places(len(ranking))]
         ranking = ranking[:k]
+        joint_ND = self._joint(places, ranking)
+        brought = ranking_shares(encoded, alone, fuse, weight, joint_ND, self.encoder.vlm.dim)
         return Answer(
             [Found(self._row(*places[one.id]), *one[1:]) for one in ranking],
             weight,
             known.imagined,
-            known.degraded,
-            ranking_shares(known.encoded, alone, fuse, weight, self._joint(places, ranking), self.encoder.vlm.dim),
+            degraded,
+            [(np.array(of_one) @ brings_EG).tolist() if of_one else [] for of_one in brought],
             known.visual if weight else None,
-            None if rerank == "none" else rerank,
+            reranked,
+            spent,
+            reading,
+            self.dictionary.refinements(*self._split(joint_ND), self.means) if self.dictionary else [],
         )
+
+    def _viewed(self, encoded: Encoded, evidence: Sequence[Evidence], seen: Lens | None) -> Encoded:
+        """Evidence without the means of its kinds, where they mix or there is a lens, and through that lens."""
+        texts_E = np.array([isinstance(piece, Text) for piece in evidence])
+        spoken = self.dictionary.means if self.dictionary else None
+        encoded = centred(encoded, texts_E, spoken, self.means, always=seen is not None)
+        return seen(encoded) if seen else encoded
+
+    def _bridged(
+        self, given: Sequence[Evidence], bridge: Bridge, seed: int
+    ) -> tuple[Sequence[Evidence], Reading | None, NDArray[np.float64]]:
+        """Read pictures and rows that are wanted into words, if that is asked for.
+
+        Returns:
+            The evidence to search for; what was read; and the share that each given piece has in each piece of it.
+        """
+        as_given = given, None, np.eye(len(given))
+        pictures = [n for n, piece in enumerate(given) if not isinstance(piece, Text) and piece.weight > 0]
+        texts = [n for n, piece in enumerate(given) if isinstance(piece, Text)]
+        if not bridges(bridge, self.dictionary, pictures=bool(pictures), texts=bool(texts)) or not self.dictionary:
+            return as_given
+        encoded = self._known([given[n] for n in pictures], None, seed).encoded
+        near = self._hits(compiled(encoded, DEFAULT_WEIGHT)[0], NEIGHBOURS)
+        words = self.dictionary.read(*self._split(self._joint(_places(near), _lists(near)[0])), self.means)
+        phrases = [piece for piece in given if isinstance(piece, Text)]
+        vlm_BD1 = self.encoder.text_vectors([piece.text for piece in phrases]) if phrases else ()
+        said = [Said(piece.text, t_D1, piece.weight > 0) for piece, t_D1 in zip(phrases, vlm_BD1, strict=True)]
+        reading = recomposed(self.dictionary, words, said)
+        merged = merging(reading, [isinstance(piece, Text) for piece in given], [piece.weight for piece in given])
+        if merged is None:
+            return as_given
+        kept, brings_EG = merged
+        weight = max(piece.weight for piece in given)
+        return [Text(reading.text, weight), *(given[n] for n in kept)], reading, brings_EG
 
     def rank(self, query_D: NDArray[np.float32], k: int = 10) -> list[Found]:
         """Find the k best images for one joint query [(1 - λ)t ; λv], (D,) or (1, D), of ``fusion.fused_query``.
@@ -258,6 +359,10 @@ class Finder:
         found = (places[one.id] for one in ranking)
         joint_ND = np.array([self.shards[shard].vectors[row] for shard, row in found], np.float16)
         return joint_ND.reshape(-1, self.encoder.vlm.dim + self.encoder.vision.dim)  # if nothing was found
+
+    def _split(self, joint_ND: NDArray[np.float16]) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+        """c and d of rows [c ; d]."""
+        return joint_ND[:, : self.encoder.vlm.dim], joint_ND[:, self.encoder.vlm.dim :]
 
     def _known(self, evidence: Sequence[Evidence], images: int | None, seed: int) -> _Known:
         """Encode evidence; its texts are imagined as so many images each, or need no visual half."""

@@ -22,7 +22,8 @@ from retrieval.errors import UserError
 from retrieval.fusion import on_grid
 from retrieval.rankings import Scored
 
-Rerank = Literal["none", "neighbours"]
+Rerank = Literal["none", "neighbours", "judge", "list"]
+"""The last two by an assistant: ``retrieval.assistant``."""
 DEPTH = 100
 """M, how many candidates are ranked again. Chosen on fitting categories with the next two: docs/evidence.md."""
 NEIGHBOURS = 9

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from retrieval.assistant.material import Wanted
 from retrieval.errors import UserError
 from serving import metrics
 from serving.deployments.calls import Deadline, Unavailable
@@ -137,6 +138,11 @@ class Asked:
         """Whether all texts were remembered that are imagined."""
         uses = {text.memory for text in self.texts}
         return "miss" if "miss" in uses else "hit" if "hit" in uses else "off"
+
+    @property
+    def in_words(self) -> Wanted:
+        """What is searched for, as far as it is in words."""
+        return Wanted.of((text.text, text.weight) for text in self.texts)
 
     def pieces(self, *, visual: bool) -> list[Piece | RowPiece]:
         """The evidence as the ranker takes it, its texts with or without their images."""

@@ -221,6 +221,7 @@ def make_api(
             aggregator=aggregator and _last_part(aggregator),
             weight=served.weight,
             images=search.defaults.images,
+            assistant=search.assistant.depth if search.assistant else 0,
             limits=limits.model_dump(),
             examples=search.examples,
         )

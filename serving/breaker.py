@@ -19,13 +19,15 @@ class Breaker:
     Args:
         part: what to call the deployment in messages.
         probe: waits for an answer of the deployment.
+        trips: what opens the circuit.
     """
 
     TRIPS: frozenset[Trouble] = frozenset({"down", "late"})
 
-    def __init__(self, part: str, probe: Callable[[], Awaitable[Any]]) -> None:
+    def __init__(self, part: str, probe: Callable[[], Awaitable[Any]], trips: frozenset[Trouble] = TRIPS) -> None:
         self._part = part
         self._probe = probe
+        self._trips = trips
         self._trouble: Trouble = "down"
         self._probing: asyncio.Task[None] | None = None
 
@@ -40,7 +42,7 @@ class Breaker:
 
     def record(self, error: Unavailable) -> None:
         """Open the circuit if a call failed for want of a replica."""
-        if error.trouble in self.TRIPS:
+        if error.trouble in self._trips:
             self._trouble = error.trouble
             self._probing = asyncio.create_task(self._until_it_answers())
 

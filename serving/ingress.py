@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 from ray import serve
 
+from cluster.loading import load_assistant
 from cluster.profile import Profile
 from serving.api import make_api
+from serving.assisting import counted
 from serving.deployments.calls import Unavailable
 from serving.guards.keys import read_keys
 from serving.memory import open_store
@@ -41,7 +43,8 @@ class Service:
 
     def search(self) -> Search:
         memory = Memory(open_store(self.store), self.profile.serve.memory_entries)
-        return Search(self.parts, memory, self.profile.serve, self.defaults)
+        assistant = load_assistant(self.profile, told=counted)
+        return Search(self.parts, memory, self.profile.serve, self.defaults, assistant)
 
     def api(self, search: Search, *, behind_serve: bool) -> FastAPI:
         settings = self.profile.serve

@@ -85,10 +85,10 @@ class Counter(Metric):
     def _create(self, **options: Any) -> Any:
         return serve_metrics.Counter(**options)
 
-    def count(self, **labels: str) -> None:
+    def count(self, by: int = 1, /, **labels: str) -> None:
         tags = self._tags(labels)
-        if _in_replica():
-            self._real.inc(1, tags)
+        if by and _in_replica():
+            self._real.inc(by, tags)
 
 
 class Histogram(Metric):
@@ -158,7 +158,7 @@ answers = Counter(
 degraded = Counter(
     "mindseye_degraded_answers",
     "Answers that are not the one asked for, by what was missing.",
-    reason=("busy", "down", "late", "failed", "starting", "deadline", "rejected", "dropped", "shards"),
+    reason=("busy", "down", "late", "failed", "starting", "deadline", "rejected", "dropped", "shards", "assistant"),
 )
 memory = Counter("mindseye_memory", "Queries whose images were remembered, or not.", outcome=("hit", "miss"))
 refused = Counter(
@@ -180,11 +180,27 @@ stage_seconds = Histogram(
     "mindseye_stage_seconds",
     "Time that a request spends in each stage, and in all.",
     SECONDS,
-    stage=("text", "text_rank", "imagine", "rank", "total"),
+    stage=("text", "text_rank", "imagine", "rank", "assistant", "total"),
 )
 generation_seconds = Histogram("mindseye_generation_seconds", "Time of one run of the diffusion model.", SECONDS)
 shard_seconds = Histogram(
     "mindseye_shard_seconds", "Time until a shard answered, as the ranker sees it.", SECONDS, shard=None
+)
+ASSISTED = ("rewrite", "ask", "judge", "list")
+assistant_calls = Counter(
+    "mindseye_assistant_calls",
+    "Calls of the assistant, by the task and by how they ended.",
+    task=ASSISTED,
+    outcome=("answered", "down", "busy", "late", "refused", "rejected", "malformed", "cancelled"),
+)
+assistant_tokens = Counter(
+    "mindseye_assistant_tokens",
+    "Tokens that the assistant says were given to it (in) and taken from it (out).",
+    task=ASSISTED,
+    direction=("in", "out"),
+)
+assistant_seconds = Histogram(
+    "mindseye_assistant_seconds", "Time of one call of the assistant.", SECONDS, task=ASSISTED
 )
 batch_size = Histogram("mindseye_batch_size", "Requests (pictures: images) done in one batch.", SIZES, part=PARTS)
 waiting = Level(

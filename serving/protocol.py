@@ -99,7 +99,11 @@ class SearchRequest(BaseModel):
         None, ge=1, strict=True, description="The answer is the best there is by then; by default the service's."
     )
     fuse: Fuse = Field("mean", description="How several imagined images become one ranking.")
-    rerank: Rerank = Field("none", description="The second stage: none, or the candidates' neighbours.")
+    rerank: Rerank = Field(
+        "none",
+        description="The second stage: none, the candidates' neighbours, or an assistant that is shown their pictures"
+        " one by one (judge) or on one (list).",
+    )
     depth: int = Field(
         DEPTH, ge=1, le=MAX_DEPTH, strict=True, description="How many rows the second stage, or each list of rrf, has."
     )
@@ -213,6 +217,7 @@ class Info(BaseModel):
     aggregator: str | None
     weight: float
     images: int
+    assistant: int = Field(default=0, description="How many results an assistant may be shown; 0 without one.")
     limits: dict[str, Any]
     examples: list[str]
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from ray.serve.handle import DeploymentHandle
 
 from cluster.profile import ServeSettings
+from retrieval.assistant.endpoint import Assistant
+from retrieval.assistant.rerank import check_can_judge
 from retrieval.errors import UserError
 from serving import metrics
 from serving.admission import Admission
 from serving.answers import Asked, AskedPicture, AskedText, Shortfall, answer, imagined_images
+from serving.assisting import Assisting
 from serving.deployments.calls import Deadline, Unavailable, call, call_every_replica
 from serving.deployments.gathering import Gathering
 from serving.deployments.messages import (
@@ -26,6 +29,7 @@ from serving.deployments.messages import (
     Piece,
     Question,
     Ranking,
+    Row,
     RowPiece,
     Served,
     Way,
@@ -34,7 +38,7 @@ from serving.given import GivenPictures
 from serving.imaginer import Imaginer
 from serving.memory.entry import normalised
 from serving.memory.memory import Memory, PictureMemory
-from serving.pictures import GalleryPictures, Places
+from serving.pictures import GalleryPictures, Place, Places
 from serving.protocol import (
     EvidencePiece,
     ImaginedEvent,
@@ -49,6 +53,8 @@ Event = tuple[Literal["text", "imagined", "fused"], SearchAnswer | ImaginedEvent
 
 EXAMPLES, EXAMPLES_FROM = 6, 100
 """Labels to try, out of those of so many images."""
+SHARE_OF_ASSISTED = 4
+"""One in so many places may be taken by a search that waits for the assistant."""
 SPECIAL_TOKENS = 3
 """A tokenizer adds its start and end, and some a space; each other token stands for a byte at least."""
 
@@ -91,14 +97,23 @@ class Search:
         gallery: those pictures.
         pictures: that are given as evidence.
         defaults: for what a request leaves out.
+        assistant: that judges what was found, if there is one.
         admission: whose search may run.
         ready: every deployment has answered once.
         examples: queries that the gallery has an answer to, if its images have labels.
     """
 
-    def __init__(self, parts: Parts, memory: Memory, settings: ServeSettings, defaults: Defaults) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        memory: Memory,
+        settings: ServeSettings,
+        defaults: Defaults,
+        assistant: Assistant | None = None,
+    ) -> None:
         self.memory = memory
         self.defaults = defaults
+        self.assistant = assistant
         self.ready = False
         self.examples: list[str] = []
         self._parts = parts
@@ -122,6 +137,11 @@ class Search:
             parts.vision,
             self._imaginer.models,
             seconds=self.seconds,
+        )
+
+        at_once = max(1, settings.ingress.ongoing // SHARE_OF_ASSISTED)
+        self._assisting = (
+            Assisting(assistant, self._file_of, seconds=self.seconds, at_once=at_once) if assistant else None
         )
 
     async def warm_up(self) -> None:
@@ -239,7 +259,7 @@ class Search:
         texts = asked.texts
         if asked.weight == 0:
             await self._encode(asked)
-            yield "text", answer(asked, await self._rank(asked, "rank", visual=False, last=True))
+            yield "text", await self._answer(asked, await self._rank(asked, "rank", visual=False, last=True))
             return
         for text in texts:
             self._imaginer.set_key(asked, text)
@@ -309,12 +329,41 @@ class Search:
                 if asked.query:
                     shares = dict(zip(asked.query.kept, ranking.attention, strict=True))
                     images = [image.model_copy(update={"attention": shares.get(i)}) for i, image in enumerate(images)]
-                return answer(asked, ranking, images, degraded=shortfalls)
+                return await self._answer(asked, ranking, images, shortfalls)
             finally:
                 counted.cancel()
         if not by_text or (asked.request.rerank != "none" and not asked.visual):
             by_text = await self._rank(asked, "rank", visual=False, last=True)
+            return await self._answer(asked, by_text, images, shortfalls)
         return answer(asked, by_text, images, degraded=shortfalls)
+
+    async def _answer(
+        self,
+        asked: Asked,
+        ranking: Ranking,
+        images: Sequence[ImaginedImage] = (),
+        shortfalls: Sequence[Shortfall] = (),
+    ) -> SearchAnswer:
+        """The last answer, put in order by the assistant if that is asked for."""
+        way = asked.request.rerank
+        if self._assisting and (way == "judge" or way == "list"):
+            with asked.timed("assistant"):
+                found = await self._assisting.reorder(
+                    way,
+                    asked.in_words,
+                    ranking.rows[: asked.request.depth],
+                    ranking.version,
+                    seconds=asked.deadline.left,
+                )
+            rows = [
+                replace(ranking.rows[place], rerank_score=share) for place, share in found.places(len(ranking.rows))
+            ]
+            ranking = replace(ranking, rows=rows[: asked.request.k], reranked=way if found.order else None)
+            shortfalls = [*shortfalls, *([found.shortfall] if found.shortfall else [])]
+        return answer(asked, ranking, images, degraded=shortfalls)
+
+    async def _file_of(self, row: Row) -> bytes | None:
+        return await self.gallery.file(Place(row.path, row.source))
 
     def _asked(self, request: SearchRequest, request_id: str) -> Asked:
         weight: float | None = {"text": 0.0, "visual": 1.0}.get(request.mode, request.weight)
@@ -323,7 +372,7 @@ class Search:
             raise Unavailable("the service", "starting")
         seconds = self.seconds if request.deadline_ms is None else request.deadline_ms / 1000
         query = [] if request.query is None else [AskedText(_normalised(request.query, "query"), 1.0, "the query")]
-        return Asked(
+        asked = Asked(
             request=request,
             request_id=request_id,
             evidence=[*query, *(_asked_piece(piece, f"evidence.{n}") for n, piece in enumerate(request.evidence))],
@@ -331,6 +380,9 @@ class Search:
             images=request.images or self.defaults.images,
             deadline=Deadline(min(seconds, self.seconds)),
         )
+        if request.rerank in ("judge", "list"):
+            check_can_judge(self.assistant, asked.in_words)
+        return asked
 
     async def _encode(self, asked: Asked) -> None:
         """Encode what is not known yet: texts by the text tower, pictures by both image towers."""
@@ -373,8 +425,10 @@ class Search:
         the ``last`` ranking comes has no second stage, which takes its time.
         """
         weight, request = asked.weight if visual else 0.0, asked.request
-        way = Way(request.fuse, request.rerank, request.depth) if last else AS_EVER
-        asking = Asking(asked.deadline, asked.pieces(visual=visual), weight, request.k, asked.version, way)
+        way, k = Way(request.fuse, request.rerank, request.depth) if last else AS_EVER, request.k
+        if self.assistant and way.rerank in ("judge", "list"):  # by who asks the ranker, once the answer is known
+            way, k = way._replace(rerank="none"), max(k, min(request.depth, self.assistant.depth))
+        asking = Asking(asked.deadline, asked.pieces(visual=visual), weight, k, asked.version, way)
         with asked.timed(stage), metrics.waiting.one(part="ranker"):
             if SHARE_OF_SHARDS * asked.deadline.left < self._shard_seconds:
                 ranking = await self._rank_alone(asking)  # beside others it would wait for a hung shard as they may

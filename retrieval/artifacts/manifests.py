@@ -94,6 +94,8 @@ class QuerySetManifest(Manifest):
     templates: list[str]
     rejected: dict[str, int] = Field(default_factory=dict)
     """Number of rejected generated images by reason."""
+    aspects: list[str] = Field(default_factory=list)
+    """Of which the texts say values, in the order of the vocabulary: that in which a text names them."""
 
 
 class ShardRecord(Record):
@@ -128,6 +130,7 @@ class RecallRecord(Record):
     """Rows of theirs that could be found then."""
     recall: Recall
     text_recall: Recall | None = None
+    evidence_recall: dict[str, Recall] | None = None
 
 
 class IndexManifest(Manifest):
@@ -148,8 +151,15 @@ class IndexManifest(Manifest):
     """Recall of the default search against exact search, on a sample of queries: of ``measured``, the least."""
     text_recall: Recall | None = None
     """The same of texts, by the λ that they were measured at; None where there were none, as for ``Flat``."""
+    evidence_recall: dict[str, Recall] | None = None
+    """The same of queries made of evidence, by kind (``retrieval.index.evidence_queries``); None for ``Flat``, and in a
+    manifest that is older than this field.
+    """
     measured: list[RecallRecord] = Field(default_factory=list)
     """What was measured of all shards, or of none in a manifest that is older than this field."""
+    mean: str | None = None
+    """Of the joint rows [c ; d] of all shards, removed ones included: base64 of float32, little-endian (D,); None in a
+    manifest that is older than this field."""
 
 
 class AggregatorManifest(Manifest):

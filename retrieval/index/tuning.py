@@ -6,7 +6,7 @@ Which effort that takes depends on the data and on λ. Q queries, D = D1 + D2 di
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Final
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from retrieval.fusion import fused_query, unit
 from retrieval.index.effort import LAMBDA_GRID
+from retrieval.index.evidence_queries import evidence_queries
 from retrieval.index.kinds import has_effort, inner, is_ivf
 from retrieval.index.shard import Shard
 from retrieval.index.threads import in_threads
@@ -26,6 +27,8 @@ RECALL_AT: Final = (10, 100)
 RECALL_TARGET: Final = 0.97
 """Of sampled queries, at build; above the 0.95 that is promised, since real queries differ from them."""
 _QUERIES: Final = 100
+_COMPILED: Final = 16
+"""Queries of each kind that are made of evidence, at each λ."""
 _NEIGHBOURS: Final = 10
 
 
@@ -34,7 +37,7 @@ def measured_efforts(
 ) -> list[int]:
     """Return for each λ of LAMBDA_GRID the smallest effort with which queries reach RECALL_TARGET.
 
-    Efforts are powers of two, and must reach the target at each depth of RECALL_AT.
+    Efforts are powers of two, and must reach the target at each depth of RECALL_AT, for queries of evidence too.
 
     Args:
         shard: whose own efforts are not used.
@@ -54,25 +57,46 @@ def measured_efforts(
     depths = {max(min(RECALL_AT), math.ceil(depth * share)) for depth in RECALL_AT}
     deepest = max(depths)
 
-    def exact(query: NDArray[np.float32]) -> NDArray[np.object_]:
-        return in_threads(partial(shard.exact, k=deepest), query).ids
+    def exact(query: NDArray[np.float32]) -> NDArray[np.int64]:
+        return in_threads(partial(shard.exact, k=deepest), query).rows
 
-    truths = np.split(exact(np.concatenate(queries)), len(LAMBDA_GRID))
+    asked = [[queries_QD] for queries_QD in queries]
+    for weight, groups in zip(LAMBDA_GRID, asked, strict=True):
+        groups += [texts[weight]] if weight in texts else []
+    # All of them at once: an exact search takes its time to read the rows, however few it is asked for.
+    truths = _each(exact, asked)
+    compiled = [
+        # Of texts, which are rather what is searched for, where there are some.
+        list(evidence_queries(shard, groups[-1][:_COMPILED], rows[-1][:_COMPILED], weight).values())
+        for weight, groups, rows in zip(LAMBDA_GRID, asked, truths, strict=True)
+    ]
+    pairs = [
+        list(zip([*groups, *more], [*rows, *more_rows], strict=True))
+        for groups, rows, more, more_rows in zip(asked, truths, compiled, _each(exact, compiled), strict=True)
+    ]
 
-    def recall(query: NDArray[np.float32], truth: NDArray[np.object_], effort: int) -> float:
-        found = {depth: in_threads(partial(shard.search, k=depth, effort=effort), query).ids for depth in depths}
-        return min(neighbour_recall(ids, truth[:, :depth]) for depth, ids in found.items())
+    def recall(query: NDArray[np.float32], truth: NDArray[np.int64], effort: int) -> float:
+        found = {depth: in_threads(partial(shard.search, k=depth, effort=effort), query).rows for depth in depths}
+        return min(neighbour_recall(rows, truth[:, :depth]) for depth, rows in found.items())
 
     efforts = []
-    for weight, query, truth in zip(LAMBDA_GRID, queries, truths, strict=True):
-        asked = [(query, truth)]
-        if weight in texts:
-            asked.append((texts[weight], exact(texts[weight])))
+    for of_weight in pairs:
         effort = lowest
-        while effort < highest and any(recall(*each, effort) < RECALL_TARGET for each in asked):
+        while effort < highest and any(recall(*each, effort) < RECALL_TARGET for each in of_weight):
             effort *= 2
         efforts.append(min(effort, highest))
     return efforts
+
+
+def _each(
+    ask: Callable[[NDArray[np.float32]], NDArray[np.int64]], asked: Sequence[Sequence[NDArray[np.float32]]]
+) -> list[list[NDArray[np.int64]]]:
+    """Return what ``ask`` answers to the groups of queries of each λ, having been asked once."""
+    groups = [group for groups in asked for group in groups]
+    if not groups:
+        return [[] for _ in asked]
+    answers = iter(np.split(ask(np.concatenate(groups)), np.cumsum([len(group) for group in groups])[:-1]))
+    return [[next(answers) for _ in groups] for groups in asked]
 
 
 def sample_queries(shard: Shard, rows: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray[np.float32]]:

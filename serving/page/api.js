@@ -94,16 +94,15 @@ export async function* stream(request, signal) {
   throw new Fault(200, { code: "broken", message: "The answer broke off before it was complete." });
 }
 
-/** One answer to a picture. */
-export async function searchPicture(picture, { k, weight }, signal) {
-  const options = new URLSearchParams({ k, ...(weight !== null && { weight }) });
-  const init = { method: "POST", body: picture, headers: { "Content-Type": picture.type }, signal };
-  return (await call(`v1/search/image?${options}`, init)).json();
+/** Send a picture, for evidence: its key, width and height. */
+export async function sendPicture(picture) {
+  const init = { method: "POST", body: picture, headers: { "Content-Type": picture.type } };
+  return (await call("v1/pictures", init)).json();
 }
 
-/** The picture of a gallery image. */
-export async function galleryPicture(id, signal) {
-  return (await call(`v1/images/${encodeURIComponent(id)}`, { signal })).blob();
+/** The fields of a search request that this service has, by name, as JSON Schema. */
+export async function requestFields() {
+  return (await (await call("openapi.json")).json()).components.schemas.SearchRequest.properties;
 }
 
 function asJson(body, signal) {

@@ -1,8 +1,8 @@
 /** The detail view of a result: large picture, why it is here, and a search with it. */
 
+import { byHalves, colour, fill, lengthOf } from "./bars.js";
 import { byId, describe } from "./dom.js";
 import { show, sourceOf } from "./pictures.js";
-import { stack } from "./results.js";
 import { capital, count, figure, nameOf, share } from "./words.js";
 
 const SMALL = 200;
@@ -13,26 +13,29 @@ export class Detail {
   #answer;
   #place;
   #how;
-  #like;
-  #closed;
+  #hands;
 
   /**
-   * @param {(result: object) => void} like search with a result's picture
-   * @param {(place: number) => void} closed called with the place last looked at
+   * @param {{like: (result: object) => void, judge: (result: object, wanted: boolean) => void,
+   *   closed: (place: number) => void}} hands `like` searches with a result's picture alone; `judge` takes it into the
+   *   search; `closed` is called with the place last looked at
    */
-  constructor(like, closed) {
-    this.#like = like;
-    this.#closed = closed;
+  constructor(hands) {
+    this.#hands = hands;
     byId("detail-close").addEventListener("click", () => this.#dialog.close());
     byId("detail-previous").addEventListener("click", () => this.#turn(-1));
     byId("detail-next").addEventListener("click", () => this.#turn(1));
-    byId("detail-search").addEventListener("click", () => {
-      const result = this.#answer.results[this.#place];
-      this.#dialog.close();
-      this.#like(result);
-    });
+    const take = (id, hand) =>
+      byId(id).addEventListener("click", () => {
+        const result = this.#answer.results[this.#place];
+        this.#dialog.close();
+        hand(result);
+      });
+    take("detail-search", (result) => this.#hands.like(result));
+    take("detail-more", (result) => this.#hands.judge(result, true));
+    take("detail-less", (result) => this.#hands.judge(result, false));
     this.#dialog.addEventListener("click", (event) => event.target === this.#dialog && this.#dialog.close());
-    this.#dialog.addEventListener("close", () => this.#closed(this.#place));
+    this.#dialog.addEventListener("close", () => this.#hands.closed(this.#place));
     this.#dialog.addEventListener("keydown", (event) => {
       if (event.key === "ArrowLeft") this.#turn(-1);
       if (event.key === "ArrowRight") this.#turn(1);
@@ -55,7 +58,8 @@ export class Detail {
     byId("detail-rank").textContent = `Result ${count(place + 1)} of ${count(answer.results.length)}`;
     byId("detail-name").textContent = nameOf(result);
     byId("detail-path").textContent = result.path;
-    stack(byId("detail-bar"), result, Math.max(1e-9, result.text_part, 0) + Math.max(0, result.visual_part));
+    const halves = byHalves(result);
+    fill(byId("detail-bar"), halves, Math.max(1e-9, lengthOf(halves)));
     const pairs = [
       [capital(how.parts[0]), product(result.text_part, 1 - answer.weight)],
       [capital(how.parts[1]), product(result.visual_part, answer.weight)],
@@ -66,6 +70,10 @@ export class Detail {
       pairs.push(["By words alone", before === undefined ? `below place ${how.before.size}` : `place ${before + 1}`]);
     }
     describe(byId("detail-parts"), pairs);
+    this.#showShares(result, how.names.all);
+    const sign = how.signOf({ kind: "row", value: result.id, box: null });
+    byId("detail-more").setAttribute("aria-pressed", sign > 0);
+    byId("detail-less").setAttribute("aria-pressed", sign < 0);
     // Not `disabled`, which would take the focus away from the one who turns to the end.
     byId("detail-previous").setAttribute("aria-disabled", place === 0);
     byId("detail-next").setAttribute("aria-disabled", place === answer.results.length - 1);
@@ -73,6 +81,13 @@ export class Detail {
     link.removeAttribute("href");
     sourceOf(result.url).then((source) => (link.href = source), () => {});
     if (!this.#dialog.open) this.#dialog.showModal();
+  }
+
+  #showShares(result, names) {
+    const shares = result.shares?.length > 1 ? result.shares : [];
+    byId("detail-evidence").hidden = !shares.length;
+    describe(byId("detail-shares"), shares.map((size, i) => [names[i] ?? `piece ${i + 1}`, figure(size)]));
+    [...byId("detail-shares").querySelectorAll("dt")].forEach((term, i) => colour(term, i));
   }
 
   #turn(step) {

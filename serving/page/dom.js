@@ -18,6 +18,16 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
+/** One of the page's own symbols, by its name. */
+export function icon(name) {
+  const [svg, use] = ["svg", "use"].map((tag) => document.createElementNS("http://www.w3.org/2000/svg", tag));
+  svg.setAttribute("class", "icon");
+  svg.setAttribute("aria-hidden", "true");
+  use.setAttribute("href", `#icon-${name}`);
+  svg.append(use);
+  return svg;
+}
+
 /** The terms and values of a description list. */
 export function describe(list, pairs) {
   list.replaceChildren(...pairs.flatMap(([term, value]) => [make("dt", {}, term), make("dd", {}, value)]));

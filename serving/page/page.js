@@ -1,133 +1,118 @@
-/** The page: what is searched for, the requests that follow from it, and what is shown of the answers. */
+/** The page: the round that its address says, the requests that follow from it, and what is shown of the answers. */
 
+import { showAccount } from "./account.js";
+import { addressOf, AGAINST, alike, empty, FOR, isEmpty, MOST, roundAt } from "./address.js";
 import * as api from "./api.js";
+import { Box } from "./box.js";
 import { Detail } from "./detail.js";
-import { byId, describe, make } from "./dom.js";
-import { takeFiles } from "./files.js";
-import { Imagined } from "./imagined.js";
+import { byId, make } from "./dom.js";
+import { Evidence } from "./evidence.js";
+import { chooseFiles, takeFiles } from "./files.js";
 import { askForKey } from "./key.js";
+import { Mind, partsOf } from "./mind.js";
+import { headline, namesOf } from "./naming.js";
+import { clearNotices, notice, tell } from "./notices.js";
+import { Options } from "./options.js";
+import { byPictures, imaginations, requestOf } from "./request.js";
 import { Grid } from "./results.js";
-import {
-  count, duration, explain, megabytes, nameOf, plural, rankedBy, sentence, share, weighing,
-} from "./words.js";
+import { suggest } from "./suggestions.js";
+import { send, sendAgain } from "./uploads.js";
+import { count, duration, explain, megabytes, MISSING, nameOf, plural, rankedBy, sentence } from "./words.js";
 
 const STEP = 24;
 const PAUSE = 120; // milliseconds of rest before the slider's position is asked for
-const TEXT_PARTS = ["words", "imagined pictures"];
-const PICTURE_PARTS = ["meaning", "looks"];
 
 let info = null;
-/** What is searched for: {text}, {picture, name, like?} with a Blob and perhaps its id in the gallery, or null. */
-let wanted = null;
-/** How: `weight` is null for the service's own λ; `drop` has the indices of images to leave out. */
-let how = { weight: null, drop: new Set(), seed: 0, k: STEP };
+let round = empty();
+let k = STEP;
 let answer = null;
+/** The round that the answer is to. */
+let answered = null;
+/** The imagined images of the round's words. */
 let imagined = [];
-/** Places in the ranking by words alone, to tell what has moved; null for pictures. */
+/** Texts whose images the service remembers now, with their seeds. */
+const remembered = new Set();
+/** Places in the ranking by words alone, to tell what has moved; null where pictures count too. */
 let byWords = null;
 let running = null;
-let outdated = false; // whether `how` changed while an answer was on its way
+let outdated = false; // whether the round changed while an answer was on its way
 let timer = 0;
-/** Uploaded pictures by number: an address cannot hold them, the history's entries name them. */
-const uploads = [];
+/** Names of rows, as answers said them. */
+const known = new Map();
+/** Uploads that were sent again since the last answer. */
+const sentTwice = new Set();
 
-const grid = new Grid(byId("results"), (place) => detail.open(answer, place, { before: byWords, parts: parts() }));
-const strip = new Imagined(byId("imagined"), toggle);
-const detail = new Detail((result) => searchLike(result.id, nameOf(result)), (place) => grid.focus(place));
-const parts = () => (wanted?.picture ? PICTURE_PARTS : TEXT_PARTS);
+const look = () => ({ before: byWords, parts: partsOf(round, answer?.visual), names: namesOf(round, known), signOf });
+const grid = new Grid(byId("results"), { open: (place) => detail.open(answer, place, look()), judge: judgeResult });
+const mind = new Mind({ toggle, judge: judgeImagined, part: choosePart });
+const detail = new Detail({
+  like: (result) => change({ ...empty(), weight: round.weight, pieces: [rowOf(result)] }),
+  judge: judgeResult,
+  closed: (place) => grid.focus(place),
+});
+const box = new Box();
+const chips = new Evidence(byId("evidence"), {
+  change: (number, changes, by) => changePiece(number, changes, by),
+  remove: (number) => change({ pieces: round.pieces.filter((_, i) => i !== number) }),
+  part: choosePart,
+  empty: () => byId("query").focus(),
+});
+const options = new Options(byId("options"), byId("options-list"), (name, value) => {
+  const { [name]: _, ...others } = round.options;
+  change({ options: value ? { ...others, [name]: value } : others });
+});
 
-// What is searched for
+const rowOf = ({ id }) => ({ kind: "row", value: id, weight: FOR, box: null });
 
-function begin(search, settings = {}) {
-  wanted = search;
-  how = { weight: how.weight, drop: new Set(), seed: 0, k: STEP, ...settings };
-  [answer, imagined, byWords] = [null, [], null];
-  document.body.dataset.view = "answer";
-  byId("mind").hidden = false;
-  document.title = `${search.text ?? search.name} – mindseye`;
-  byId("found-title").textContent = search.text ?? `Like ${search.name}`;
-  byId("query").value = search.text ?? "";
-  showPicture(search.picture ? search : null);
-  byId("account").hidden = byId("more").hidden = true;
-  clearImagined();
-  showWeight();
-  return run();
-}
+// The round: each change is an entry of the browser's history, and one hand on one control is one entry
 
-function searchText(text) {
-  const search = { text: text.trim() };
-  if (!search.text) return byId("query").focus();
-  remember(search, {});
-  return begin(search);
-}
-
-async function searchLike(id, name, settings) {
-  halt();
-  const mine = (running = new AbortController());
-  try {
-    const picture = await api.galleryPicture(id, mine.signal);
-    const search = { picture, name, like: id };
-    if (!settings) remember(search, { name });
-    await begin(search, settings);
-  } catch (error) {
-    if (running !== mine) return;
-    halt();
-    fail(error, () => searchLike(id, name, settings));
+function change(changes, { by = null, soon = 0 } = {}) {
+  const next = { ...round, ...changes };
+  const added = next.pieces.length + Boolean(next.text);
+  if (added > MOST && added > round.pieces.length + Boolean(round.text)) {
+    return faulty(`A search has up to ${MOST} pieces. Remove one first.`);
   }
-}
-
-function searchUpload(files) {
-  byId("notices").replaceChildren();
-  const picture = [...files].find((file) => file.type.startsWith("image/"));
-  if (!picture) return notice("error", "That is not a picture", "Choose a JPEG, PNG, WebP or GIF file.");
-  const most = info?.limits.body_bytes;
-  if (picture.size > most) {
-    const text = `It has ${megabytes(picture.size)}; the service takes at most ${megabytes(most)}.`;
-    return notice("error", "The picture is too large", `${text} Choose a smaller one.`);
+  const url = addressOf(next);
+  if (url.href !== location.href) {
+    history[by && history.state?.by === by ? "replaceState" : "pushState"]({ by }, "", url);
   }
-  const search = { picture, name: "your picture" };
-  remember(search, { upload: uploads.push(search) - 1 });
-  return begin(search);
-}
-
-// The address: what is searched for and how, so that it can be shared and gone back to
-
-function address(search) {
-  const url = new URL(location.pathname, location.origin);
-  const fields = { q: search?.text, like: search?.like, w: how.weight?.toFixed(2), seed: how.seed || null };
-  for (const [name, value] of Object.entries(fields)) if (value != null) url.searchParams.set(name, value);
-  if (how.drop.size) url.searchParams.set("drop", [...how.drop].sort((a, b) => a - b).join("."));
-  return url;
-}
-
-function remember(search, state) {
-  how = { ...how, drop: new Set(), seed: 0 };
-  const url = address(search);
-  if (url.href !== location.href || state.upload !== undefined) history.pushState(state, "", url);
+  return go(next, soon);
 }
 
 function restore() {
-  const fields = new URLSearchParams(location.search);
-  const state = history.state ?? {};
-  // An address may have been written by anyone: what does not fit is left aside.
-  const matching = (name, pattern) => (pattern.test(fields.get(name) ?? "") ? fields.get(name) : null);
-  const weight = matching("w", /^(0(\.\d+)?|1(\.0+)?)$/);
-  const settings = {
-    weight: weight === null ? null : Number(weight),
-    seed: Number(matching("seed", /^\d{1,9}$/)),
-    drop: new Set(matching("drop", /^\d{1,4}(\.\d{1,4})*$/)?.split(".").map(Number)),
-  };
-  if (fields.get("q")?.trim()) return begin({ text: fields.get("q").trim() }, settings);
-  if (fields.get("like")) return searchLike(fields.get("like"), state.name ?? "a picture", settings);
-  if (uploads[state.upload]) return begin(uploads[state.upload], settings);
-  halt();
-  byId("notices").replaceChildren();
-  if (state.upload !== undefined) {
-    notice("hint", "That picture is gone", "It was not kept when the page closed. Choose it again.");
+  return go(roundAt(location.href));
+}
+
+function go(next, soon = 0) {
+  const before = round;
+  round = next;
+  const sameWords = before.text === round.text;
+  const sameEvidence = sameWords && JSON.stringify(before.pieces) === JSON.stringify(round.pieces);
+  if (!sameEvidence || isEmpty(round)) k = STEP;
+  if (!sameWords || before.seed !== round.seed) {
+    imagined = [];
+    mind.clear();
   }
-  [wanted, answer] = [null, null];
+  if (!sameWords) answer = null;
+  if (!sameEvidence) byWords = null;
+  faulty(null);
+  if (isEmpty(round)) return start();
+  document.body.dataset.view = "answer";
+  byId("mind").hidden = false;
+  byId("query").value = round.text;
+  showRound();
+  if (imagined.length) showImagined();
+  // While images are being made there is nothing to rank anew: giving up would only make them again.
+  if (running && sameEvidence && before.seed === round.seed && round.text && !imagined.length) outdated = true;
+  else schedule(soon);
+}
+
+function start() {
+  halt();
+  clearNotices();
+  [answer, byWords] = [null, null];
   grid.clear();
-  showPicture(null);
+  chips.show([], { names: [], first: 0 });
   byId("query").value = "";
   document.title = "mindseye";
   document.body.dataset.view = "start";
@@ -135,17 +120,64 @@ function restore() {
   if (matchMedia("(hover: hover)").matches) byId("query").focus();
 }
 
+function add(piece) {
+  return change({ pieces: [...round.pieces, { box: null, ...piece }] });
+}
+
+function changePiece(number, changes, by = null) {
+  return change({ pieces: round.pieces.map((piece, i) => (i === number ? { ...piece, ...changes } : piece)) }, { by });
+}
+
+/** 1 if a piece is searched for, −1 if against, 0 if it is no part of the round. */
+const signOf = (piece) => Math.sign(round.pieces.find((one) => alike(one, piece))?.weight ?? 0);
+
+/** Take a picture into the round with a sign, or out of it if it is there with that sign. */
+function judge(piece, wanted) {
+  const others = round.pieces.filter((one) => !alike(one, piece));
+  const sign = signOf(piece);
+  if (sign === (wanted ? 1 : -1)) return change({ pieces: others });
+  return change({ pieces: [...others, { ...piece, weight: wanted ? FOR : AGAINST }] });
+}
+
+function judgeResult(result, wanted) {
+  return judge(rowOf(result), wanted);
+}
+
+function judgeImagined(key, wanted) {
+  return judge({ kind: "imagined", value: key, box: null }, wanted);
+}
+
+function choosePart(number) {
+  box.open(round.pieces[number], namesOf(round, known).pieces[number], (part) => changePiece(number, { box: part }));
+}
+
+/** Send pictures and take them into the round: in the place of one that is lost, by its key, or as new ones. */
+async function take(files, lost = null) {
+  clearNotices();
+  const pictures = [...files].filter((file) => file.type.startsWith("image/"));
+  if (!pictures.length) return notice("error", "That is not a picture", "Choose a JPEG, PNG, WebP or GIF file.");
+  const most = info?.limits.body_bytes;
+  if (pictures.some((picture) => picture.size > most)) {
+    const largest = Math.max(...pictures.map((picture) => picture.size));
+    const text = `It has ${megabytes(largest)}; the service takes at most ${megabytes(most)}.`;
+    return notice("error", "The picture is too large", `${text} Choose a smaller one.`);
+  }
+  const told = notice("hint", "One moment", "Your picture is being sent.");
+  try {
+    for (const picture of pictures) {
+      const piece = { kind: "upload", value: await send(picture), weight: FOR, box: null };
+      const place = round.pieces.findIndex(({ value }) => value === lost);
+      if (place >= 0) changePiece(place, { value: piece.value });
+      else if (!signOf(piece)) add(piece);
+    }
+  } catch (error) {
+    fail(error, () => take(files, lost), "The service did not take this picture");
+  } finally {
+    told.remove();
+  }
+}
+
 // Asking
-
-const request = () => ({
-  query: wanted.text,
-  k: how.k,
-  seed: how.seed,
-  // With every image left out there is nothing to rank by but the words.
-  ...(allDropped() ? { mode: "text" } : { drop: [...how.drop], ...(how.weight !== null && { weight: how.weight }) }),
-});
-
-const allDropped = () => imagined.length > 0 && imagined.every((image) => how.drop.has(image.index));
 
 function halt() {
   clearTimeout(timer);
@@ -154,19 +186,25 @@ function halt() {
   byId("found").ariaBusy = "false";
 }
 
-/** Ask for an answer to what is wanted now. An earlier request that is still running is given up. */
+function schedule(soon) {
+  clearTimeout(timer);
+  if (soon) timer = setTimeout(run, soon);
+  else run();
+}
+
+/** Ask for an answer to the round. An earlier request that is still running is given up. */
 async function run() {
   halt();
   const mine = (running = new AbortController());
   outdated = false;
   byId("found").ariaBusy = "true";
-  byId("notices").replaceChildren();
+  clearNotices();
   try {
-    if (wanted.picture) take(await api.searchPicture(wanted.picture, how, mine.signal), { last: true });
-    else if (imagined.length) take(await api.search(request(), mine.signal), { last: true });
+    const plain = imaginations(round).every((one) => remembered.has(one)) && (!round.text || imagined.length);
+    if (plain) arrive(await api.search(requestOf(round, k, imagined), mine.signal), { last: true });
     else await runInStages(mine.signal);
   } catch (error) {
-    if (running === mine) fail(error, run);
+    if (running === mine && !(await sentAgain(error, mine))) fail(error, run);
   } finally {
     if (running === mine) {
       running = null;
@@ -177,54 +215,67 @@ async function run() {
 }
 
 async function runInStages(signal) {
+  const asked = imaginations(round);
   if (!answer) say("Searching…");
-  const number = how.weight === 0 ? 0 : (info?.images ?? 8);
-  if (number) {
-    strip.await(number);
-    byId("mind-note").textContent = "Being imagined…";
+  if (round.text && round.weight !== 0 && !imagined.length) {
+    mind.await(info?.images ?? 8);
   }
   let complete = false;
-  for await (const [name, data] of api.stream(request(), signal)) {
+  for await (const [name, data] of api.stream(requestOf(round, k, imagined), signal)) {
     if (name === "text") {
-      byWords = placesOf(data);
-      take(data, { last: false });
+      byWords = byPictures(round) ? null : placesOf(data);
+      arrive(data, { last: false });
     } else if (name === "imagined") {
       imagined = data.imagined;
       showImagined();
       say(`${sayFound()} ${plural(imagined.length, "picture")} imagined; ranking again…`);
     } else if (name === "fused") {
-      take(data, { last: true });
+      if (!data.degraded) for (const one of asked) remembered.add(one);
+      arrive(data, { last: true });
       complete = true;
     }
   }
-  if (!complete && answer) take(answer, { last: true }); // what is ranked by words alone has no second stage
+  if (!complete && answer) arrive(answer, { last: true }); // what is ranked by words alone has no second stage
 }
 
 const placesOf = (ranking) => new Map(ranking.results.map((result, place) => [result.id, place]));
 
-/** The ranking is to follow `how`: soon, once the hand rests. What was imagined is remembered by the service. */
-function again({ soon = PAUSE } = {}) {
-  if (!wanted) return;
-  history.replaceState(history.state, "", address(wanted));
-  clearTimeout(timer);
-  // While images are being made there is nothing to rank anew: giving up would only make them again.
-  if (running && !wanted.picture && !imagined.length) outdated = true;
-  else timer = setTimeout(run, soon);
+/** Whether a picture that the service has lost could be sent again, and the search with it. */
+async function sentAgain(error, mine) {
+  const lost = round.pieces[pieceOf(error)];
+  if (lost?.kind !== "upload" || sentTwice.has(lost.value)) return false;
+  sentTwice.add(lost.value);
+  try {
+    if (!(await sendAgain(lost.value))) return false;
+  } catch {
+    return false;
+  }
+  if (running === mine) outdated = true;
+  return true;
 }
 
 // Showing
 
-function take(given, { last }) {
-  answer = given;
+function arrive(given, { last }) {
+  [answer, answered] = [given, round];
+  sentTwice.clear();
+  for (const result of given.results) known.set(result.id, nameOf(result));
   if (given.imagined.length) imagined = given.imagined;
-  if (!wanted.picture && (last || imagined.length)) showImagined();
-  grid.show(given.results, { before: last && !wanted.picture ? byWords : null, parts: parts() });
-  showWeight();
-  showAccount();
+  showRound();
+  if (round.text && (last || imagined.length)) showImagined();
+  grid.show(given.results, { ...look(), before: last ? byWords : null });
+  showAccount(given, byPictures(round));
+  suggest(byId("refinements"), "Narrow down", given.refinements, addWords);
+  suggest(byId("words-read"), "Read from the picture", given.words, addWords);
   const most = info?.limits.k ?? 1000;
-  byId("more").hidden = !last || given.results.length < how.k || how.k >= most;
-  say(last ? `${sayFound()} ${sayMoved()}` : `${sayFound()} ${how.weight === 0 ? "" : "Imagining what you mean…"}`);
+  byId("more").hidden = !last || given.results.length < k || k >= most;
+  const imagining = round.weight === 0 || !imaginations(round).length ? "" : "Imagining what you mean…";
+  say(last ? `${sayFound()} ${sayMoved()}` : `${sayFound()} ${imagining}`);
   showShortcomings(last);
+}
+
+function addWords(text, wanted) {
+  return add({ kind: "text", value: text, weight: wanted ? FOR : AGAINST });
 }
 
 function say(text) {
@@ -233,81 +284,47 @@ function say(text) {
 
 function sayFound() {
   if (!answer.results.length) return "Nothing was found.";
-  const used = imagined.filter((image) => !how.drop.has(image.index)).length;
-  const by = rankedBy(answer, used, Boolean(wanted.picture));
+  const used = imagined.filter((image) => !round.drop.has(image.index)).length;
+  const by = rankedBy(answer, round, used);
   const time = answer.timings_ms.total === undefined ? "" : ` in ${duration(answer.timings_ms.total)}`;
   return `${plural(answer.results.length, "picture")}, ranked ${by}${time}.`;
 }
 
 function sayMoved() {
-  if (!byWords?.size || wanted.picture || answer.stage === "text") return "";
+  if (!byWords?.size || answer.stage === "text") return "";
   const fresh = answer.results.filter((result) => !byWords.has(result.id)).length;
   const risen = answer.results.filter((result, place) => byWords.get(result.id) > place).length;
   return fresh || risen ? `${count(risen)} moved up, ${count(fresh)} came in.` : "";
 }
 
+/** Show all that follows from the round itself. */
+function showRound() {
+  const names = namesOf(round, known);
+  const title = headline(round, names);
+  document.title = `${title} – mindseye`;
+  byId("found-title").textContent = title;
+  byId("found-title").classList.toggle("long", title.length > 60);
+  chips.show(round.pieces, { names: names.pieces, first: Number(Boolean(round.text)) });
+  byId("clear").hidden = !round.pieces.length;
+  byId("search").classList.toggle("evidenced", Boolean(round.text && round.pieces.length));
+  byId("query").placeholder = round.pieces.length ? "Words as well" : "Name or description";
+  mind.showPicture(round, names.pieces);
+  showWeight();
+  options.show(round.options);
+  grid.mark(signOf);
+}
+
 function showImagined() {
-  if (!imagined.length) {
-    clearImagined(how.weight === 0 ? "Nothing: this ranking is by words alone." : "Nothing, this time.");
-    return;
-  }
-  strip.show(imagined, how.drop);
-  const out = imagined.filter((image) => how.drop.has(image.index)).length;
-  const amount = out === imagined.length ? "All" : count(out);
-  byId("mind-note").textContent = out ? `${amount} left out` : `${weighing(imagined)}Leave out what you do not mean.`;
-  byId("all").hidden = out === 0;
-  byId("anew").hidden = false;
-}
-
-function clearImagined(note = "") {
-  strip.clear();
-  byId("mind-note").textContent = note;
-  byId("all").hidden = byId("anew").hidden = true;
-}
-
-function showPicture(search) {
-  const [picture, chip] = [byId("mind-picture"), byId("chip-picture")];
-  if (picture.src) URL.revokeObjectURL(picture.src);
-  for (const image of [picture, chip]) image.removeAttribute("src");
-  byId("chip").hidden = picture.hidden = !search;
-  byId("imagined").hidden = byId("mind-line").hidden = Boolean(search);
-  byId("mind-title").textContent = search ? "Your picture" : "Imagined";
-  byId("query").placeholder = search ? "Or words instead" : "Name or description";
-  if (search) {
-    picture.src = chip.src = URL.createObjectURL(search.picture);
-    byId("chip-name").textContent = search.name;
-  }
+  mind.showImagined(imagined, round, answer?.visual, signOf);
 }
 
 function showWeight() {
-  const slider = byId("weight");
   const fallback = answer && answer.stage !== "text" ? answer.weight : (info?.weight ?? 0.5);
-  const weight = how.weight ?? fallback;
-  if (document.activeElement !== slider || how.weight === null) slider.value = weight;
-  const ends = [`${parts()[0]} ${share(1 - weight)}`, `${parts()[1]} ${share(weight)}`];
-  slider.setAttribute("aria-valuetext", ends.join(", "));
-  [byId("words-end").textContent, byId("pictures-end").textContent] = ends;
-  byId("weight-reset").hidden = how.weight === null;
-}
-
-function showAccount() {
-  const stages = Object.entries(answer.timings_ms).map(([stage, ms]) => `${stage} ${duration(ms)}`);
-  const memory = { hit: "imagined before", miss: "imagined now", off: "not used" }[answer.memory];
-  const stage = { text: "words", visual: "imagined pictures", fused: "words and imagined pictures" }[answer.stage];
-  describe(byId("account-list"), [
-    ["Ranked by", wanted.picture ? "picture" : stage],
-    ["λ", answer.weight.toFixed(3)],
-    ["Memory", memory ?? answer.memory],
-    ["Time", stages.join(", ")],
-    ["Index version", answer.index_version],
-    ["Shards that answered", `${answer.shards.answered} of ${answer.shards.total}`],
-    ["Request", answer.request_id],
-  ]);
-  byId("account").hidden = false;
+  mind.showWeight(round, fallback, partsOf(round, answer?.visual));
 }
 
 function showShortcomings(last) {
-  byId("notices").replaceChildren();
+  clearNotices();
   const { answered, total } = answer.shards;
   if (answer.degraded) {
     const lacking = answered < total ? "Pictures may be missing. " : "";
@@ -317,81 +334,82 @@ function showShortcomings(last) {
   for (const warning of answer.warnings) notice("hint", "Note", sentence(warning));
 }
 
-function fail(error, retry) {
+/** The number of the piece that a fault is about; −1 for none of them. */
+function pieceOf(error) {
+  const [, number] = /^evidence\.(\d+)/.exec(error.field ?? "") ?? [];
+  return number === undefined ? -1 : Number(number);
+}
+
+/** Say beside the chips what is wrong, or nothing; the rest as `tell`. */
+function faulty(text, number = -1, again = null) {
+  tell(byId("evidence-fault"), text, again);
+  chips.mark(number);
+}
+
+function fail(error, retry, otherwise) {
   if (error.name === "AbortError") return;
   if (!(error instanceof api.Fault)) {
     console.error(error);
     notice("error", "Something went wrong", "The page could not make sense of the answer.", retry);
     return;
   }
-  if (!imagined.length) clearImagined();
-  if (answer) say(sayFound());
+  if (!imagined.length) mind.clear();
+  if (answer) say(answered === round ? sayFound() : "These are still the pictures of the search before.");
   else {
     byId("mind").hidden = true;
     grid.clear();
     say("No results.");
   }
-  const { title, text } = explain(error);
-  notice("error", title, text, error.status === 422 || error.status === 413 ? null : retry, error.requestId);
-}
-
-/** A message above the results: `kind` is error or hint; `retry` puts a button beside it. */
-function notice(kind, title, text, retry = null, requestId = null) {
-  const body = make("p", {}, make("strong", {}, title), ` ${text} `);
-  if (requestId) body.append(make("small", {}, `Request ${requestId}`));
-  const box = make("div", { class: `notice ${kind}`, role: kind === "error" ? "alert" : "note" }, body);
-  if (retry) {
-    const button = make("button", { type: "button", class: "link" }, "Try again");
-    button.addEventListener("click", () => {
-      box.remove();
-      retry();
-    });
-    box.append(button);
+  if (error.status >= 400 && error.field?.startsWith("evidence")) {
+    const number = pieceOf(error);
+    const { kind, value } = round.pieces[number] ?? {};
+    const choose = ["Choose it again", async () => take(await chooseFiles(), value)];
+    const text = (error.code === "missing" && MISSING[kind]) || sentence(error.message);
+    return faulty(text, number, kind === "upload" ? choose : null);
   }
-  byId("notices").append(box);
+  const { title, text } = explain(error, otherwise);
+  notice("error", title, text, error.status === 422 || error.status === 413 ? null : retry, error.requestId);
 }
 
 // Hands
 
 function toggle(index) {
-  if (!how.drop.delete(index)) how.drop.add(index);
-  showImagined();
-  again();
+  const drop = new Set(round.drop);
+  if (!drop.delete(index)) drop.add(index);
+  change({ drop }, { soon: PAUSE });
 }
 
 byId("search").addEventListener("submit", (event) => {
   event.preventDefault();
-  searchText(byId("query").value);
+  const text = byId("query").value.trim();
+  if (!text && !round.pieces.length) return byId("query").focus();
+  change({ text, drop: new Set(), seed: 0 });
 });
-byId("chip-remove").addEventListener("click", () => {
-  history.pushState(null, "", location.pathname);
-  restore();
+byId("add").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = byId("add-words").value.trim();
+  if (!text) return byId("add-words").focus();
+  byId("add-words").value = "";
+  addWords(text, event.submitter?.value === "for");
+});
+byId("clear").addEventListener("click", () => {
+  change({ pieces: [] });
   byId("query").focus();
 });
 byId("weight").addEventListener("input", () => {
-  how.weight = Number(byId("weight").value);
-  showWeight();
-  again();
+  change({ weight: Number(byId("weight").value) }, { by: "balance", soon: PAUSE });
 });
 byId("weight-reset").addEventListener("click", () => {
-  how.weight = null;
   byId("weight").focus();
-  again({ soon: 0 });
+  change({ weight: null });
 });
-byId("anew").addEventListener("click", () => {
-  how = { ...how, seed: how.seed + 1, drop: new Set() };
-  imagined = [];
-  halt();
-  again({ soon: 0 });
-});
+byId("anew").addEventListener("click", () => change({ seed: round.seed + 1, drop: new Set() }));
 byId("all").addEventListener("click", () => {
-  how.drop.clear();
-  showImagined();
+  change({ drop: new Set() });
   byId("imagined").querySelector("button")?.focus();
-  again({ soon: 0 });
 });
 byId("more").addEventListener("click", () => {
-  how.k = Math.min(how.k + STEP, info?.limits.k ?? 1000);
+  k = Math.min(k + STEP, info?.limits.k ?? 1000);
   run();
 });
 document.querySelector(".skip").addEventListener("click", (event) => {
@@ -405,7 +423,7 @@ document.addEventListener("keydown", (event) => {
   byId("query").select();
   byId("query").focus();
 });
-takeFiles(searchUpload);
+takeFiles(take);
 window.addEventListener("popstate", restore);
 
 // The beginning
@@ -418,15 +436,16 @@ async function introduce() {
   if (!answer) showWeight();
   const buttons = info.examples.slice(0, 6).map((text) => {
     const button = make("button", { type: "button" }, text);
-    button.addEventListener("click", () => searchText(text));
+    button.addEventListener("click", () => change({ text }));
     return button;
   });
   byId("examples").replaceChildren(...buttons);
   byId("examples").hidden = buttons.length === 0;
   const facts = [plural(info.rows, "picture"), `index version ${info.index_version}`, `mindseye ${info.version}`];
   byId("foot").textContent = facts.join(" · ");
+  await options.offer(info.aspects, round.options);
 }
 
 // The service's own λ and K are good to know for the first search, which need not wait for them.
-introduce().catch((error) => !wanted && fail(error, () => location.reload()));
+introduce().catch((error) => isEmpty(round) && fail(error, () => location.reload()));
 restore();

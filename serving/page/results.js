@@ -1,8 +1,10 @@
 /** The grid of results. Cards keep their element while the ranking changes, and glide to their new places. */
 
+import { fill as fillBar, lengthOf, partsOf } from "./bars.js";
 import { make, mayMove } from "./dom.js";
+import { judges, showSign } from "./judging.js";
 import { show } from "./pictures.js";
-import { figure, movement, nameOf } from "./words.js";
+import { figure, movement, nameOf, sharesOf } from "./words.js";
 
 const GLIDE = { duration: 650, easing: "cubic-bezier(.2, .75, .2, 1)", fill: "backwards" };
 const ARRIVE = { duration: 450, easing: "ease-out", fill: "backwards" };
@@ -10,19 +12,22 @@ const ARRIVE = { duration: 450, easing: "ease-out", fill: "backwards" };
 export class Grid {
   #list;
   #cards = new Map();
-  #open;
+  #results = [];
+  #hands;
 
   /**
    * @param {HTMLElement} list
-   * @param {(place: number) => void} open called with the place of a result in the ranking, from 0
+   * @param {{open: (place: number) => void, judge: (result: object, wanted: boolean) => void}} hands `open` is called
+   *   with the place of a result in the ranking, from 0; `judge` with a result that more is wanted like, or less
    */
-  constructor(list, open) {
+  constructor(list, hands) {
     this.#list = list;
-    this.#open = open;
+    this.#hands = hands;
     list.addEventListener("keydown", (event) => this.#walk(event));
   }
 
   clear() {
+    this.#results = [];
     this.#cards.clear();
     this.#list.replaceChildren();
   }
@@ -30,18 +35,21 @@ export class Grid {
   /**
    * Show results, best first.
    * @param {object[]} results
-   * @param {{before: Map<string, number> | null, parts: [string, string]}} how `before` has the places of a ranking to
-   *   compare with, and `parts` what the two parts of a score are called.
+   * @param {{before: Map<string, number> | null, parts: [string, string], names: {all: string[]}, signOf: Function}} how
+   *   `before` has the places of a ranking to compare with, `parts` what the two parts of a score are called, `names`
+   *   the names of the pieces of evidence, and `signOf` says whether a piece is searched for or against.
    */
-  show(results, { before, parts }) {
-    const full = Math.max(1e-9, ...results.map((r) => Math.max(0, r.text_part) + Math.max(0, r.visual_part)));
+  show(results, { before, parts, names, signOf }) {
+    this.#results = results;
+    const full = Math.max(1e-9, ...results.map((result) => lengthOf(partsOf(result))));
     const focused = this.#list.contains(document.activeElement) ? document.activeElement : null;
     this.#glide(() => {
       const cards = new Map();
       results.forEach((result, place) => {
         const card = this.#cards.get(result.id) ?? this.#card();
         cards.set(result.id, card);
-        fill(card, result, place, { before, parts, full });
+        fill(card, result, place, { before, parts, full, names: names.all });
+        this.#mark(card, result, place, signOf);
         if (this.#list.children[place] !== card) this.#list.insertBefore(card, this.#list.children[place] ?? null);
       });
       while (this.#list.children.length > results.length) this.#list.lastChild.remove();
@@ -60,7 +68,7 @@ export class Grid {
       { class: "card" },
       make(
         "button",
-        { type: "button" },
+        { type: "button", "aria-keyshortcuts": "+ -" },
         make(
           "span",
           { class: "frame" },
@@ -68,11 +76,25 @@ export class Grid {
           make("span", { class: "moved" }),
         ),
         make("span", { class: "caption" }, make("span", { class: "name" }), make("span", { class: "score" })),
-        make("span", { class: "bar" }, make("i", { class: "words" }), make("i", { class: "pictures" })),
+        make("span", { class: "bar" }),
       ),
+      judges((wanted) => this.#hands.judge(this.#results[place()], wanted)),
     );
-    card.firstChild.addEventListener("click", () => this.#open([...this.#list.children].indexOf(card)));
+    const place = () => [...this.#list.children].indexOf(card);
+    card.firstChild.addEventListener("click", () => this.#hands.open(place()));
+    card.firstChild.addEventListener("keydown", ({ key }) => {
+      if (key === "+" || key === "-") this.#hands.judge(this.#results[place()], key === "+");
+    });
     return card;
+  }
+
+  /** Show anew which results are part of the search. */
+  mark(signOf) {
+    this.#results.forEach((result, place) => this.#mark(this.#list.children[place], result, place, signOf));
+  }
+
+  #mark(card, { id, ...result }, place, signOf) {
+    showSign(card.querySelector(".judges"), signOf({ kind: "row", value: id, box: null }), `${place + 1}: ${nameOf(result)}`);
   }
 
   /** First, last, invert, play: what `change` moves starts from where it was on the screen. */
@@ -123,7 +145,7 @@ export class Grid {
   }
 }
 
-function fill(card, result, place, { before, parts, full }) {
+function fill(card, result, place, { before, parts, full, names }) {
   const moved = before && movement(place, before.get(result.id), before.size);
   const name = nameOf(result);
   const image = card.querySelector("img");
@@ -134,16 +156,11 @@ function fill(card, result, place, { before, parts, full }) {
   const sign = card.querySelector(".moved");
   sign.textContent = moved?.sign ?? "";
   sign.classList.toggle("up", Boolean(moved?.up));
-  stack(card.querySelector(".bar"), result, full);
+  fillBar(card.querySelector(".bar"), partsOf(result), full);
   const why = `${parts[0]} ${figure(result.text_part)}, ${parts[1]} ${figure(result.visual_part)}`;
+  const shares = sharesOf(result, names);
   const button = card.firstChild;
-  button.title = `${result.path}\nscore ${figure(result.score)} = ${why}`;
-  const spoken = [`${place + 1}: ${name}`, `score ${figure(result.score)}, of it ${why}`, moved?.phrase];
+  button.title = [result.path, `score ${figure(result.score)} = ${why}`, shares].filter(Boolean).join("\n");
+  const spoken = [`${place + 1}: ${name}`, `score ${figure(result.score)}, of it ${why}`, shares, moved?.phrase];
   button.setAttribute("aria-label", spoken.filter(Boolean).join("; "));
-}
-
-/** Fill a bar: the two parts as shares of the longest bar. A part below zero has no length. */
-export function stack(bar, { text_part, visual_part }, full) {
-  bar.style.setProperty("--of-words", Math.max(0, text_part) / full);
-  bar.style.setProperty("--of-pictures", Math.max(0, visual_part) / full);
 }

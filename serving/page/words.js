@@ -22,11 +22,27 @@ export function sentence(text) {
 }
 
 /** What an answer was ranked by. */
-export function rankedBy(answer, used, byPicture) {
-  if (byPicture) return "by likeness to your picture";
-  const imagined = plural(used, "imagined picture");
+export function rankedBy(answer, round, used) {
+  const { length } = round.pieces;
+  if (!round.text) return length > 1 ? `by ${plural(length, "piece")} of evidence` : byOne(round.pieces[0]);
+  const by = byWords(answer, used);
+  return length ? `${by}, with ${plural(length, "more piece")} of evidence` : by;
+}
+
+const byOne = ({ kind }) =>
+  kind === "text" ? "by your words" : `by likeness to ${kind === "upload" ? "your" : "the"} picture`;
+
+function byWords(answer, used) {
   if (answer.stage === "text" || answer.weight === 0) return "by your words";
-  return answer.stage === "visual" || answer.weight === 1 ? `by ${imagined} alone` : `by your words and ${imagined}`;
+  const pictures = answer.visual === "nearest" ? "the pictures nearest to them" : plural(used, "imagined picture");
+  const alone = answer.stage === "visual" || answer.weight === 1;
+  return alone ? `by ${pictures} alone` : `by your words and ${pictures}`;
+}
+
+/** The shares of evidence in a result's score, in words; empty for a search by one piece. */
+export function sharesOf({ shares }, names) {
+  if (!(shares?.length > 1)) return "";
+  return `by evidence: ${shares.map((size, i) => `${names[i] ?? `piece ${i + 1}`} ${figure(size)}`).join(", ")}`;
 }
 
 /** What is to be known of the shares of imagined pictures: a service picks none of them by itself if they are equal. */
@@ -47,6 +63,13 @@ export function movement(rank, before, among) {
     : { sign: `↓${rank - before}`, phrase: `down ${places} from the ranking by words alone`, up: false };
 }
 
+/** What is said of a piece of evidence that the service lacks, by its kind. */
+export const MISSING = {
+  row: "The gallery does not have this picture, or no longer.",
+  upload: "The service no longer has this picture.",
+  imagined: "The service no longer remembers this imagined picture.",
+};
+
 const TITLES = {
   0: "The service cannot be reached",
   401: "The service wants a key",
@@ -57,10 +80,10 @@ const TITLES = {
   504: "That took too long",
 };
 
-/** Title and text for a fault. */
-export function explain(fault) {
+/** Title and text for a fault; `refused` is the title of one that the request itself is to blame for. */
+export function explain(fault, refused = "The service did not take this search") {
   const asked = fault.status >= 400 && fault.status < 500;
-  const title = TITLES[fault.status] ?? (asked ? "The service did not take this search" : "Something went wrong");
+  const title = TITLES[fault.status] ?? (asked ? refused : "Something went wrong");
   const message = fault.message || (fault.status === 0 ? "Is it running, and is your connection up?" : "");
   const wait = fault.retryAfter ? `Try again in ${plural(fault.retryAfter, "second")}.` : "";
   return { title, text: [message && sentence(message), wait].filter(Boolean).join(" ") };

@@ -30,6 +30,7 @@ import mindseye
 import pipelines.running
 import training.loop
 import training.workers
+from cluster.nodes import POOL
 from cluster.ports import free_port
 from cluster.profile import Profile, load_profile
 from cluster.room import Demand, check_room
@@ -44,7 +45,6 @@ from serving.client import ServiceFault, search
 from serving.launch import Prepared, running
 
 MODE, FOLDER, PROFILE, TARGET = sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
-POOL = "mindseye/pool"
 NOTES = str(FOLDER / "notes")
 IMAGES, CLASSES = 120, 12
 MEMORY = {"object_store_memory": 80 * 2**20}

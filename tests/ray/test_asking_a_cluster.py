@@ -83,6 +83,9 @@ def test_a_node_that_does_not_answer_is_named_in_time(address: str, monkeypatch:
     def without_ours() -> None:
         raise ModuleNotFoundError("No module named 'cluster'")
 
+    def broken() -> None:
+        raise KeyError("ours")
+
     monkeypatch.setattr(fleet, "NODE_SECONDS", 1)
     [node] = nodes().alive
     answers: dict[str, Check] = fleet._ask(sleeping, [(node, ())])
@@ -90,5 +93,8 @@ def test_a_node_that_does_not_answer_is_named_in_time(address: str, monkeypatch:
     monkeypatch.undo()
     answers = fleet._ask(without_ours, [(node, ())])
     assert "No module named 'cluster'" in answers[node.name].found
+    answers = fleet._ask(broken, [(node, ())])
+    assert "the checks failed there" in answers[node.name].found  # no fault of the node's
+    assert "install" not in answers[node.name].remedy
     answers = fleet._ask(without_ours, [(replace(node, id="0" * 56), ())])  # it was lost meanwhile
     assert not answers[node.name].ok

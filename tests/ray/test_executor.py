@@ -21,7 +21,7 @@ from waiting import wait_until
 
 from cluster.profile import Placement, Profile, Stage
 from cluster.progress import RayCounter, progress, stages
-from cluster.room import Node
+from cluster.room import Capacity
 from cluster.session import session
 from demo.grammar import categories
 from demo.world import render
@@ -328,7 +328,7 @@ def test_calls_have_the_nodes_of_their_place(executor: RayExecutor, monkeypatch:
 def test_a_pool_begins_with_as_many_actors_as_its_nodes_hold(
     stage: Stage, start: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nodes = [Node({"pool": "cpu"}, 4, 0), Node({"pool": "cpu"}, 4, 0), Node({"pool": "gpu"}, 8, 2)]
+    nodes = [Capacity({"pool": "cpu"}, 4, 0), Capacity({"pool": "cpu"}, 4, 0), Capacity({"pool": "gpu"}, 8, 2)]
     monkeypatch.setattr(ray_executor, "cluster_nodes", lambda: nodes)
     assert ray_executor.actor_pool(stage).initial_size == start
 
@@ -336,7 +336,7 @@ def test_a_pool_begins_with_as_many_actors_as_its_nodes_hold(
 def test_calls_share_the_cpus_of_the_nodes_that_are_preferred(
     executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nodes = [Node({"pool": "cpu"}, 64, 0), Node({"pool": "index"}, 8, 0), Node({"pool": "index"}, 8, 0)]
+    nodes = [Capacity({"pool": "cpu"}, 64, 0), Capacity({"pool": "index"}, 8, 0), Capacity({"pool": "index"}, 8, 0)]
     monkeypatch.setattr(ray_executor, "cluster_nodes", lambda: nodes)
     place = Placement(cpus=2, gpus=1, labels={"pool": "index"})
     assert [executor.shared_among(calls, place).cpus for calls in (1, 2, 4, 100)] == [8, 8, 4, 2]

@@ -98,13 +98,13 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_follow_it(simulated: Simu
     assert process.stderr
     job = process.stderr.readline().split()[0]
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130
+    printed, said = process.communicate(timeout=120)
+    assert process.returncode == 130, (printed, said)
     assert f"ray job logs --follow --address {simulated.dashboard} {job}" in said
     assert "Traceback" not in said
     assert JobSubmissionClient(simulated.dashboard).get_job_info(job).status != JobStatus.STOPPED
     sent = mindseye("submit", "--address", simulated.dashboard, "--no-wait", "doctor")
-    assert sent.returncode == 0
+    assert sent.returncode == 0, sent
     assert sent.stdout.strip() in sent.stderr
 
 

@@ -29,6 +29,7 @@ SOON = 20_000  # milliseconds for what takes a model
 expect.set_options(timeout=SOON)
 
 QUERY = "yellow dotted fish"
+MIXED = "&w=0.5&e=1*row*id-003&e=-0.4*text*a+long+description+of+what+nobody+ever+wants+to+see"
 ATTACK = "<img src=x onerror='window.attacked = true'>.jpg"
 
 
@@ -285,7 +286,7 @@ def test_the_weight_may_be_moved_while_images_are_being_made(visit: Callable[...
 def test_imagined_pictures_are_left_out_and_taken_back(visit: Callable[..., Page]) -> None:
     page = visit()
     search(page)
-    pictures = page.get_by_role("list", name="Imagined pictures").get_by_role("button")
+    pictures = page.locator("#imagined > li > button")
     expect(pictures.first).to_have_attribute("aria-pressed", "true")
     expect(pictures.first).to_have_accessible_name(re.compile(r"^Imagined picture 1 of \d+, used, share \d+%$"))
     pictures.first.click()
@@ -359,10 +360,11 @@ def picture(visit: Callable[..., Page]) -> dict[str, Any]:
     found = page.request.post("/v1/search", data={"query": QUERY, "k": 1, "mode": "text"}).json()["results"][0]
     data = page.request.get(found["url"]).body()
     kind = "image/png" if data.startswith(b"\x89PNG") else "image/jpeg"
-    answer = page.request.post("/v1/search/image?k=24", data=data, headers={"Content-Type": kind}).json()
-    ranked = [result["thumbnail"] for result in answer["results"]]
+    sent = page.request.post("/v1/pictures", data=data, headers={"Content-Type": kind})
+    key = sent.json()["upload"]
+    ranked = asked(page, query=None, evidence=[{"upload": key}])
     assert found["thumbnail"] in ranked
-    return {"file": {"name": "mine", "mimeType": kind, "buffer": data}, "ranked": ranked}
+    return {"file": {"name": "mine", "mimeType": kind, "buffer": data}, "ranked": ranked, "key": key}
 
 
 HAND_OVER = """([name, target, code, kind]) => {
@@ -387,11 +389,11 @@ def test_a_picture_is_searched_with_by_button_by_dropping_and_by_pasting(
     settled(page)
     assert order(page) == picture["ranked"]
     expect(page.get_by_role("heading", level=1)).to_have_text("Like your picture")
-    page.get_by_role("slider").focus()
+    page.get_by_role("slider", name="Ranked by").focus()
     page.keyboard.press("Home")
-    expect(page.get_by_role("slider")).to_have_attribute("aria-valuetext", "meaning 100%, looks 0%")
+    expect(page.get_by_role("slider", name="Ranked by")).to_have_attribute("aria-valuetext", "meaning 100%, looks 0%")
     page.get_by_role("button", name="Reset").click()
-    page.get_by_role("button", name="Take the picture out").click()
+    page.get_by_role("button", name="Remove your picture").click()
     expect(page.get_by_role("searchbox")).to_be_focused()
     page.go_back()
     shows(page, picture["ranked"])
@@ -412,7 +414,7 @@ def test_what_is_no_picture_is_refused_in_words(visit: Callable[..., Page]) -> N
     page.locator("#file").set_input_files({"name": "a.txt", "mimeType": "text/plain", "buffer": b"words"})
     expect(page.get_by_role("alert")).to_contain_text("That is not a picture")
     page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"words"})
-    expect(page.get_by_role("alert")).to_contain_text("did not take this search")
+    expect(page.get_by_role("alert")).to_contain_text("did not take this picture")
     info = page.request.get("/v1/info").json()
     info["limits"]["body_bytes"] = 1000
     page.route("**/v1/info", lambda route: route.fulfill(json=info))
@@ -425,7 +427,7 @@ def test_what_is_no_picture_is_refused_in_words(visit: Callable[..., Page]) -> N
 def test_a_result_opens_says_why_and_is_searched_with(visit: Callable[..., Page]) -> None:
     page = visit()
     search(page)
-    results = page.get_by_role("list", name=QUERY).get_by_role("button")
+    results = page.get_by_role("list", name=QUERY).locator("> li > button")
     expect(results.nth(1)).to_have_accessible_name(
         re.compile(r"^2: .+; score \d\.\d+, of it words −?\d\.\d+, imagined pictures −?\d\.\d+(; .+)?$")
     )
@@ -440,7 +442,7 @@ def test_a_result_opens_says_why_and_is_searched_with(visit: Callable[..., Page]
     expect(dialog).to_be_hidden()
     expect(page.get_by_role("heading", level=1)).to_have_text(f"Like {name}")
     settled(page)
-    page.wait_for_url("**/?like=*")
+    page.wait_for_url(re.compile(r"/\?e=1\*row\*id-\d+$"))
     page.reload()
     expect(page.get_by_role("status")).to_contain_text("likeness")
     page.go_back()
@@ -454,11 +456,11 @@ def test_the_keyboard_is_enough(visit: Callable[..., Page]) -> None:
     page.keyboard.press("Enter")
     settled(page)
     stops = []
-    for _ in range(40):
+    for _ in range(60):
         page.keyboard.press("Tab")
         stops.append(page.evaluate("document.activeElement.closest('section, form, a, footer')?.id"))
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
-        if page.evaluate("document.activeElement.matches('#results li:first-child button')"):
+        if page.evaluate("document.activeElement.matches('#results li:first-child > button')"):
             break
     assert "mind" in stops
     assert stops[-1] == "found"
@@ -468,16 +470,18 @@ def test_the_keyboard_is_enough(visit: Callable[..., Page]) -> None:
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
-    expect(page.locator("#results li:nth-child(3) button")).to_be_focused()
+    expect(page.locator("#results li:nth-child(3) > button")).to_be_focused()
     page.keyboard.press("End")
-    expect(page.locator("#results li:last-child button")).to_be_focused()
+    expect(page.locator("#results li:last-child > button")).to_be_focused()
+    page.keyboard.press("-")
+    expect(page.get_by_role("button", name="Less like", pressed=True)).to_have_count(1)
     page.keyboard.press("/")
     expect(page.get_by_role("searchbox")).to_be_focused()
 
 
 def test_everything_has_a_name_and_a_place(visit: Callable[..., Page]) -> None:
-    page = visit()
-    search(page)
+    page = visit(f"/?q=fish{MIXED}")
+    settled(page)
     for landmark in ("banner", "main", "search", "contentinfo"):
         expect(page.get_by_role(landmark)).to_have_count(1)
     expect(page.get_by_role("heading", level=1)).to_have_count(1)
@@ -487,6 +491,268 @@ def test_everything_has_a_name_and_a_place(visit: Callable[..., Page]) -> None:
     for control in page.locator("button:visible, input:visible, a:visible").all():
         expect(control).to_have_accessible_name(re.compile(r"\S"))
     assert page.locator("html").get_attribute("lang") == "en"
+
+
+def evidence(page: Page) -> list[str]:
+    """The pieces of evidence that the page's address says."""
+    return parse_qs(urlsplit(page.url).query).get("e", [])
+
+
+def press(page: Page, name: str | re.Pattern[str]) -> None:
+    page.get_by_role("button", name=name).click()
+
+
+def test_rounds_of_evidence_are_undone_by_the_back_button(visit: Callable[..., Page]) -> None:
+    page = visit()
+    search(page)
+    chips = page.get_by_role("list", name="Evidence").get_by_role("listitem")
+    rounds: list[tuple[list[str], list[str]]] = [([], order(page))]
+
+    def becomes_round(*pieces: dict[str, Any]) -> None:
+        expected = asked(page, evidence=list(pieces)) if pieces else asked(page)
+        shows(page, expected)
+        expect(chips).to_have_count(len(pieces))
+        rounds.append((evidence(page), expected))
+
+    card = page.locator("#results > li").nth(5)
+    row = {"row": page.request.post("/v1/search", data={"query": QUERY, "k": 6}).json()["results"][5]["id"]}
+    card.get_by_role("button", name="More like").click()
+    becomes_round(row)
+    assert evidence(page) == [f"1*row*{row['row']}"]
+    expect(page.get_by_role("button", name="More like", pressed=True)).to_have_count(1)
+    page.get_by_label("More words").fill("red")
+    page.keyboard.press("Enter")
+    red = {"text": "red", "weight": -0.4}
+    becomes_round(row, red)
+    expect(page.get_by_role("heading", level=1)).to_have_text(re.compile(f"^{QUERY}, like .+, without red$"))
+    slider = page.get_by_role("slider", name="Weight of red", exact=True)
+    expect(slider).to_have_attribute("aria-valuetext", "against, 0.4")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    becomes_round(row, red | {"weight": -0.6})
+    expect(slider).to_be_focused()
+    press(page, "red: against")
+    becomes_round(row, red | {"weight": 1})
+    box = page.get_by_role("textbox", name="Words", exact=True)
+    box.fill("blue striped")
+    page.keyboard.press("Enter")
+    becomes_round(row, {"text": "blue striped"})
+    page.locator("#imagined > li").nth(1).get_by_role("button", name="Less like").click()
+    settled(page)
+    images = page.request.post("/v1/search", data={"query": QUERY}).json()["imagined"]
+    unlike = {"imagined": "/".join(images[1]["url"].split("/")[-2:]), "weight": -0.4}
+    becomes_round(row, {"text": "blue striped"}, unlike)
+    press(page, "Remove blue striped")
+    becomes_round(row, unlike)
+    press(page, "Remove all")
+    becomes_round()
+    # One step for each round, also for the slider's two.
+    for pieces, expected in reversed(rounds[:-1]):
+        page.go_back()
+        shows(page, expected)
+        assert evidence(page) == pieces
+    page.go_forward()
+    page.go_forward()
+    shows(page, rounds[2][1])
+    page.reload()
+    shows(page, rounds[2][1])
+    assert evidence(page) == rounds[2][0]
+
+
+def test_what_each_piece_brought_is_said_and_drawn(visit: Callable[..., Page]) -> None:
+    page = visit("/?q=yellow+dotted+fish&e=-0.4*text*red&e=0.5*row*id-003")
+    settled(page)
+    expect(page.locator("#status")).to_contain_text("2 more pieces of evidence")
+    pieces = [{"text": "red", "weight": -0.4}, {"row": "id-003", "weight": 0.5}]
+    first = page.request.post("/v1/search", data={"query": QUERY, "k": 24, "evidence": pieces}).json()["results"][0]
+    shares = [f"{share:.3f}".replace("-", "−") for share in first["shares"]]
+    card = page.locator("#results > li").first
+    becomes(page, lambda: f"by evidence: {QUERY} {shares[0]}, red {shares[1]}, " in spoken(card))
+    widths = card.locator(".bar i").evaluate_all("parts => parts.map(part => part.getBoundingClientRect().width)")
+    [length] = card.locator(".bar").evaluate_all("bars => bars.map(bar => bar.getBoundingClientRect().width)")
+    counted = [max(0.0, share) for share in first["shares"]]
+    results = page.request.post("/v1/search", data={"query": QUERY, "k": 24, "evidence": pieces}).json()["results"]
+    full = max(sum(max(0.0, share) for share in result["shares"]) for result in results)
+    assert widths == pytest.approx([length * share / full for share in counted], abs=1)
+    card.locator("> button").click()
+    expect(page.locator("#detail-shares dd")).to_have_text(shares)
+    press(page, "Less like this")
+    becomes(page, lambda: evidence(page)[-1] == f"-0.4*row*{first['id']}")
+
+
+def spoken(card: Any) -> str:
+    return card.locator("> button").get_attribute("aria-label") or ""
+
+
+def test_a_part_of_a_picture_is_drawn_or_set_by_keys(visit: Callable[..., Page], picture: dict[str, Any]) -> None:
+    page = visit()
+    page.locator("#file").set_input_files(picture["file"])
+    settled(page)
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if "/v1/pictures" in request.url else None)
+    press(page, "All of your picture: choose a part")
+    stage = page.locator("#part-stage")
+    becomes(page, lambda: page.locator("#part-picture").evaluate("image => image.naturalWidth > 0"))
+    frame = stage.bounding_box()
+    assert frame
+
+    def corner(x: float, y: float) -> tuple[float, float]:
+        return frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]
+
+    page.mouse.move(*corner(0.75, 0.8))
+    page.mouse.down()
+    page.mouse.move(*corner(0.5, 0.5))
+    page.mouse.move(*corner(0.25, -0.2))  # beyond the edge is the edge
+    page.mouse.up()
+    press(page, "Search with this part")
+    settled(page)
+    [piece] = evidence(page)
+    box = [int(edge) / 1000 for edge in piece.split("*")[1].split("-")[1:]]
+    assert box == pytest.approx([0.25, 0, 0.75, 0.8], abs=0.01)
+    shows(page, asked(page, query=None, evidence=[{"upload": picture["key"], "box": box}]))
+    page.get_by_role("button", name="Part of your picture").focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("slider", name="Left").focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("slider", name="Left")).to_have_attribute("aria-valuetext", "30%")
+    page.get_by_role("slider", name="Top").focus()
+    page.keyboard.press("End")  # not beyond the other edge
+    expect(page.get_by_role("slider", name="Top")).to_have_attribute("aria-valuetext", "75%")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    settled(page)
+    assert evidence(page)[0].startswith("1*upload-300-750-")
+    press(page, "Part of your picture")
+    press(page, "The whole picture")
+    press(page, "Search with this part")
+    shows(page, picture["ranked"])
+    assert not [url for url in sent if url.endswith("/v1/pictures")], "a picture is sent once"
+
+
+def test_what_the_service_lacks_is_said_beside_the_chips_and_nothing_is_lost(
+    visit: Callable[..., Page], picture: dict[str, Any]
+) -> None:
+    address = f"/?e=0.7*text*star&e=1*upload*{'0' * 64}"
+    page = visit(address, expected="status of 4")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("The service no longer has this picture.")
+    chips = page.locator("#evidence > li")
+    expect(chips).to_have_count(2)
+    expect(chips.nth(1)).to_have_class(re.compile("faulty"))
+    expect(page.get_by_role("slider", name="Weight of your picture")).to_have_accessible_description(alert.inner_text())
+    with page.expect_file_chooser() as chooser:
+        press(page, "Choose it again")
+    chooser.value.set_files(picture["file"])
+    expect(alert).to_be_hidden()
+    settled(page)
+    shows(page, asked(page, query=None, evidence=[{"text": "star", "weight": 0.7}, {"upload": picture["key"]}]))
+    # A service that has lost a picture is sent it again, as long as the page has it.
+    missing = {"error": {"code": "missing", "message": "gone", "field": "evidence.1.upload"}, "request_id": "r"}
+    page.route("**/v1/search", lambda route: route.fulfill(status=422, json=missing), times=1)
+    with page.expect_request("**/v1/pictures"):
+        page.get_by_role("slider", name="Weight of star").press("ArrowRight")
+    shows(page, asked(page, query=None, evidence=[{"text": "star", "weight": 0.8}, {"upload": picture["key"]}]))
+    expect(alert).to_be_hidden()
+
+
+def test_too_many_pieces_and_none_that_is_wanted(visit: Callable[..., Page]) -> None:
+    words = [f"e=0.1*text*star{i}" for i in range(15)]
+    page = visit(f"/?q=fish&w=0&{'&'.join(words)}&e=0.1*text*moon", expected="status of 4")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("up to 16 pieces of evidence, not 17")
+    press(page, "Remove moon")
+    settled(page)
+    expect(alert).to_be_hidden()
+    before = evidence(page)
+    page.locator("#results .more-like").first.click()
+    expect(alert).to_contain_text("up to 16 pieces")
+    assert evidence(page) == before
+    page.goto("/?e=-0.4*text*red&w=0")
+    expect(alert).to_contain_text("All evidence is against something")
+    press(page, "red: against")
+    settled(page)
+    shows(page, asked(page, query=None, mode="text", evidence=[{"text": "red"}]))
+
+
+def test_an_address_that_makes_no_sense_is_read_as_far_as_it_does(visit: Callable[..., Page]) -> None:
+    wrong = ["1*star", "0*text*red", "x*row*id-001", "1*row-9-9-1-1*id-001", "1*row-0-0-2000-1*id-001", "1*text* "]
+    page = visit(
+        "/?w=0&like=id-002&fuse=<b>&" + "&".join(f"e={piece}" for piece in [*wrong, "2*row-100-0-1000-900*id-001"])
+    )
+    settled(page)
+    pieces = [{"row": "id-002"}, {"row": "id-001", "box": [0.1, 0, 1, 0.9], "weight": 2}]
+    expected = asked(page, query=None, mode="text", evidence=pieces)
+    shows(page, expected)
+    expect(page.locator("#evidence > li")).to_have_count(2)
+
+
+def test_words_that_are_offered_become_evidence(visit: Callable[..., Page]) -> None:
+    page = visit()
+    answer = answer_by_text(
+        page, stage="fused", weight=0.5, visual="nearest", reranked="neighbours", refinements=["striped", ATTACK]
+    )
+    streams(page, ("text", answer_by_text(page)), ("fused", answer | {"words": ["red star"]}), ("done", {}))
+    search(page)
+    expect(page.locator("#mind-note")).to_contain_text("nearest to your words stand in")
+    expect(page.get_by_role("status")).to_contain_text("the pictures nearest to them")
+    expect(page.locator("#words-end")).to_have_text(re.compile("words"))
+    expect(page.locator("#pictures-end")).to_contain_text("nearest pictures")
+    page.locator("#account summary").click()
+    expect(page.locator("#account-list")).to_contain_text("neighbours")
+    page.unroute("**/v1/search/stream")
+    page.get_by_role("group", name="narrow down").get_by_role("button", name="Without striped").click()
+    becomes(page, lambda: evidence(page) == ["-0.4*text*striped"])
+    settled(page)
+    streams(page, ("text", answer_by_text(page)), ("fused", answer | {"words": ["red star"]}), ("done", {}))
+    page.goto("/?q=yellow+dotted+fish")
+    page.get_by_role("group", name="read from the picture").get_by_role("button", name="With red star").click()
+    becomes(page, lambda: evidence(page) == ["1*text*red star"])
+    words = page.get_by_role("textbox", name="Words", exact=True)
+    expect(words).to_have_value("red star")
+    expect(words).to_be_editable()
+
+
+def test_options_are_offered_as_far_as_the_service_has_them(visit: Callable[..., Page]) -> None:
+    page = visit()
+    schema = page.request.get("/openapi.json").json()
+    fields = schema["components"]["schemas"]["SearchRequest"]["properties"]
+    info = page.request.get("/v1/info").json()
+    for name in ("fuse", "rerank", "focus", "ignore", "bridge"):
+        fields.pop(name, None)
+    page.route("**/openapi.json", lambda route: route.fulfill(json=schema))
+    page.route("**/v1/info", lambda route: route.fulfill(json=info))
+    page.goto("/?q=yellow+dotted+fish&w=0")
+    settled(page)
+    expect(page.locator("#foot")).to_contain_text("48 pictures")
+    expect(page.get_by_text("How to rank")).to_be_hidden()
+    fields["rerank"] = {"enum": ["none", "neighbours"], "type": "string", "default": "none"}
+    fields["focus"] = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    info["aspects"] = ["colour", "shape"]
+    asked_for: list[dict[str, Any]] = []
+
+    def keep(route: Route) -> None:
+        given = route.request.post_data_json
+        asked_for.append(given)
+        known = {name: value for name, value in given.items() if name not in ("rerank", "focus")}
+        route.continue_(post_data=known)
+
+    page.route("**/v1/search*", keep)
+    page.route("**/v1/search/stream", keep)
+    page.reload()
+    page.get_by_text("How to rank").click()
+    page.get_by_label("Second look").select_option("neighbours")
+    becomes(page, lambda: asked_for[-1].get("rerank") == "neighbours")
+    page.get_by_label("Look at").select_option("colour")
+    becomes(page, lambda: asked_for[-1].get("focus") == "colour")
+    settled(page)
+    fields_of = parse_qs(urlsplit(page.url).query)
+    assert (fields_of["rerank"], fields_of["focus"]) == (["neighbours"], ["colour"])
+    page.get_by_label("Second look").select_option("none")
+    becomes(page, lambda: "rerank" not in asked_for[-1])
+    page.reload()
+    expect(page.get_by_label("Look at")).to_have_value("colour")
 
 
 @pytest.mark.parametrize("answer", ["degraded", "shard"])
@@ -637,26 +903,34 @@ def test_a_key_is_asked_for_once_and_sent_with_everything(visit: Callable[..., P
     assert set(keys) == {"Bearer right"}
 
 
-@pytest.mark.parametrize("path", ["/", "/?q=yellow+dotted+fish"])
+@pytest.mark.parametrize("path", ["/", f"/?q=fish{MIXED}"])
 def test_a_narrow_phone_needs_no_sideways_scrolling(visit: Callable[..., Page], path: str) -> None:
     page = visit(path, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     if "q=" in path:
         settled(page)
     expect(page.get_by_role("button", name="Find", exact=True)).to_be_in_viewport()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    if "q=" in path:
-        page.locator("#results button").first.click()
+    if "q=" not in path:
+        return
+    for control in page.locator(".evidence :is(button, input):visible, #results .judges button").all()[:30]:
+        place = control.bounding_box()
+        assert place
+        assert min(place["width"], place["height"]) >= 24  # WCAG 2.2, 2.5.8
+        assert place["x"] + place["width"] <= 360
+    for opens in ("#results > li > button", ".piece .part"):
+        page.locator(opens).first.click()
         box = page.get_by_role("dialog").bounding_box()
         assert box
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 360
         assert page.evaluate("document.querySelector('dialog[open]').scrollWidth <= 360")
+        page.keyboard.press("Escape")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_the_light_and_in_the_dark(visit: Callable[..., Page], scheme: Any) -> None:
-    page = visit(color_scheme=scheme)
-    search(page)
+    page = visit(f"/?q=fish{MIXED}", color_scheme=scheme)
+    settled(page)
 
     def luminance(colour: str) -> float:
         parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
@@ -665,7 +939,18 @@ def test_text_stands_out_in_the_light_and_in_the_dark(visit: Callable[..., Page]
 
     paper = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert paper > 0.8 if scheme == "light" else paper < 0.05
-    for place in ("h1:visible", "#status", ".name", ".score", "#anew", "#mind-note", "footer", ".share"):
+    for place in (
+        "h1:visible",
+        "#status",
+        ".name",
+        ".score",
+        "#anew",
+        "#mind-note",
+        "footer",
+        ".share",
+        ".amount",
+        ".remove",
+    ):
         ink = luminance(page.locator(place).first.evaluate("element => getComputedStyle(element).color"))
         contrast = (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05)
         assert contrast >= 4.5, f"{place} in the {scheme}: {contrast:.1f}"  # WCAG 2.2, 1.4.3

@@ -14,7 +14,7 @@ from errors import refused
 from pydantic import ValidationError
 
 import cluster.profile as profile_module
-from cluster.loading import prompt_templates
+from cluster.loading import load_assistant, prompt_templates
 from cluster.profile import PROFILES, Shards, Stage, load_profile
 
 ROOT = Path(__file__).parents[3]
@@ -210,6 +210,11 @@ def test_a_file_that_is_no_settings_is_refused(tmp_path: Path, content: bytes) -
         ("models.generator.steps", 0),
         ("models.generator.guidance", -1.0),
         ("models.generator", "stabilityai/sd-turbo"),
+        ("models.assistant.url", "http://models.example.com/v1"),
+        ("models.assistant.url", "https://me:word@models.example.com/v1"),
+        ("models.assistant.key", "sk-word"),
+        ("models.assistant.key_variable", "sk-word"),
+        ("models.assistant.depth", 65),
         ("queries.images", 0),
         ("queries.templates", "imagenett"),
         ("queries.templates", ["a photo"]),
@@ -233,10 +238,37 @@ def test_a_wrong_setting_is_named_with_its_file(
 ) -> None:
     *groups, name = field.split(".")
     place = settings
+    if "assistant" in groups:
+        settings["models"] = settings["models"] | {"assistant": {"url": "https://models.example.com/v1", "model": "m"}}
     for group in groups:
         place = place.setdefault(group, {})
     place[name] = value
-    assert "1 wrong setting" in refusal(written(tmp_path, settings), "wrong-setting", field)
+    message = refusal(written(tmp_path, settings), "wrong-setting", field)
+    assert "1 wrong setting" in message
+    assert "word@" not in message
+    assert "sk-word" not in message
+
+
+def test_there_is_no_assistant_unless_one_is_named() -> None:
+    assert all(load_profile(file.stem).models.assistant is None for file in PROFILES.glob("*.yaml"))
+    assert load_assistant(load_profile("tiny")) is None
+
+
+def test_the_key_of_an_assistant_comes_from_the_environment(
+    tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {"url": "https://models.example.com/v1", "model": "m", "key_variable": "KEY_OF_TESTS"}
+    settings["models"] = settings["models"] | {"assistant": named}
+    profile = load_profile(written(tmp_path, settings))
+    for wrong in (None, " ", "ke\ny", "schlüssel"):
+        monkeypatch.setenv("KEY_OF_TESTS", wrong) if wrong else monkeypatch.delenv("KEY_OF_TESTS", raising=False)
+        with refused("missing-key", "models.assistant.key_variable") as error:
+            load_assistant(profile)
+        assert "KEY_OF_TESTS" in str(error.value)
+    monkeypatch.setenv("KEY_OF_TESTS", "word\n")
+    assistant = load_assistant(profile)
+    assert assistant
+    assert (assistant.model, assistant.seconds, assistant.depth, assistant.at_once) == ("m", 20, 16, 8)
 
 
 @pytest.mark.parametrize("field", ["models", "embed", "imagine", "queries", "index", "models.vlm", "embed.max_actors"])

@@ -13,11 +13,11 @@ from errors import refused
 
 import cluster.room as module
 from cluster.profile import Placement, Shards
-from cluster.room import Demand, Node, check_room, preferred, room, trouble
+from cluster.room import Capacity, Demand, check_room, preferred, room, trouble
 from cluster.session import session
 
-HEAD, CPU = Node({"pool": "head"}, 0, 0), Node({"pool": "cpu"}, 4, 0)
-GPU = Node({"pool": "gpu", "ray.io/node-id": "7f"}, 8, 2)
+HEAD, CPU = Capacity({"pool": "head"}, 0, 0), Capacity({"pool": "cpu"}, 4, 0)
+GPU = Capacity({"pool": "gpu", "ray.io/node-id": "7f"}, 8, 2)
 NODES = [HEAD, CPU, CPU, GPU]
 
 
@@ -101,11 +101,11 @@ def test_what_no_nodes_hold_is_said_with_what_there_is(demands: list[Demand], fi
 
 
 @pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Node]], None]:
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Capacity]], None]:
     """Set the nodes that Ray has."""
     monkeypatch.setattr(module, "in_process", lambda: False)
 
-    def there(nodes: list[Node]) -> None:
+    def there(nodes: list[Capacity]) -> None:
         resources = [{"CPU": node.cpus, "GPU": node.gpus} for node in nodes]
         of_ray = [
             {"Labels": node.labels, "Resources": has, "Alive": True} for node, has in zip(nodes, resources, strict=True)
@@ -116,7 +116,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Node]], None]:
     return there
 
 
-def test_what_no_node_will_hold_is_refused_at_once(nodes: Callable[[list[Node]], None]) -> None:
+def test_what_no_node_will_hold_is_refused_at_once(nodes: Callable[[list[Capacity]], None]) -> None:
     nodes(NODES)
     check_room(demand(place(cpus=8)))
     with refused("no-room", "imagine.cpus") as error:
@@ -127,7 +127,7 @@ def test_what_no_node_will_hold_is_refused_at_once(nodes: Callable[[list[Node]],
 
 
 def test_an_autoscaler_may_start_what_is_missing_which_is_said(
-    nodes: Callable[[list[Node]], None], caplog: pytest.LogCaptureFixture
+    nodes: Callable[[list[Capacity]], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     nodes([HEAD._replace(labels={"pool": "head", "ray.io/node-group": "head"}), CPU])
     with caplog.at_level(logging.WARNING):

@@ -24,7 +24,8 @@ from cluster import doctor
 from retrieval.aggregator import Aggregator
 
 COMMANDS = (
-    *("demo", "index", "queries", "evaluate", "train", "import-aggregator", "search"),
+    *("demo", "dataset", "index", "queries", "benchmark", "evaluate", "train", "import-aggregator", "import-features"),
+    "search",
     *("plan", "submit", "status", "doctor"),
 )
 

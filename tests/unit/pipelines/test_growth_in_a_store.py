@@ -170,7 +170,7 @@ def test_recall_that_was_put_together_is_no_more_than_that_of_all_shards(profile
     class Counting:
         def add(self, _: int) -> None: ...
 
-    of_all, _ = measure_recall(index, range(len(index.manifest.shards)), settings.index, Counting())  # type: ignore[arg-type]
+    of_all = measure_recall(index, range(len(index.manifest.shards)), settings.index, Counting()).recall  # type: ignore[arg-type]
     for depth, by_weight in of_all.items():
         for weight, value in by_weight.items():
             assert value >= put_together[depth][weight] - 0.02

@@ -14,10 +14,12 @@ import pipelines.shards
 from cluster.profile import Profile
 from pipelines.growth import remove
 from pipelines.index import build_index
+from pipelines.publication import worst_recall
 from pipelines.selection import Selection
 from pipelines.text_queries import TEXTS
 from retrieval.artifacts import Gallery, Index, QuerySet
 from retrieval.fusion import fused_query, unit
+from retrieval.index.effort import LAMBDA_GRID
 from retrieval.index.hits import merge_topk
 from retrieval.index.tuning import RECALL_TARGET
 from retrieval.metrics import neighbour_recall
@@ -49,6 +51,13 @@ def few_queries_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.recall.QUERIES", 50)  # merging their hits is what takes the time here
 
 
+@pytest.fixture
+def without_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are tuned and measured without queries made of evidence, which are searched deeper than texts."""
+    for module in ("retrieval.index.tuning", "pipelines.recall"):
+        monkeypatch.setattr(f"{module}.evidence_queries", lambda *_: {})
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("gap")
@@ -73,6 +82,7 @@ def text_recall(index: Index, text_QD1: np.ndarray) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_evidence")
 def test_gate_of_gallery_rows_alone_is_optimistic_and_texts_are_searched_deeper(
     world: World, profile: Profile, tmp_path: Path
 ) -> None:
@@ -95,6 +105,7 @@ def test_gate_of_gallery_rows_alone_is_optimistic_and_texts_are_searched_deeper(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_evidence")
 def test_version_that_finds_too_little_for_texts_is_not_published(
     world: World, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +113,30 @@ def test_version_that_finds_too_little_for_texts_is_not_published(
     with refused("low-recall", "index.recall_floor") as error:
         build_index(world.gallery, str(tmp_path), profile, factory=FACTORY, queries=world.queries)
     assert "of texts at λ = 0.0" in str(error.value)
+
+
+def test_queries_of_evidence_are_searched_deep_enough_or_the_version_is_not_published(
+    world: World, profile: Profile, tmp_path: Path
+) -> None:
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr("retrieval.index.tuning.evidence_queries", lambda *_: {})
+    with refused("low-recall", "index.recall_floor") as error:
+        build_index(world.gallery, str(tmp_path), profile, factory=FACTORY)
+    assert "of signed queries at λ = 0.0" in str(error.value)
+    monkeypatch.undo()
+    index = build_index(world.gallery, str(tmp_path), profile, factory=FACTORY)
+    measured = index.manifest.evidence_recall
+    assert measured is not None
+    assert set(measured) == {"row", "signed", "mixed"}
+    for recall in measured.values():
+        assert {depth: set(by_weight) for depth, by_weight in recall.items()} == {
+            depth: {str(weight) for weight in LAMBDA_GRID} for depth in ("10", "100")
+        }
+    assert worst_recall(index) >= profile.index.recall_floor
+    assert worst_recall(index) <= min(measured["signed"]["100"].values())
+    # What shares its shards knows what was measured of them.
+    gone = remove(Selection(ids=["row-00000"]), world.gallery, index, profile.index).index
+    assert gone.manifest.evidence_recall == measured
 
 
 def test_query_set_with_images_is_measured_at_every_weight_and_belongs_to_the_plan(
@@ -118,7 +153,7 @@ def test_query_set_with_images_is_measured_at_every_weight_and_belongs_to_the_pl
     assert index.manifest.text_recall["10"].keys() == index.manifest.recall["10"].keys()
     assert index.folder.read_table(TEXTS).num_rows == 20
     flat = build_index(gallery, str(tmp_path / "index"), profile, factory="Flat", queries=queries)
-    assert flat.manifest.text_recall is None
+    assert (flat.manifest.text_recall, flat.manifest.evidence_recall) == (None, None)
     other = write_queries(tmp_path / "other", directions(3, DIM, rng), images[:3], labels=[None] * 3)
     records["vlm"].fingerprint = "sha256:another"
     with refused("other-model", "vlm"):
@@ -146,6 +181,7 @@ def test_manifest_of_a_version_without_texts_is_read(profile: Profile, tmp_path:
     gallery = write_gallery(tmp_path / "gallery", directions(50, DIM, rng), directions(50, DIM, rng))
     index = build_index(gallery, str(tmp_path / "index"), profile)
     content = index.folder.read_json("manifest.json")
-    del content["text_recall"]
+    del content["text_recall"], content["evidence_recall"], content["measured"][0]["evidence_recall"]
     index.folder.write_json("manifest.json", content)
-    assert Index.open(tmp_path / "index").manifest.text_recall is None
+    manifest = Index.open(tmp_path / "index").manifest
+    assert (manifest.text_recall, manifest.evidence_recall) == (None, None)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from errors import refused
 from PIL import Image
-from tiny_artifacts import Collection
+from tiny_artifacts import Collection, write_index
 
 from retrieval.evidence import MAX_PIECES, Encoded, Evidence, Picture, Row, Text, shares, summed
 from retrieval.finder import Answer, Finder
@@ -73,6 +75,26 @@ def test_a_query_of_all_kinds_of_evidence_is_the_plain_sum(
     expected = plain(finder, collection, evidence, weight)
     assert [found.id for found in answer] == sorted(expected, key=expected.__getitem__, reverse=True)
     np.testing.assert_allclose([found.score for found in answer], [expected[found.id] for found in answer], atol=2e-6)
+
+
+def test_every_kind_of_query_is_answered_alike_by_any_number_of_shards(
+    finder: Finder, collection: Collection, tmp_path: Path
+) -> None:
+    described = pa.concat_tables(collection.gallery.tables(["id", "path", "label", "width", "height", "batch"]))
+    vectors = collection.vlm_ND1, collection.vision_ND2
+    kinds: dict[str, list[Evidence]] = {
+        "row": [Row(collection.ids[3])],
+        "picture": [Picture(picture_of(collection, 5), box=(4, 4, 60, 60))],
+        "signed": [Text(TEXT), Text(OTHER, -0.4), Row(collection.ids[2], -0.3)],
+        "mixed": [Text(TEXT), Row(collection.ids[9]), Picture(picture_of(collection, 1), 0.5)],
+    }
+    expected = {kind: finder.find(evidence, 24, images=2) for kind, evidence in kinds.items()}
+    for shards in (1, 5):
+        index = write_index(tmp_path / str(shards), collection.gallery, described, *vectors, shards=shards)
+        other = Finder(finder.encoder, index)
+        for kind, evidence in kinds.items():
+            answer = other.find(evidence, 24, images=2)
+            assert (answer.results, answer.shares) == (expected[kind].results, expected[kind].shares), kind
 
 
 @pytest.mark.parametrize("mode", ["text", "visual", "fused"])

@@ -34,6 +34,16 @@ def is_open(breaker: Breaker) -> bool:
     return False
 
 
+def test_what_opens_it_can_be_said() -> None:
+    async def check() -> None:
+        breaker = Breaker("it", Deployment().probe, frozenset({"busy"}))
+        for trouble in ("down", "busy"):
+            breaker.record(Unavailable("it", trouble))
+            assert is_open(breaker) == (trouble == "busy")
+
+    asyncio.run(check())
+
+
 @pytest.mark.parametrize("trouble", ["down", "late"])
 @pytest.mark.parametrize("gives_up", [False, True])
 def test_it_is_open_from_a_call_without_replica_until_the_probe_ends(trouble: Trouble, gives_up: bool) -> None:

@@ -19,7 +19,7 @@ import serving.launch
 from cluster.loading import index_folder
 from cluster.ports import free_port
 from cluster.profile import Profile, Replicas, ServeSettings, Shards
-from cluster.room import Node, trouble
+from cluster.room import Capacity, trouble
 from serving.app import ServeArgs, build, demands, plan
 from serving.launch import prepare, switch
 
@@ -143,11 +143,11 @@ def test_what_must_run_at_once_asks_for_room() -> None:
     asked = {demand.what: demand for demand in demands(settings, 2)}
     assert list(asked) == ["ingress", "vlm", "vision", "ranker", "shard 0", "shard 1"]
     assert (asked["vlm"].field, asked["vlm"].actors) == ("serve.vlm", 2)
-    nodes = [Node({"shard": "0"}, 4, 2)]
+    nodes = [Capacity({"shard": "0"}, 4, 2)]
     found = trouble(list(asked.values()), nodes)
     assert found
     assert (found.field, "shard=1" in found.sentence) == ("serve.shards.labels", True)
-    assert trouble(list(asked.values()), [*nodes, Node({"shard": "1"}, 4, 0)]) is None
+    assert trouble(list(asked.values()), [*nodes, Capacity({"shard": "1"}, 4, 0)]) is None
 
 
 def test_replicas_come_and_go_as_the_profile_says(profile: Profile, collection: Collection) -> None:

@@ -60,6 +60,7 @@ def test_outside_a_replica_nothing_comes_to_life() -> None:
 
 def test_in_a_replica_ray_is_told(in_replica: list[tuple]) -> None:
     metrics.answers.count(stage="fused")
+    metrics.assistant_tokens.count(0, task="judge", direction="in")
     metrics.shard_seconds.observe(0.25, shard="3")
     with metrics.stage_seconds.timed(stage="total"):
         time.sleep(0.02)

@@ -1,0 +1,52 @@
+"""Asking back: which question would narrow a search most, and which of some words would answer it.
+
+As ChatIR (Levy et al. 2023) and PlugIR (Lee et al. 2024) let a chat model ask; the answers to choose from are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from retrieval.assistant.endpoint import AssistantFault, Talk
+from retrieval.assistant.material import Wanted, ask_for, cleaned, taken
+
+_INSTRUCTIONS = (
+    "Somebody looks for images: 'wanted', 'unwanted' and 'picture' say for what. 'found' holds words that the images"
+    " found so far differ in, numbered from 1. Ask the one short question whose answer would narrow the search most,"
+    " and give the numbers of the words that could answer it, 2 to 8 of them, the likeliest first."
+)
+MAX_CHOICES = 8
+
+
+class _Asked(BaseModel):
+    question: str
+    choices: list[int]
+
+
+@dataclass(frozen=True)
+class AskedBack:
+    """A question, and words of those that were given which could answer it."""
+
+    question: str
+    choices: list[str]
+
+
+async def asked_back(talk: Talk, wanted: Wanted, found: Sequence[str]) -> AskedBack:
+    """Return the next question to somebody who searches.
+
+    Args:
+        found: words that results differ in: captions, labels, entries of a vocabulary; the first MAX_TEXTS are used.
+
+    Raises:
+        AssistantFault: the assistant gave none, or named a word that was not given.
+    """
+    given = {number: word for number, word in enumerate(cleaned(found), 1) if word}
+    data = {**wanted.fields(), "found": {str(number): word for number, word in given.items()}}
+    answer = await ask_for(talk, "ask", _Asked, _INSTRUCTIONS, data, max_tokens=300)
+    numbers = list(dict.fromkeys(answer.choices))
+    if not numbers or not given.keys() >= set(numbers):
+        raise AssistantFault("malformed", "the assistant chose words that were not given")
+    return AskedBack(taken(answer.question), [found[number - 1] for number in numbers[:MAX_CHOICES]])

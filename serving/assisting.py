@@ -1,0 +1,137 @@
+"""The assistant as the ingress asks it: with a circuit breaker, within a share of the places, and counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from cachetools import LRUCache
+
+from retrieval.assistant import grid
+from retrieval.assistant.endpoint import Assistant, AssistantFault, Call
+from retrieval.assistant.judge import SIDE
+from retrieval.assistant.material import Wanted, small_jpeg
+from retrieval.assistant.rerank import Way, in_order, reranked
+from serving import metrics
+from serving.answers import Shortfall
+from serving.breaker import Breaker
+from serving.deployments.calls import Deadline, Trouble, Unavailable
+from serving.deployments.messages import Row
+
+PAUSE_SECONDS = 30.0
+"""How long nobody asks an assistant that was found down, busy or silent."""
+SHARE, SHARE_OF_PICTURES = 0.9, 0.4
+"""Of the time that a request has left: all of the second stage, and reading the pictures for it."""
+ORDERS = 1_000
+"""Orders that are cached: what was paid for is not asked again by a page that is loaded again."""
+_TRIPS: frozenset[Trouble] = frozenset({"down", "busy", "late"})
+_TROUBLES: dict[str, Trouble] = {"down": "down", "busy": "busy", "late": "late"}
+
+
+class Reordered(NamedTuple):
+    """The places of the first rows, best first, None if their order stays; P(yes) of each that was judged; and what the
+    assistant did not do.
+    """
+
+    order: list[int] | None
+    scores: list[float | None]
+    shortfall: Shortfall | None
+
+    def places(self, count: int) -> list[tuple[int, float | None]]:
+        """Return the places of ``count`` rows in their new order, each with its P(yes)."""
+        return in_order(self.order, self.scores, count)
+
+
+class Assisting:
+    """Has an assistant put results in order. It fails no search. For one event loop.
+
+    Args:
+        assistant: of the profile.
+        picture: reads the file of a row's picture; None if it has none.
+        seconds: the longest that a search may take.
+        at_once: searches that may wait for the assistant at a time, so that others have places left.
+    """
+
+    def __init__(
+        self,
+        assistant: Assistant,
+        picture: Callable[[Row], Awaitable[bytes | None]],
+        *,
+        seconds: float,
+        at_once: int,
+    ) -> None:
+        self._assistant = assistant
+        self._picture = picture
+        self._long_enough = min(assistant.seconds, SHARE * seconds) / 2
+        """How long it must have been waited for to be called silent: else who gives it no time would end it for all."""
+        self._free = at_once
+        self._breaker = Breaker("the assistant", partial(asyncio.sleep, PAUSE_SECONDS), _TRIPS)
+        self._orders: LRUCache[tuple[str, ...], Reordered] = LRUCache(ORDERS)
+
+    @property
+    def depth(self) -> int:
+        """How many results of a search it may be shown."""
+        return self._assistant.depth
+
+    async def reorder(
+        self, way: Way, wanted: Wanted, rows: Sequence[Row], version: str, *, seconds: float
+    ) -> Reordered:
+        """Order rows anew, as many as the assistant may be shown.
+
+        Args:
+            wanted: in words, some of them for something.
+            rows: best first.
+            version: URI of the index that they are of.
+            seconds: that the request has left.
+        """
+        rows = rows[: self.depth]
+        key = (way, repr(wanted.fields()), version, *(row.id for row in rows))
+        if (known := self._orders.get(key)) is not None:
+            return known
+        try:
+            self._breaker.check()
+            if not self._free:
+                raise Unavailable("the assistant", "busy")
+        except Unavailable as error:
+            return Reordered(None, [], Shortfall("assistant", str(error)))
+        self._free -= 1
+        deadline = Deadline(SHARE * seconds)
+        try:
+            pictures = await self._pictures(SIDE if way == "judge" else grid.TILE, rows, SHARE_OF_PICTURES * seconds)
+            allowed = deadline.left
+            found = await reranked(self._assistant.talk(allowed), way, wanted, pictures)
+        finally:
+            self._free += 1
+        if found.order is None and found.fault:
+            self._record(found.fault, allowed)
+        shortfall = Shortfall("assistant", found.shortfall) if found.shortfall else None
+        reordered = Reordered(found.order, found.scores, shortfall)
+        if not shortfall:
+            self._orders[key] = reordered
+        return reordered
+
+    async def _pictures(self, side: int, rows: Sequence[Row], seconds: float) -> list[bytes | None]:
+        async def one(row: Row) -> bytes | None:
+            try:
+                async with asyncio.timeout(seconds):
+                    data = await self._picture(row)
+                    return await asyncio.to_thread(small_jpeg, data, side) if data else None
+            except (Unavailable, TimeoutError):
+                return None
+
+        return await asyncio.gather(*map(one, rows))
+
+    def _record(self, fault: AssistantFault, allowed: float) -> None:
+        trouble = _TROUBLES.get(fault.reason)
+        if trouble and (trouble != "late" or allowed >= self._long_enough):
+            self._breaker.record(Unavailable("the assistant", trouble))
+
+
+def counted(call: Call) -> None:
+    """Count a call in the metrics."""
+    metrics.assistant_calls.count(task=call.task, outcome=call.outcome)
+    metrics.assistant_tokens.count(call.tokens_in, task=call.task, direction="in")
+    metrics.assistant_tokens.count(call.tokens_out, task=call.task, direction="out")
+    metrics.assistant_seconds.observe(call.seconds, task=call.task)

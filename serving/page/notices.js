@@ -1,0 +1,32 @@
+/** Messages above the results, and beside what they are about. */
+
+import { byId, make } from "./dom.js";
+
+export const clearNotices = () => byId("notices").replaceChildren();
+
+/** Show a message and return its element: `kind` is error or hint; `retry` puts a button beside it. */
+export function notice(kind, title, text, retry = null, requestId = null) {
+  const body = make("p", {}, make("strong", {}, title), ` ${text} `);
+  if (requestId) body.append(make("small", {}, `Request ${requestId}`));
+  const box = make("div", { class: `notice ${kind}`, role: kind === "error" ? "alert" : "note" }, body);
+  if (retry) {
+    const button = make("button", { type: "button", class: "link" }, "Try again");
+    button.addEventListener("click", () => {
+      box.remove();
+      retry();
+    });
+    box.append(button);
+  }
+  byId("notices").append(box);
+  return box;
+}
+
+/** Say something at a place, or nothing; `again` is a button's words and what it does. */
+export function tell(place, text, again = null) {
+  place.hidden = !text;
+  place.replaceChildren(text ?? "");
+  if (!again) return;
+  const button = make("button", { type: "button", class: "link" }, again[0]);
+  button.addEventListener("click", again[1]);
+  place.append(" ", button);
+}
