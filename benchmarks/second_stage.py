@@ -32,7 +32,7 @@ from retrieval.fusion import fused_query, products, unit
 from retrieval.metrics import average_precision, paired_bootstrap
 from retrieval.nearest import NEAREST, visual_half
 from retrieval.query import pool
-from retrieval.rankings import RANK_OFFSET, Fuse, Scored, image_by_image, joint_queries, one_ranking
+from retrieval.rankings import RANK_OFFSET, Fuse, image_by_image, joint_queries
 from retrieval.second_stage import BETA, DEPTH, NEIGHBOURS, neighbours
 
 LAM = 0.5
@@ -93,20 +93,21 @@ def nearest(world: World, count: int, lam: float = LAM) -> np.ndarray:
 
 
 def fused_by(world: World, fuse: Fuse, lam: float = LAM, offset: int = RANK_OFFSET) -> np.ndarray:
-    """AP of each text by several images, each list being the whole gallery."""
+    """AP of each text by several images, with the whole gallery in each list: in arrays what ``one_ranking`` does."""
     found = []
-    place = {name: number for number, name in enumerate(world.ids_N)}
     for q, images_KD2 in enumerate(world.images_QKD2):
         encoded = Encoded(np.ones(1), world.vlm_QD1[[q]], world.pooled_QD2[[q]])
         queries_VD = joint_queries(encoded, image_by_image(encoded, {0: images_KD2}), fuse, lam)
         scores_VN = products(queries_VD, world.joint_ND).astype(np.float32)
-        orders = np.argsort(-scores_VN, axis=1, kind="stable")
-        lists = [
-            [Scored(world.ids_N[row], float(row_scores[row]), 0.0, float(row_scores[row])) for row in order]
-            for row_scores, order in zip(scores_VN, orders, strict=True)
-        ]
-        ranking = one_ranking(lists, fuse, lam, len(world.ids_N), offset=offset)
-        found.append(world.precision(q, np.array([place[row.id] for row in ranking])))
+        if fuse == "rrf":
+            orders_VN = np.argsort(-scores_VN, axis=1, kind="stable")
+            ranks_VN = np.argsort(orders_VN, axis=1) + 1
+            shares_V = np.full(len(queries_VD), lam / len(images_KD2))
+            shares_V[: len(queries_VD) - len(images_KD2)] = 1 - lam
+            scores_N = shares_V @ (1 / (offset + ranks_VN))
+        else:
+            scores_N = scores_VN.max(axis=0)
+        found.append(world.precision(q, np.argsort(-scores_N, kind="stable")))
     return np.array(found)
 
 

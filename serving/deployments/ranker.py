@@ -34,6 +34,7 @@ from serving.deployments.calls import Deadline, Unavailable, bounded, call
 from serving.deployments.local_shards import LocalShards
 from serving.deployments.merging import Found, ranked
 from serving.deployments.messages import (
+    AS_EVER,
     SHARE_OF_SHARDS,
     START_SECONDS,
     Model,
@@ -121,7 +122,13 @@ class Ranker:
         self._watch = asyncio.create_task(self._follow_for_ever())
 
     async def rank(
-        self, pieces: Sequence[Piece | RowPiece], weight: float, k: int, version: str | None, seconds: float
+        self,
+        pieces: Sequence[Piece | RowPiece],
+        weight: float,
+        k: int,
+        version: str | None,
+        seconds: float,
+        way: Way = AS_EVER,
     ) -> Ranking:
         """Rank the gallery for one query; arguments are those of a ``Question``.
 
@@ -129,7 +136,7 @@ class Ranker:
             Unavailable: no shard answered, or none that has a row of the evidence.
             UserError: the evidence is at fault.
         """
-        [ranking] = await self.rank_each([Question(pieces, weight, k, version, seconds)])
+        [ranking] = await self.rank_each([Question(pieces, weight, k, version, seconds, way)])
         if isinstance(ranking, Exception):
             raise ranking
         return ranking
