@@ -32,7 +32,7 @@ from retrieval.lens import lens
 from retrieval.means import Means, centred
 from retrieval.metrics import bootstrap_mean, paired_bootstrap
 from retrieval.query import QueryEncoder, pool
-from retrieval.words import NEIGHBOURS, Dictionary, Value
+from retrieval.words import NEIGHBOURS, VISION_SHARE, Dictionary, Value
 
 ASPECTS = ("colour", "pattern", "shape")
 IMAGES, NAME_IMAGES = 8, 4
@@ -264,7 +264,7 @@ def through_lenses(gallery: Gallery, words: Dictionary, *, focus: bool, count: i
 
 def best_of(make: Callable[[float], Callable[..., np.ndarray]], steps: Sequence[float], *given: Any) -> float:
     """The value with the highest mAP on fitting pairs."""
-    means = {step: composed(*given, make(step)).mean() for step in steps}
+    means = {step: composed(*given, query=make(step)).mean() for step in steps}
     print("    " + ", ".join(f"{step:g}: {mean:.3f}" for step, mean in means.items()))
     return max(means, key=lambda step: means[step])
 
@@ -320,6 +320,11 @@ def main() -> None:
         for count in (1, 5, 10, NEIGHBOURS, 50):
             right = read_right(fitting, rows.tolist(), words, count).mean(axis=0)
             print(f"fitting, {title}, {count} neighbours read right: " + ", ".join(f"{share:.3f}" for share in right))
+        for words.vision_share in (0.0, 0.3, 0.5, 0.7, 1.0):
+            right = read_right(fitting, rows.tolist(), words, NEIGHBOURS).mean(axis=0)
+            told = ", ".join(f"{share:.3f}" for share in right)
+            print(f"fitting, {title}, vision share {words.vision_share:g} read right: {told}")
+        words.vision_share = VISION_SHARE
     given = (fitting, fitting.pairs(PAIRS["fitting"]), single, texts)
     print("fitting pairs, by weight: WeiMoCIR, WeiCom, PDV-like, three sums, the photo beside its words")
     alphas = (0.35, 0.5, 0.65, 0.8)

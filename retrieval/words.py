@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from retrieval.aggregator import Aggregator
 
 NEIGHBOURS = 20
-"""Rows of the gallery that a picture is read through. Chosen on fitting categories, as the next: docs/words.md."""
+"""Rows of the gallery that a picture is read through. Chosen on fitting categories, as the next: docs/evidence.md."""
 VISION_SHARE = 0.7
 """s, how much of a reading the vision encoder has."""
 NAMES = 5
@@ -77,6 +77,7 @@ class Dictionary:
         vlm_WD1: mean t of each, float32.
         vision_WD2: mean v of each, float32.
         means: of t and v over all values.
+        vision_share: s.
         said: which value each word says, by the word, case folded.
         pattern: matches any of these words, the longest first.
     """
@@ -89,6 +90,7 @@ class Dictionary:
         self.vlm_WD1 = vlm_WD1.astype(np.float32)
         self.vision_WD2 = vision_WD2.astype(np.float32)
         self.means = Means(self.vlm_WD1.mean(axis=0), self.vision_WD2.mean(axis=0))
+        self.vision_share = VISION_SHARE
         self._of = np.array([self.aspects.index(value.aspect) if value.aspect else -1 for value in self.values])
         self._vlm_WD1 = _directions(self.vlm_WD1 - self.means.vlm_D1)
         self._vision_WD2 = _directions(self.vision_WD2 - self.means.vision_D2)
@@ -143,7 +145,7 @@ class Dictionary:
         if means:
             vlm, vision = vlm - means.vlm_D1, vision - means.vision_D2
         by_vlm, by_vision = _directions(vlm) @ self._vlm_WD1.T, _directions(vision) @ self._vision_WD2.T
-        return (1 - VISION_SHARE) * by_vlm + VISION_SHARE * by_vision
+        return (1 - self.vision_share) * by_vlm + self.vision_share * by_vision
 
     def read(self, vlm_ND1: np.ndarray, vision_ND2: np.ndarray, means: Means | None, names: int = NAMES) -> list[Word]:
         """Return what some images of a kind show: for each aspect the nearest value, or else the nearest names.

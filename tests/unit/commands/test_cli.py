@@ -18,10 +18,11 @@ import yaml
 from command_line import Run, Said, one_line_error
 from PIL import Image
 from synthetic import D1, D2, directions, write_gallery, write_queries
-from tiny_artifacts import Collection
+from tiny_artifacts import Collection, write_words
 
 from cluster import doctor
 from retrieval.aggregator import Aggregator
+from retrieval.query import QueryEncoder
 
 COMMANDS = (
     *("demo", "dataset", "index", "queries", "benchmark", "evaluate", "train", "import-aggregator", "import-features"),
@@ -210,6 +211,23 @@ def test_search_for_and_against_texts_pictures_and_rows(run: Run, collection: Co
     alone = run("search", collection.folder, "--like", wanted, *options)
     assert rows(alone)[0][-1] == wanted
     assert f"mindseye search {collection.folder} --like" in alone.out
+
+
+def test_search_by_a_dictionary(
+    run: Run, collection: Collection, profile_file: Path, query_encoder: QueryEncoder, tmp_path: Path
+) -> None:
+    words = write_words(tmp_path, query_encoder).uri
+    options = ["--profile", profile_file, "--k", 6, "--images", 1, "--like", collection.ids[4]]
+    read = run("search", "blue", collection.folder, "--words", words, *options)
+    assert read.code == 0, read.err
+    assert "read as: " in read.out
+    assert "blue" in read.out.split("searched for: ")[1].splitlines()[0]
+    assert "to refine: " in read.out
+    seen = run("search", collection.folder, "--words", words, "--focus", "colour", "--ignore", "shape", *options)
+    assert seen.code == 0, seen.err
+    unknown = run("search", collection.folder, "--words", words, "--ignore", "background", *options)
+    assert unknown.code == 2
+    assert "pattern, shape, colour" in unknown.err
 
 
 @pytest.mark.parametrize(

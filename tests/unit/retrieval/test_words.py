@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from errors import refused
 from PIL import Image
-from tiny_artifacts import Collection
+from tiny_artifacts import Collection, write_words
 
-from cluster.loading import record_of
 from retrieval.artifacts import Index, QuerySet
-from retrieval.artifacts.manifests import QuerySetManifest
-from retrieval.artifacts.queryset import queryset_schema
 from retrieval.bridge import Said, bridges, merging, recomposed
 from retrieval.evidence import Encoded, Picture, Row, Text, summed
 from retrieval.finder import Finder
@@ -179,26 +174,7 @@ def test_means_are_taken_out_where_kinds_mix_alone() -> None:
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory, query_encoder: QueryEncoder) -> QuerySet:
-    """A query set of words of the tiny models."""
-    folder = Folder(tmp_path_factory.mktemp("words"))
-    said = {
-        "red": "colour",
-        "blue": "colour",
-        "plain": "pattern",
-        "striped": "pattern",
-        "star": "shape",
-        "fish": "shape",
-    }
-    rows: list[dict[str, Any]] = []
-    for query, aspect in zip(query_encoder.encode(list(said), 1), said.values(), strict=True):
-        vectors = {"vlm": query.vlm_D1, "vision": list(query.vision_KD2), "aspect": aspect, "value": query.text}
-        rows.append({"id": f"{len(rows)}", "text": query.text, "kind": "name", "rejected": [], **vectors})
-    schema = queryset_schema(query_encoder.vlm.dim, query_encoder.vision.dim)
-    folder.write_table("queries/0.parquet", pa.Table.from_pylist(rows, schema=schema))
-    roles = {role: record_of(getattr(query_encoder, role)) for role in ("vlm", "vision", "generator")}
-    aspects = ["pattern", "shape", "colour"]
-    manifest = QuerySetManifest(queries=6, images=1, seed=0, templates=["{}"], models=roles, aspects=aspects)  # type: ignore[arg-type]
-    return QuerySet.publish(folder, manifest)
+    return write_words(tmp_path_factory.mktemp("words"), query_encoder)
 
 
 @pytest.fixture(scope="module")

@@ -485,10 +485,11 @@ def test_a_second_stage_waits_for_the_last_ranking_and_a_way_is_passed_on() -> N
             return await rankings(questions)
 
         world.ranker.rank_each = rank_each  # type: ignore[method-assign]
-        way = Way("max", "neighbours", 50)
-        await world.stages(**way._asdict())
+        given: dict[str, Any] = {"fuse": "max", "rerank": "neighbours", "depth": 50}
+        way = Way(**given, refine=True)
+        await world.stages(**given)
         assert ways == [AS_EVER, way, way]  # by text; by the nearest, while images are awaited; and by those
-        await world.answer(**way._asdict(), drop=[0, 1, 2])
+        await world.answer(**given, drop=[0, 1, 2])
         assert ways[3:] == [way]
 
     run(check())
