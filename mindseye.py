@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # what _PUBLIC says, for editors and type checkers
     from cluster.profile import load_profile as load_profile
     from cluster.session import session as session
     from pipelines.answer_sheet import answer_sheet as answer_sheet
+    from pipelines.authors_features import import_features as import_features
+    from pipelines.benchmark import read_benchmark as read_benchmark
     from pipelines.job import add as add
     from pipelines.job import compact as compact
     from pipelines.job import index as index
@@ -69,6 +71,7 @@ _PUBLIC = {
     "compact": "pipelines.job:compact",
     "fused_query": "retrieval.fusion:fused_query",
     "imagine": "pipelines.queries:imagine",
+    "import_features": "pipelines.authors_features:import_features",
     "index": "pipelines.job:index",
     "load_profile": "cluster.profile:load_profile",
     "load_query_encoder": "cluster.loading:load_query_encoder",
@@ -77,6 +80,7 @@ _PUBLIC = {
     "open_index": "cluster.loading:open_index",
     "pool": "retrieval.query:pool",
     "prune": "pipelines.job:prune",
+    "read_benchmark": "pipelines.benchmark:read_benchmark",
     "remove": "pipelines.job:remove",
     "score": "retrieval.fusion:score",
     "session": "cluster.session:session",

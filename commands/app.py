@@ -11,6 +11,7 @@ from commands.demo import demo
 from commands.doctor import doctor
 from commands.evaluate import evaluate
 from commands.failure import FAULT, MISTAKE, is_mistake, report_fault, say_mistake
+from commands.import_features import import_features
 from commands.index import app as index
 from commands.plan import plan
 from commands.queries import queries
@@ -26,8 +27,8 @@ app = App(
     "A vision-and-language model answers a text; a diffusion model imagines it as images; both rank the gallery.",
     help_format="plaintext",
 )
-MAKE = (demo, index, queries, benchmark, evaluate, train, import_aggregator)
-MAKING = (demo, index, queries, benchmark, evaluate, train, import_aggregator)
+MAKE = (demo, index, queries, benchmark, evaluate, train, import_aggregator, import_features)
+MAKING = (demo, index, queries, benchmark, evaluate, train, import_aggregator, import_features)
 for command in (*MAKING, search, serve, plan, status, doctor):
     app.command(command)
 app.command(submitting(app))

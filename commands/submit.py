@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 from commands.console import err, out
 from retrieval.errors import UserError
 
-SENT = frozenset({"image", "profile", "rates", "vocabulary"})
+SENT = frozenset({"classes", "image", "profile", "rates", "vocabulary"})
 """Parameters of commands whose files are sent along, since they are small, and read once, by the command itself."""
 PLACES = frozenset(
     {

@@ -84,7 +84,7 @@ def contact_sheet(
     pictures = gallery_pictures(gallery.manifest.sources, [row for found in best for row in found])
     sections = []
     for i, (query, truth) in enumerate(zip(queries.to_pylist(), truths_of(queries), strict=True)):
-        imagined = [Image.open(BytesIO(data)) for data in query["thumbnails"]]
+        imagined = [Image.open(BytesIO(data)) for data in query["thumbnails"] if data]
         strips = [Strip("imagined", imagined, [None] * len(imagined))]
         for caption, found in (("by text alone", best[i]), (f"fused, λ = {weight:.2f}", best[len(queries) + i])):
             right = [truth.judge(row["id"], row["label"]) for row in found]

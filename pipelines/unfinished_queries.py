@@ -101,8 +101,8 @@ def _checkpoint(folder: Folder) -> Checkpoint:
 
 def _listed(vocabulary: Sequence[VocabularyEntry]) -> pa.Table:
     """Return the entries, each once, in an order that does not depend on the vocabulary's."""
-    entries = sorted(dict.fromkeys(vocabulary), key=lambda entry: entry.id)
-    rows = [{ENTRY: number, "id": entry.id} | entry._asdict() for number, entry in enumerate(entries)]
+    entries = sorted({entry.id: entry for entry in vocabulary}.items())
+    rows = [{ENTRY: number, "id": id} | entry._asdict() for number, (id, entry) in enumerate(entries)]
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 

@@ -39,8 +39,9 @@ def read(folder: Folder, part: str) -> Iterator[BenchmarkQuery]:
 
 def _box(folder: Folder, name: str) -> tuple[float, float, float, float]:
     """Return the box around all boxes of a file, as left, top, right and bottom."""
+    lines = [line.split() for line in read_text(folder, name).split("\n") if line.strip()]
     try:
-        boxes = [[float(number) for number in line.split()] for line in read_text(folder, name).split("\n") if line]
+        boxes = [[float(number) for number in line] for line in lines]
         corners = [(x, y, x + width, y + height) for x, y, width, height in boxes]
     except ValueError as error:
         raise damaged(folder, name, "a box is a line of x, y, width and height") from error

@@ -30,7 +30,11 @@ def test_evaluation_on_ray_is_that_of_this_process(
     labels = ["bee", "cat", None] * 100
     gallery = write_gallery(folder / "gallery", vlm, vision, labels=labels)
     images = [directions(q % 3, D2, rng) for q in range(6)]
-    queries = write_queries(folder / "queries", directions(6, D1, rng), images, labels=labels[:6])
+    ids = [f"row-{row:05d}" for row in range(300)]
+    relevant, junk = ([None, None, ids[at : at + 30]] * 2 for at in (10, 200))  # of the two that have no label
+    queries = write_queries(
+        folder / "queries", directions(6, D1, rng), images, labels=labels[:6], relevant=relevant, junk=junk
+    )
     monkeypatch.setattr(ranking, "POSITIVES_AT_ONCE", 500)  # and in groups of rankings
     joint = fused_query(directions(3, D1, rng), directions(3, D2, rng), 0.4)
     best = best_rows(gallery, joint, 12)
@@ -39,7 +43,7 @@ def test_evaluation_on_ray_is_that_of_this_process(
         here = evaluate(gallery, queries, weight=0.3)
         assert best_rows(gallery, joint, 12) == best
     assert there.table.equals(here.table)
-    assert here.table.num_rows == 3 * 4
+    assert here.table.num_rows == 3 * 6
 
 
 def test_duplicates_on_ray_are_those_of_this_process(collection: Any, profile: Profile, ray_session: None) -> None:

@@ -24,7 +24,7 @@ from cluster import doctor
 from retrieval.aggregator import Aggregator
 
 COMMANDS = (
-    *("demo", "index", "queries", "evaluate", "train", "import-aggregator", "search"),
+    *("demo", "index", "queries", "benchmark", "evaluate", "train", "import-aggregator", "import-features", "search"),
     *("plan", "submit", "status", "doctor"),
 )
 

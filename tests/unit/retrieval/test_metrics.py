@@ -78,8 +78,9 @@ def test_unknown_method_is_named() -> None:
 @pytest.fixture(scope="module")
 def theirs() -> Any:
     """ranx's metrics, interpreted: compiled, they would take a minute before the first figure."""
-    pytest.importorskip("numba").config.DISABLE_JIT = True
-    return pytest.importorskip("ranx.metrics")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUMBA_DISABLE_JIT", "1")  # which is read at the first import
+        return pytest.importorskip("ranx.metrics")
 
 
 def area_by_trapezoids(hit: list[bool], n_positive: int) -> float:

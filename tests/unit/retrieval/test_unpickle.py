@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from errors import refused
 
+from retrieval.errors import UserError
 from retrieval.unpickle import unpickle
 
 
@@ -100,14 +101,26 @@ def hostile(mark: Path) -> list[bytes]:
         b"not a pickle",
         pickle.dumps([1, 2, 3])[:-4],
         b"P7\n.",  # a persistent id
+        b"\x80\x04\x82\x01.",  # a registered extension
+        b"\x80\x05\x96\x00\x00\x00\x00\x00\x01\x00\x00.",  # a byte array of a terabyte
+        # Raw bytes as pointers to objects, by a data type without the flag that says so.
+        pickle.dumps(Calls(np.dtype, "O8", False, True), 2)[:-1]
+        + b"(I3\nS'|'\nNNNI8\nI8\nI0\ntbp1\n0"
+        + b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I1\ntg1\nI00\nS'AAAAAAAA'\ntb.",
+        # A data type of parts, one of which is an object.
+        pickle.dumps(np.zeros(1, [("a", "O"), ("b", "f8")])),
+        pickle.dumps(np.zeros(1, "V8")),
+        # A state for a function, and for a dict.
+        b"c_codecs\nencode\n(S'x'\nI1\ndb.",
+        b"}(S'x'\nI1\ndb.",
     ]
 
 
-@pytest.mark.parametrize("which", range(19))
+@pytest.mark.parametrize("which", range(26))
 def test_a_hostile_or_damaged_pickle_is_refused_and_runs_nothing(tmp_path: Path, which: int) -> None:
     mark = tmp_path / "mark"
     cases = hostile(mark)
-    assert len(cases) == 19
+    assert len(cases) == 26
     with refused("not-plain", "pickle") as error:
         unpickle(cases[which], "the/file.pkl")
     assert str(error.value).startswith("the/file.pkl is not read")
@@ -118,3 +131,22 @@ def test_a_size_that_a_pickle_claims_is_not_believed() -> None:
     claims = pickle.dumps(np.zeros(3)).replace(b"K\x03\x85", b"\x8a\x06\x00\x00\x00\x00\x00\x01\x85", 1)
     with refused("not-plain", "pickle"):
         unpickle(claims, "file")
+
+
+def test_a_place_in_the_memo_reserves_no_memory() -> None:
+    """The reader that is written in C would take 64 GB for it."""
+    assert unpickle(b"\x80\x02Nr\xff\xff\xff\xff.", "file") is None
+
+
+def test_damage_at_any_byte_is_an_error_or_another_value(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for protocol in (2, 4, 5):
+        sound = pickle.dumps(PLAIN[:5], protocol)
+        for _ in range(300):
+            data = bytearray(sound)
+            for place in rng.integers(len(data), size=int(rng.integers(1, 4))):
+                data[place] = rng.integers(256)
+            try:
+                unpickle(bytes(data), "file")
+            except UserError as error:
+                assert error.code == "not-plain"  # noqa: PT017
