@@ -31,10 +31,10 @@ def benchmark(name: str, folder: str, gallery: str, target: str, *, part: str | 
     """
     from pipelines.benchmark import read_benchmark
 
-    _print(read_benchmark(name, folder, gallery, target, part=part))
+    _print(read_benchmark(name, folder, gallery, target, part=part), gallery)
 
 
-def _print(read: ReadBenchmark) -> None:
+def _print(read: ReadBenchmark, gallery: str) -> None:
     out.print(f"{read.benchmark.name}, {read.part}: {read.queries:,} queries, {read.relevant:,} relevant images")
     out.print(f"its authors report: {', '.join(read.benchmark.measures)}")
     for what, names in (
@@ -48,7 +48,9 @@ def _print(read: ReadBenchmark) -> None:
         reasons = [f"{id} ({why})" for id, why in read.without_picture.items()]
         out.print(f"{len(reasons):,} queries are left out, since their picture cannot be read: {_listed(reasons)}")
     say_made(read.file)
-    if not read.pictures:
+    if read.pictures:
+        say_next(f"mindseye evaluate {quoted(gallery)} {quoted(read.file)} REPORT")
+    else:
         say_next(f"mindseye queries {quoted(read.file)} QUERIES")
 
 

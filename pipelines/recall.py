@@ -25,8 +25,8 @@ from retrieval.index.threads import in_threads
 from retrieval.index.tuning import RECALL_AT, sample_queries
 from retrieval.metrics import neighbour_recall
 
-QUERIES = 200
-COMPILED = 24
+QUERIES = 150
+COMPILED = 16
 """Queries of each kind that are made of evidence, at each λ."""
 
 

@@ -1,8 +1,8 @@
 """Queries made of evidence, to measure an index with: they lie elsewhere than those that ask for a category.
 
-What is against something takes away what its rows have in common, so the rows that are left lie in more lists: where
-texts found all of their hundred best, texts less one of their results found .91 (docs/evidence.md). Q queries, D joint
-dimensions.
+What is against something takes away what its rows have in common, so those that are left lie in more lists: where .97
+of the hundred best of category-like queries were found, it was .78 of those of the same less one of their results
+(docs/evidence.md). Q queries, D joint dimensions.
 """
 
 from __future__ import annotations

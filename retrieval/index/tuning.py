@@ -70,19 +70,19 @@ def measured_efforts(
         list(evidence_queries(shard, groups[-1][:_COMPILED], rows[-1][:_COMPILED], weight).values())
         for weight, groups, rows in zip(LAMBDA_GRID, asked, truths, strict=True)
     ]
-    pairs = [
-        list(zip([*groups, *more], [*rows, *more_rows], strict=True))
-        for groups, rows, more, more_rows in zip(asked, truths, compiled, _each(exact, compiled), strict=True)
-    ]
+    of_compiled = _each(exact, compiled)
 
-    def recall(query: NDArray[np.float32], truth: NDArray[np.int64], effort: int) -> float:
-        found = {depth: in_threads(partial(shard.search, k=depth, effort=effort), query).rows for depth in depths}
-        return min(neighbour_recall(rows, truth[:, :depth]) for depth, rows in found.items())
+    def recall(query: NDArray[np.float32], truth: NDArray[np.int64], depth: int, effort: int) -> float:
+        found = in_threads(partial(shard.search, k=depth, effort=effort), query).rows
+        return neighbour_recall(found, truth[:, :depth])
 
     efforts = []
-    for of_weight in pairs:
+    for groups, rows, more, more_rows in zip(asked, truths, compiled, of_compiled, strict=True):
+        checks = [(query, truth, depth) for query, truth in zip(groups, rows, strict=True) for depth in depths]
+        # Of evidence the farther rows decide: nearer ones are found rather more often.
+        checks += [(query, truth, deepest) for query, truth in zip(more, more_rows, strict=True)]
         effort = lowest
-        while effort < highest and any(recall(*each, effort) < RECALL_TARGET for each in of_weight):
+        while effort < highest and any(recall(*check, effort) < RECALL_TARGET for check in checks):
             effort *= 2
         efforts.append(min(effort, highest))
     return efforts

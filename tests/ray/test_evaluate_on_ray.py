@@ -14,7 +14,9 @@ from cluster.session import session
 from pipelines import ranking
 from pipelines.duplicates import near_duplicates
 from pipelines.evaluate import evaluate
+from pipelines.openings import openings_of_set
 from pipelines.ranking import best_rows
+from pipelines.rounds import User, simulate
 from retrieval.fusion import fused_query
 
 
@@ -38,10 +40,13 @@ def test_evaluation_on_ray_is_that_of_this_process(
     monkeypatch.setattr(ranking, "POSITIVES_AT_ONCE", 500)  # and in groups of rankings
     joint = fused_query(directions(3, D1, rng), directions(3, D2, rng), 0.4)
     best = best_rows(gallery, joint, 12)
+    openings, user = openings_of_set(queries), User(k=4)
     there = evaluate(gallery, queries, weight=0.3)
+    rounds = simulate(gallery, openings, 1, weight=0.3, user=user)
     with session("none"):
         here = evaluate(gallery, queries, weight=0.3)
         assert best_rows(gallery, joint, 12) == best
+        assert simulate(gallery, openings, 1, weight=0.3, user=user).table.equals(rounds.table)
     assert there.table.equals(here.table)
     assert here.table.num_rows == 3 * 6
 

@@ -14,6 +14,7 @@ from PIL import Image
 from tiny_artifacts import Collection
 
 from cluster.profile import Profile
+from commands.results import rounds_table
 from pipelines.report import measure
 from retrieval.evidence import Evidence, Picture, Row, Text
 from retrieval.finder import Finder
@@ -83,6 +84,7 @@ def test_queries_are_ranked_as_the_finder_ranks_them(
     names = ["results.parquet", "summary.json", "gains.png", "contact-sheet.png", "rounds.parquet", "rounds.png"]
     assert sorted(Path(name).name for name in measured.files) == sorted(names)
     assert measured.rounds
+    assert rounds_table(measured.rounds).row_count == 3 * 3
     assert pq.read_table(tmp_path / "rounds.parquet").equals(measured.rounds.table)
     assert set(json.loads((tmp_path / "summary.json").read_text())["rounds"]) == {"all", "picture", "text"}
     for name in names[2::3]:

@@ -121,10 +121,10 @@ def test_queries_of_evidence_are_searched_deep_enough_or_the_version_is_not_publ
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr("retrieval.index.tuning.evidence_queries", lambda *_: {})
     with refused("low-recall", "index.recall_floor") as error:
-        build_index(world.gallery, str(tmp_path), profile, factory=FACTORY)
+        build_index(world.gallery, str(tmp_path), profile, factory=FACTORY, shards=1)
     assert "of signed queries at λ = 0.0" in str(error.value)
     monkeypatch.undo()
-    index = build_index(world.gallery, str(tmp_path), profile, factory=FACTORY)
+    index = build_index(world.gallery, str(tmp_path), profile, factory=FACTORY, shards=1)
     measured = index.manifest.evidence_recall
     assert measured is not None
     assert set(measured) == {"row", "signed", "mixed"}
