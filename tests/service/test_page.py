@@ -705,7 +705,12 @@ def test_words_that_are_offered_become_evidence(visit: Callable[..., Page]) -> N
     page.get_by_role("group", name="narrow down").get_by_role("button", name="Without striped").click()
     becomes(page, lambda: evidence(page) == ["-0.4*text*striped"])
     settled(page)
-    streams(page, ("text", answer_by_text(page)), ("fused", answer | {"words": ["red star"]}), ("done", {}))
+    streams(
+        page,
+        ("text", answer_by_text(page)),
+        ("fused", answer | {"words": ["red star"], "recomposed": ATTACK}),
+        ("done", {}),
+    )
     page.goto("/?q=yellow+dotted+fish")
     page.get_by_role("group", name="read from the picture").get_by_role("button", name="With red star").click()
     becomes(page, lambda: evidence(page) == ["1*text*red star"])
