@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib import pyplot as plt
 
-from cluster.loading import load_generator
+from cluster.loading import generator_settings, load_generator
 from cluster.profile import Profile, load_profile
 from cluster.session import session
 from demo.collection import vocabulary
@@ -76,7 +76,7 @@ def shown(interval: Interval) -> str:
 def seconds_an_image(profile: Profile) -> float:
     """Seconds of generation for one image on one core, in batches of the profile's size."""
     generator = load_generator(profile)
-    batch = profile.models.generator.batch
+    batch = generator_settings(profile).batch
     generator.imagine(["warm up"], batch, batch=batch)
     start = time.perf_counter()
     generator.imagine(["yellow dotted fish"], 2 * batch, batch=batch)

@@ -74,6 +74,7 @@ def demo_settings() -> dict[str, Any]:
     settings["serve"]["limits"] = {"requests_per_minute": 10_000_000, "pictures_per_minute": 10_000_000}
     models = load_profile("tiny").models
     settings["models"] |= {"vlm": models.vlm, "vision": models.vision, "aggregator": models.aggregator}
+    assert models.generator
     settings["models"]["generator"]["uri"] = models.generator.uri
     return settings
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -205,7 +206,7 @@ def costs() -> Iterator[str]:
             joint = np.hstack([unit(rng.normal(size=(depth, dim)) + 1) for dim in (vlm_dim, vision_dim)])
             joint_MD = joint.astype(np.float16)
             [query_D] = fused_query(joint[0, :vlm_dim], joint[0, vlm_dim:], LAM)
-            ms = milliseconds(lambda q=query_D, x=joint_MD, d=vlm_dim: neighbours(q, LAM, x, d))
+            ms = milliseconds(partial(neighbours, query_D, LAM, joint_MD, vlm_dim))
             yield f"| {vlm_dim} + {vision_dim} | {depth} | {ms:.1f} ms | {joint_MD.nbytes / 1e6:.2f} MB of vectors |"
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.profile import Generator as GeneratorSettings
 from cluster.profile import Profile, load_profile
-from retrieval.artifacts import Index, ModelRecord, TrainedAggregator
+from retrieval.artifacts import MANIFEST, Index, ModelRecord, QuerySet, TrainedAggregator
+from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.prompts import templates
 
@@ -19,12 +21,18 @@ if TYPE_CHECKING:
 
 GALLERY, INDEX = "gallery", "index"
 """Folders of a target: what the jobs of an index make."""
+WORDS = "words"
+"""Folder of a target: the query set that is its dictionary, if it has one."""
 
 # The libraries behind the models take seconds to import, so each function imports what it needs.
 
 
 def open_finder(
-    target: str | Path | Index, profile: str | Path | Profile = "tiny", *, aggregator: str | Path | None = None
+    target: str | Path | Index,
+    profile: str | Path | Profile = "tiny",
+    *,
+    aggregator: str | Path | None = None,
+    words: str | Path | None = None,
 ) -> Finder:
     """Open an index together with the models that its queries need.
 
@@ -32,6 +40,7 @@ def open_finder(
         target: a folder that has an index in it, an index itself or one version of it, or an open one.
         profile: of the models that made the index.
         aggregator: a trained aggregator; by default the profile's. Without one, the images are averaged.
+        words: a query set that is the dictionary; by default the one that the folder has in it, if any.
 
     Raises:
         UserError: a model, the index or the aggregator is not there, or other models made the index or the aggregator.
@@ -40,7 +49,14 @@ def open_finder(
 
     settings = load_profile(profile)
     index = target if isinstance(target, Index) else open_index(target)
-    return Finder(load_query_encoder(settings), index, load_aggregator(settings, aggregator))
+    dictionary = QuerySet.open(words) if words else None if isinstance(target, Index) else find_words(target)
+    return Finder(load_query_encoder(settings), index, load_aggregator(settings, aggregator), dictionary)
+
+
+def find_words(target: str | Path) -> QuerySet | None:
+    """Open the dictionary that the folder ``target`` has in it; None if it has none."""
+    place = Folder(target) / WORDS
+    return QuerySet.open(place) if place.exists(MANIFEST) else None
 
 
 def open_index(target: str | Path) -> Index:
@@ -74,11 +90,23 @@ def load_vision(profile: Profile) -> VisionEncoder:
     return VisionEncoder.load(models.vision, device=models.device, dtype=models.dtype)
 
 
+def generator_settings(profile: Profile) -> GeneratorSettings:
+    """Return which generator a profile has.
+
+    Raises:
+        UserError: it has none (code ``missing``, field ``models.generator``).
+    """
+    if profile.models.generator is None:
+        message = f"the profile {profile.name} has no generator to imagine with: name one in models.generator"
+        raise UserError(message, code="missing", field="models.generator")
+    return profile.models.generator
+
+
 def load_generator(profile: Profile) -> Generator:
-    """Load the diffusion model."""
+    """Load the diffusion model; errors as of ``generator_settings``."""
     from retrieval.models.generator import Generator
 
-    models, generator = profile.models, profile.models.generator
+    models, generator = profile.models, generator_settings(profile)
     return Generator.load(
         generator.uri,
         steps=generator.steps,
@@ -90,16 +118,16 @@ def load_generator(profile: Profile) -> Generator:
 
 
 def load_query_encoder(profile: str | Path | Profile = "tiny") -> QueryEncoder:
-    """Load all three models, as queries need them."""
+    """Load all three models, as queries need them; two, if the profile has no generator."""
     from retrieval.query import QueryEncoder
 
     profile = load_profile(profile)
     return QueryEncoder(
         load_vlm(profile),
         load_vision(profile),
-        load_generator(profile),
+        load_generator(profile) if profile.models.generator else None,
         templates=prompt_templates(profile),
-        batch=profile.models.generator.batch,
+        batch=profile.models.generator.batch if profile.models.generator else 1,
     )
 
 

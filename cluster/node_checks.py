@@ -196,7 +196,8 @@ def _shared_memory(node: Node) -> Check:
 
 def _models(profile: Profile) -> Iterator[Check]:
     models = profile.models
-    for role, uri in (("vlm", models.vlm), ("vision", models.vision), ("generator", models.generator.uri)):
+    generator = [("generator", models.generator.uri)] if models.generator else []
+    for role, uri in (("vlm", models.vlm), ("vision", models.vision), *generator):
         try:
             yield Check(role, True, f"{uri}, {find_model(role, uri)}")
         except UserError as error:

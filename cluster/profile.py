@@ -46,8 +46,9 @@ class Models(Settings):
     """The vision-and-language model: open_clip's ``local-dir:…``, ``hf-hub:…`` or ``MODEL/TAG``."""
     vision: str
     """The vision encoder: timm's ``local-dir:…`` or ``hf-hub:…``."""
-    generator: Generator
-    """The diffusion model."""
+    generator: Generator | None
+    """The diffusion model. ``null`` for none: texts are searched with real images of the gallery in the place of
+    imagined ones."""
     aggregator: str | None = None
     """Folder or URI of an aggregator that was trained with these models; without one, images are averaged."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -350,6 +351,12 @@ class Profile(Settings):
     serve: ServeSettings = ServeSettings()
     """The service."""
 
+    @model_validator(mode="after")
+    def _serves_what_there_is(self) -> Self:
+        if self.models.generator is None and self.serve.generator.max_replicas:
+            raise ValueError("models.generator is null, so serve.generator must be {min_replicas: 0, max_replicas: 0}")
+        return self
+
 
 def load_profile(name: str | Path | Profile) -> Profile:
     """Load a profile that ships with mindseye, by name, or your own, by the path of its YAML file.
@@ -392,7 +399,7 @@ def _paths(profile: Profile) -> dict[str, Any]:
     return {
         "models.vlm": models.vlm,
         "models.vision": models.vision,
-        "models.generator.uri": models.generator.uri,
+        "models.generator.uri": models.generator and models.generator.uri,
         "models.aggregator": models.aggregator,
         "serve.indexes": serve.indexes,
         "serve.keys_file": serve.keys_file,
@@ -423,9 +430,10 @@ def _validated(file: Path, content: dict[str, Any]) -> Profile:
 
 
 def _with_absolute_paths(profile: Profile, base: Path) -> Profile:
-    models = profile.models
-    generator = models.generator.model_copy(update={"uri": _absolute_folder(models.generator.uri, base)})
-    local = {"vlm": _absolute(models.vlm, base), "vision": _absolute(models.vision, base), "generator": generator}
+    models, generator = profile.models, profile.models.generator
+    local: dict[str, Any] = {"vlm": _absolute(models.vlm, base), "vision": _absolute(models.vision, base)}
+    if generator:
+        local["generator"] = generator.model_copy(update={"uri": _absolute_folder(generator.uri, base)})
     if models.aggregator and "://" not in models.aggregator:
         local["aggregator"] = str(base / models.aggregator)
     update: dict[str, Any] = {"models": models.model_copy(update=local)}

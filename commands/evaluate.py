@@ -45,8 +45,6 @@ def evaluate(
 def _print(measured: Measured, gallery: str) -> None:
     evaluation = measured.evaluation
     out.print(results_table(evaluation, gallery))
-    if evaluation.unlabelled:
-        out.print(f"{evaluation.unlabelled} queries have no label and were not measured")
-    if absent := evaluation.without_positive:
-        out.print(f"{len(absent)} labels have no image in the gallery and were not measured: {', '.join(absent[:10])}")
+    for sentence in evaluation.left_out.sentences():
+        out.print(sentence)
     say_made(*measured.files)

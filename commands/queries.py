@@ -25,8 +25,8 @@ def queries(
     Parameters
     ----------
     vocabulary
-        A text file with a name on each line, or CSV or Parquet with columns name, description, label; or text, kind,
-        label.
+        A text file with a name on each line, or CSV, Parquet or JSON lines with columns name, description, label; or
+        text, kind, label. Columns relevant and junk list ids of gallery rows, and are measured in place of the label.
     target
         Folder or URI of the query set.
     images

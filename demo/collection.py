@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster.progress import ProgressCounter, progress
-from demo.grammar import Category, describe
+from demo.grammar import COLOURS, PATTERNS, SHAPES, Category, describe
 from demo.world import render
 from pipelines.running import current_executor
 from pipelines.vocabulary import VocabularyEntry
@@ -32,6 +32,12 @@ def _render_category(folder: Path, category: Category, count: int, counter: Prog
         render(category, FIRST_IMAGE + i).save(target / f"{i:04d}.jpg", quality=92)
     counter.add(1)
     counter.flush()  # or the last one may be counted after the line that says how many there were
+
+
+def dictionary() -> list[VocabularyEntry]:
+    """Return the single words of the world, each with what it tells of an image; none is a category's name."""
+    words = {"colour": COLOURS, "pattern": PATTERNS, "shape": SHAPES}
+    return [VocabularyEntry(word, aspect=aspect, value=word) for aspect, of in words.items() for word in of]
 
 
 def vocabulary(categories: Sequence[Category], kinds: Sequence[Kind]) -> list[VocabularyEntry]:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.loading import load_aggregator
+from cluster.loading import WORDS, load_aggregator
 from cluster.profile import Profile
-from demo.collection import render_gallery, vocabulary
+from demo.collection import dictionary, render_gallery, vocabulary
 from demo.world import split
 from pipelines.contact_sheet import contact_sheet
 from pipelines.evaluate import Evaluation, evaluate
@@ -98,6 +98,8 @@ def run_demo(folder: Path, profile: Profile, log: Callable[[str], None], size: S
     index = build_index(gallery, str(folder / "index"), profile, shards=size.shards)
     log("the queries: imagining")
     queries = build_queries(vocabulary(unseen, KINDS), str(folder / "queries"), profile)
+    log("a dictionary: imagining single words")
+    build_queries(dictionary(), str(folder / WORDS), profile)
     log("evaluating")
     # The profile's own learned from many more categories than a demo has time for.
     shipped = load_aggregator(profile)

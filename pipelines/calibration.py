@@ -117,14 +117,17 @@ def _measure_models(profile: Profile, models: QueryEncoder, say: Callable[[str, 
 
     with _threads(serve.vision.cpus):
         say("pictures_per_s", _share(serve.vision.gpus) * rate(see), f"{images} at once, {where}")
+    generator = models.generator
+    if not generator:
+        return
     made: list[np.ndarray] = []
 
     def generate() -> int:
-        [imagined] = models.generator.imagine([TEXT], images, seed=len(made), batch=models.batch)
+        [imagined] = models.imagine([TEXT], images, seed=len(made))
         made.append(imagined.pixels_KHWC)
         return images
 
-    steps = f"{images} images of {models.generator.size} pixels in {models.generator.steps} steps, {where}"
+    steps = f"{images} images of {generator.size} pixels in {generator.steps} steps, {where}"
     with _threads(serve.generator.cpus):
         say("generator_images_per_s", _share(serve.generator.gpus) * rate(generate), steps)
     if any(map(len, made)):

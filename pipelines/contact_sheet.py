@@ -14,6 +14,7 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.ranking import best_rows
+from pipelines.truth import truths_of
 from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
 from retrieval.artifacts.queryset import text_vectors, vision_vectors
 from retrieval.fusion import fused_query
@@ -33,7 +34,7 @@ class Strip:
     Attributes:
         caption: what stands before it.
         pictures: from left to right.
-        right: of each picture, whether it is of the query's category; None if that is not known.
+        right: of each picture, whether it is what the query should find; None if that is not known.
     """
 
     caption: str
@@ -78,11 +79,11 @@ def contact_sheet(
     best = best_rows(gallery, joint, k)
     pictures = gallery_pictures(gallery.manifest.sources, [row for found in best for row in found])
     sections = []
-    for i, query in enumerate(queries.to_pylist()):
+    for i, (query, truth) in enumerate(zip(queries.to_pylist(), truths_of(queries), strict=True)):
         imagined = [Image.open(BytesIO(data)) for data in query["thumbnails"]]
         strips = [Strip("imagined", imagined, [None] * len(imagined))]
         for caption, found in (("by text alone", best[i]), (f"fused, λ = {weight:.2f}", best[len(queries) + i])):
-            right = [row["label"] == query["label"] if query["label"] else None for row in found]
+            right = [truth.judge(row["id"], row["label"]) for row in found]
             strips.append(Strip(caption, [pictures[row["batch"], row["path"]] for row in found], right))
         sections.append(Section(f"{query['text']}   [{query['kind']}]", strips))
     return draw(sections)

@@ -5,7 +5,6 @@ Shapes: Q queries, K images, D1 VLM dimensions, D2 vision dimensions.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -14,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.ranking import exact_ranks
+from pipelines.truth import LeftOut, measurable
 from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
 from retrieval.artifacts.compatibility import check_disjoint, check_same_models
 from retrieval.artifacts.queryset import text_vectors, vision_vectors
 from retrieval.errors import UserError
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
-from retrieval.metrics import Interval, average_precision, bootstrap_mean, paired_bootstrap, precision_at
+from retrieval.metrics import MEASURES, Interval, bootstrap_mean, paired_bootstrap
 from retrieval.prompts import KINDS
 from retrieval.query import pool
 
@@ -32,19 +32,17 @@ class Evaluation:
     at a chosen λ), and those that the caller named.
 
     Attributes:
-        table: one row per query and system: query, text, kind, label, system, positives, ap (by trapezoids), ap_step,
-            precision_at_10.
+        table: one row per query and system: query, text, kind, label, system, positives, and each of
+            ``retrieval.metrics.MEASURES``.
         weights: λ of each system.
         gallery_rows: images that were ranked.
-        unlabelled: how many queries have no label, and so were not measured.
-        without_positive: labels of queries that no image of the gallery has; these were not measured either.
+        left_out: queries that were not measured, and relevant and junk rows that the gallery lacks.
     """
 
     table: pa.Table
     weights: dict[str, float]
     gallery_rows: int
-    unlabelled: int
-    without_positive: list[str]
+    left_out: LeftOut
 
     def values(self, system: str, kind: str, column: str = "ap") -> np.ndarray:
         """Return one column for one system and kind of query, in the order of query ids, (Q,) float64."""
@@ -79,11 +77,12 @@ def evaluate(
     extra: Mapping[str, float] | None = None,
     images: int | None = None,
 ) -> Evaluation:
-    """Rank a gallery by text alone, by the mean of the images alone and by both, for every labelled query.
+    """Rank a gallery by text alone, by the mean of the images alone and by both, for every query that can be
+    measured.
 
     Args:
-        gallery: images with labels.
-        query_set: queries with labels, of the same models.
+        gallery: images, with labels where queries are measured by their labels.
+        query_set: queries with labels or relevant rows (``pipelines.truth``), of the same models.
         weight: λ of the fused ranking.
         aggregators: further systems, by name: images pooled by an aggregator, fused at its own λ.
         extra: further systems, by name: the mean of the images, fused at this λ.
@@ -100,8 +99,8 @@ def evaluate(
         message = f"at least one image of each query must be used, not {images}"
         raise UserError(message, code="out-of-range", field="images")
     check_same_models(gallery, query_set, ("vlm", "vision"))
-    queries, positives, unlabelled, absent = _measurable(gallery, query_set)
-    labels = queries["label"].to_pylist()
+    found = measurable(gallery, query_set)
+    queries = found.queries
 
     text_QD1, (features_QKD2, mask_QK) = text_vectors(queries), vision_vectors(queries)
     features_QKD2, mask_QK = features_QKD2[:, :images], mask_QK[:, :images]
@@ -110,58 +109,41 @@ def evaluate(
     joint = {system: fused_query(text_QD1, mean_QD2, value) for system, value in weights.items()}
     for system, aggregator in (aggregators or {}).items():
         aggregator.check_fits(query_set)
-        check_disjoint(aggregator.learned_labels, set(labels), query_set.uri)
+        check_disjoint(aggregator.learned_labels, set(queries["label"].drop_null().to_pylist()), query_set.uri)
         weights[system] = aggregator.manifest.weight
         pooled_QD2 = pool(features_QKD2, mask_QK, aggregator.network())
         joint[system] = fused_query(text_QD1, pooled_QD2, weights[system])
 
-    ranks = exact_ranks(gallery, np.concatenate(list(joint.values())), labels * len(joint), positives)
-    table = _accuracies(queries, list(joint), ranks)
-    return Evaluation(table, weights, gallery.manifest.rows, unlabelled, absent)
+    ranks = exact_ranks(gallery, np.concatenate(list(joint.values())), found.truths * len(joint), found.rows)
+    table = _accuracies(queries, found.positives, list(joint), ranks)
+    return Evaluation(table, weights, gallery.manifest.rows, found.left_out)
 
 
-def _measurable(gallery: Gallery, query_set: QuerySet) -> tuple[pa.Table, Counter[str], int, list[str]]:
-    """Return the queries that the gallery has images of, how many images each label has, how many queries have no
-    label, and the labels without an image.
+def _accuracies(
+    queries: pa.Table, of_queries: list[int], systems: list[str], ranks: Iterable[tuple[int, np.ndarray]]
+) -> pa.Table:
+    """Return the table of an Evaluation, system by system.
+
+    Args:
+        queries: that were measured.
+        of_queries: how many rows are relevant to each.
+        systems: that they were ranked by.
+        ranks: of the relevant rows of each ranking, by the number of its row in the table.
     """
-    queries = query_set.table(["id", "text", "kind", "label", "vlm", "vision"])
-    unlabelled = queries["label"].null_count
-    queries = queries.filter(queries["label"].is_valid())
-    known: Counter[str] = Counter()
-    for table in gallery.tables(["label"]):
-        known.update({row["values"]: row["counts"] for row in table["label"].drop_null().value_counts().to_pylist()})
-    absent = sorted(set(queries["label"].to_pylist()) - known.keys())
-    queries = queries.filter(pc.is_in(queries["label"], pa.array(sorted(known), pa.string())))
-    if not queries.num_rows:
-        raise UserError(
-            f"no query of {query_set.uri} can be measured: {unlabelled} have no label,"
-            f" {len(absent)} have a label that no image of {gallery.uri} has ({', '.join(absent[:5])} …)",
-            code="nothing-to-measure",
-            field="label",
-        )
-    return queries, known, unlabelled, absent
-
-
-def _accuracies(queries: pa.Table, systems: list[str], ranks: Iterable[tuple[int, np.ndarray]]) -> pa.Table:
-    """Return the table of an Evaluation, system by system; ``ranks`` are of the positives of its rows, by number."""
     columns = {name: queries[name].to_pylist() * len(systems) for name in ("id", "text", "kind", "label")}
-    positives = np.zeros(len(columns["id"]), np.int64)
-    ap, ap_step, precision_at_10 = np.zeros((3, len(positives)))
+    positives = np.array(of_queries * len(systems), np.int64)
+    measured = {name: np.zeros(len(positives)) for name in MEASURES}
     for row, hits in ranks:
-        positives[row] = len(hits)
-        ap[row] = average_precision(hits, len(hits))
-        ap_step[row] = average_precision(hits, len(hits), "step")
-        precision_at_10[row] = precision_at(hits, 10)
+        for name, measure in MEASURES.items():
+            measured[name][row] = measure(hits, int(positives[row]))
     return pa.table(
         {
             "query": columns["id"],
             "text": columns["text"],
             "kind": columns["kind"],
-            "label": columns["label"],
+            "label": pa.array(columns["label"], pa.string()),
             "system": [system for system in systems for _ in range(queries.num_rows)],
             "positives": positives,
-            "ap": ap,
-            "ap_step": ap_step,
-            "precision_at_10": precision_at_10,
+            **measured,
         }
     )

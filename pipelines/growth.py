@@ -23,7 +23,7 @@ from pipelines.index_plan import open_version, plan_of
 from pipelines.publication import lost_shares, measured_before, publish
 from pipelines.quantisers import TRAINED, train_quantisers
 from pipelines.selection import Replaced, Selection, find_rows, parts_without
-from pipelines.shards import build_shards, cut, dims
+from pipelines.shards import build_shards, cut, dims, mean_of
 from pipelines.text_queries import carry_texts
 from retrieval.artifacts import Gallery, Index, QuerySet
 from retrieval.artifacts.index import REMOVED_SCHEMA, new_version
@@ -113,6 +113,7 @@ def index_batch(
                 "shards": [*index.manifest.shards, *records],
                 "removed": removed.num_rows,
                 "measured": measured_before(index),
+                "mean": mean_of(version, records, index),
             }
         )
         index = publish(Index(version, manifest), settings, started, spent)

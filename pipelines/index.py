@@ -17,7 +17,7 @@ from cluster.room import Demand, check_room
 from pipelines.index_plan import open_version, plan_of
 from pipelines.publication import publish
 from pipelines.quantisers import train_quantisers
-from pipelines.shards import build_shards, cut, dims
+from pipelines.shards import build_shards, cut, dims, mean_of
 from pipelines.text_queries import write_texts
 from retrieval.artifacts import Gallery, Index, QuerySet
 from retrieval.artifacts.manifests import IndexManifest
@@ -83,6 +83,7 @@ def build_index(
             shards=records,
             recall={},
             models=manifest.models,
+            mean=mean_of(version, records),
         ),
     )
     return publish(index, settings, started, spent)

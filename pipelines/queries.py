@@ -118,7 +118,8 @@ def build_queries(
         if unfinished.done:
             log(f"resuming: {unfinished.done:,} of {unfinished.entries:,} queries are done")
         _imagine(folder, unfinished, job, profile)
-        return _published(folder, unfinished, job)
+        aspects = dict.fromkeys(entry.aspect for entry in vocabulary if entry.aspect)
+        return _published(folder, unfinished, job, list(aspects))
 
 
 def _imagine(target: Folder, unfinished: OpenQueries, job: Job, profile: Profile) -> None:
@@ -134,8 +135,8 @@ def _imagine(target: Folder, unfinished: OpenQueries, job: Job, profile: Profile
         )
 
 
-def _published(target: Folder, unfinished: OpenQueries, job: Job) -> QuerySet:
-    manifest = QuerySetManifest(queries=unfinished.entries, **dict(job))
+def _published(target: Folder, unfinished: OpenQueries, job: Job, aspects: list[str]) -> QuerySet:
+    manifest = QuerySetManifest(queries=unfinished.entries, aspects=aspects, **dict(job))
     arrived = sum(target.count_rows(target.files(QUERIES, ".parquet")))
     if arrived != unfinished.entries:
         raise RuntimeError(f"{arrived} queries of {unfinished.entries} arrived in {target.uri}")

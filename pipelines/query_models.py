@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cachetools import LRUCache, cached
 
-from cluster.loading import load_query_encoder, prompt_templates, record_of
+from cluster.loading import generator_settings, load_query_encoder, prompt_templates, record_of
 from cluster.profile import Profile
 from pipelines.encoders import models_key
 from pipelines.running import current_executor
@@ -20,9 +20,9 @@ _ROLES: tuple[Role, ...] = ("vlm", "vision", "generator")
 
 
 def _key(profile: Profile) -> tuple[Any, ...]:
-    models = profile.models
-    settings = (models.generator.model_dump_json(), *prompt_templates(profile))
-    return *settings, *models_key(profile, models.vlm, models.vision, models.generator.uri)
+    models, generator = profile.models, generator_settings(profile)
+    settings = (generator.model_dump_json(), *prompt_templates(profile))
+    return *settings, *models_key(profile, models.vlm, models.vision, generator.uri)
 
 
 @cached(LRUCache(1), _key, Lock())

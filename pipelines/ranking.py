@@ -10,6 +10,7 @@ Shapes: M rankings (systems × queries), N rows of a block, D = D1 + D2 joint di
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -21,11 +22,12 @@ import pyarrow.compute as pc
 from cluster.progress import ProgressCounter, progress
 from pipelines.executor import Shared
 from pipelines.running import current_executor
+from pipelines.truth import Targets, Truth
 from retrieval.artifacts import Gallery
 from retrieval.artifacts.columns import matrix
 from retrieval.folder import Folder
 from retrieval.fusion import products
-from retrieval.metrics import count_better
+from retrieval.metrics import count_better, without_junk
 
 BLOCK_ELEMENTS = 4_000_000
 """Scores (M × N) held at once by one worker: 32 MB as float64."""
@@ -50,49 +52,51 @@ class _Run(NamedTuple):
 
 
 class _Rankings(NamedTuple):
-    """What both passes need: the joint queries, sorted by label, and which rows are positives of which."""
+    """What both passes need: the joint queries, sorted by truth, and which rows are wanted by which."""
 
     joint_MD: np.ndarray
-    labels: pa.Array
-    """The labels that are looked for, each once, sorted."""
+    targets: Targets
     bounds: np.ndarray
-    """Where the rankings of each label begin, and the last one's end."""
+    """Where the rankings of each truth begin, and the last one's end."""
 
 
-class _Positives(NamedTuple):
-    """What the second pass counts rows before: for each label, its rows' ids, and their scores in each ranking."""
+class _Wanted(NamedTuple):
+    """What the second pass counts rows before: for each truth, its rows' ids, and their scores in each ranking."""
 
     ids: list[pa.Array]
     scores: list[np.ndarray]
 
 
 def exact_ranks(
-    gallery: Gallery, joint_MD: np.ndarray, labels: Sequence[str], positives: Mapping[str, int]
+    gallery: Gallery, joint_MD: np.ndarray, truths: Sequence[Truth], rows: Mapping[Truth, int]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Rank a gallery by each of M joint queries; yield where its positives are, in groups of rankings.
+    """Rank a gallery by each of M joint queries; yield where its relevant rows are, in groups of rankings.
 
     Args:
         gallery: the gallery to rank.
         joint_MD: fused queries (``retrieval.fusion.fused_query``), float32.
-        labels: of each ranking, the label of the rows that are positives.
-        positives: how many rows have each label.
+        truths: of each ranking, which rows are relevant and which are junk.
+        rows: how many rows of the gallery are relevant or junk to each.
 
     Yields:
-        Each ranking once, in any order: its place among the M, and the sorted 0-based ranks of its positives, int64.
+        Each ranking once, in any order: its place among the M, and the sorted 0-based ranks of the relevant rows that
+        the gallery has, int64, in the ranking without its junk.
     """
-    groups = list(_groups(labels, positives))
+    numbers = {truth: number for number, truth in enumerate(dict.fromkeys(truths))}
+    truth_of_M = [numbers[truth] for truth in truths]
+    groups = list(_groups(truth_of_M, [rows[truth] for truth in numbers]))
     with progress("ranking the gallery", gallery.manifest.rows * len(groups)) as counter:
         for group in groups:
-            of_group = _ranks(gallery, joint_MD[group], [labels[m] for m in group], counter)
+            of_group = _ranks(gallery, joint_MD[group], [truths[m] for m in group], counter)
             yield from zip(group, of_group, strict=True)
 
 
-def _groups(labels: Sequence[str], positives: Mapping[str, int]) -> Iterator[list[int]]:
-    """Yield rankings, sorted by label, in groups of at most ``POSITIVES_AT_ONCE`` positives."""
+def _groups(truth_of_M: Sequence[int], rows: Sequence[int]) -> Iterator[list[int]]:
+    """Yield rankings, sorted by truth, in groups of at most ``POSITIVES_AT_ONCE`` rows that are relevant or junk."""
     group: list[int] = []
     held = 0
-    for m in sorted(range(len(labels)), key=labels.__getitem__):
-        count = positives[labels[m]]
+    for m in sorted(range(len(truth_of_M)), key=truth_of_M.__getitem__):
+        count = rows[truth_of_M[m]]
         if group and held + count > POSITIVES_AT_ONCE:
             yield group
             group, held = [], 0
@@ -102,62 +106,69 @@ def _groups(labels: Sequence[str], positives: Mapping[str, int]) -> Iterator[lis
         yield group
 
 
-def _ranks(gallery: Gallery, joint_MD: np.ndarray, labels: list[str], counter: ProgressCounter) -> list[np.ndarray]:
-    """Return the sorted ranks of the positives of each ranking of a group, which is sorted by label."""
+def _ranks(
+    gallery: Gallery, joint_MD: np.ndarray, truths: Sequence[Truth], counter: ProgressCounter
+) -> list[np.ndarray]:
+    """Return the sorted ranks of the relevant rows of each ranking of a group, in which equal truths are neighbours."""
     executor = current_executor()
-    names, first = np.unique(np.array(labels, object), return_index=True)
-    bounds = np.append(first, len(labels))
-    rankings = executor.share(_Rankings(joint_MD, pa.array(names, pa.string()), bounds))
+    different = list(dict.fromkeys(truths))
+    bounds = np.cumsum([0, *Counter(truths).values()])
+    rankings = executor.share(_Rankings(joint_MD, Targets.of(different), bounds))
     runs = _runs(gallery, max(64, BLOCK_ELEMENTS // len(joint_MD)))
 
-    found = pa.concat_tables(executor.as_completed(_find_positives, [(run, rankings) for run in runs]))
-    found = found.sort_by("label").combine_chunks()
-    starts = np.searchsorted(found["label"].to_numpy(), np.arange(len(names) + 1))
-    ids, scores = [], []
-    for label, (start, end) in enumerate(pairwise(starts)):
+    found = pa.concat_tables(executor.as_completed(_find_wanted, [(run, rankings) for run in runs]))
+    found = found.sort_by("truth").combine_chunks()
+    starts = np.searchsorted(found["truth"].to_numpy(), np.arange(len(different) + 1))
+    ids, scores, junk = [], [], []
+    for truth, (start, end) in enumerate(pairwise(starts)):
         rows = found.slice(start, end - start)
         ids.append(pa.concat_arrays([pa.array([], pa.string()), *rows["id"].chunks]))
-        of_rows = pc.list_flatten(rows["scores"]).to_numpy().reshape(len(rows), bounds[label + 1] - bounds[label])
+        of_rows = pc.list_flatten(rows["scores"]).to_numpy().reshape(len(rows), bounds[truth + 1] - bounds[truth])
         scores.append(np.ascontiguousarray(of_rows.T))
-    sizes = [of_label.shape[1] for of_label in scores for _ in of_label]
-    positives = executor.share(_Positives(ids, scores))
+        junk += [rows["junk"].to_numpy()] * len(scores[-1])
+    wanted = executor.share(_Wanted(ids, scores))
     del found, ids, scores
 
-    ranks_P = np.zeros(sum(sizes), np.int64)
-    for counts_P in executor.as_completed(_count_better, [(run, rankings, positives, counter) for run in runs]):
+    ranks_P = np.zeros(sum(map(len, junk)), np.int64)
+    for counts_P in executor.as_completed(_count_better, [(run, rankings, wanted, counter) for run in runs]):
         ranks_P += counts_P
-    return [np.sort(ranks) for ranks in np.split(ranks_P, np.cumsum(sizes)[:-1])]
+    of_rankings = np.split(ranks_P, np.cumsum([len(of_ranking) for of_ranking in junk])[:-1])
+    return [without_junk(ranks, is_junk) for ranks, is_junk in zip(of_rankings, junk, strict=True)]
 
 
-def _find_positives(run: _Run, rankings: Shared[_Rankings]) -> pa.Table:
-    """Return the positives among some rows: ``label`` (its place), ``id``, ``scores`` in each ranking of the label."""
-    joint_MD, labels, bounds = rankings.get()
-    schema = pa.schema([("label", pa.int32()), ("id", pa.string()), ("scores", pa.list_(pa.float32()))])
+def _find_wanted(run: _Run, rankings: Shared[_Rankings]) -> pa.Table:
+    """Return the wanted rows among some: ``truth`` (its place), ``id``, ``junk``, ``scores`` in its rankings."""
+    joint_MD, targets, bounds = rankings.get()
+    schema = pa.schema(
+        [("truth", pa.int32()), ("id", pa.string()), ("junk", pa.bool_()), ("scores", pa.list_(pa.float32()))]
+    )
     tables = [schema.empty_table()]
     for block in run.blocks(["id", "label", "vlm", "vision"]):
-        label_of_N = pc.fill_null(pc.index_in(block["label"], value_set=labels), -1).to_numpy()
+        truths, places, junk = targets.among(block)
         gallery_ND = _vectors(block)
-        for label in np.unique(label_of_N[label_of_N >= 0]):
-            rows = np.flatnonzero(label_of_N == label)
+        different, first = np.unique(truths, return_index=True)
+        for truth, (start, end) in zip(different, pairwise([*first, len(truths)]), strict=True):
+            rows = places[start:end]
             # Products are without rounding error, so each is what it would be among all others.
-            of_label = products(joint_MD[bounds[label] : bounds[label + 1]], gallery_ND[rows]).astype(np.float32)
-            offsets = np.arange(len(rows) + 1, dtype=np.int32) * len(of_label)
-            scores = pa.ListArray.from_arrays(pa.array(offsets), pa.array(of_label.T.ravel()))
-            columns = [pa.array(np.full(len(rows), label, np.int32)), block["id"].take(pa.array(rows)), scores]
+            of_truth = products(joint_MD[bounds[truth] : bounds[truth + 1]], gallery_ND[rows]).astype(np.float32)
+            offsets = np.arange(len(rows) + 1, dtype=np.int32) * len(of_truth)
+            scores = pa.ListArray.from_arrays(pa.array(offsets), pa.array(of_truth.T.ravel()))
+            numbers = pa.array(np.full(len(rows), truth, np.int32))
+            columns = [numbers, block["id"].take(pa.array(rows)), pa.array(junk[start:end]), scores]
             tables.append(pa.table(columns, schema=schema))
     return pa.concat_tables(tables).combine_chunks()
 
 
 def _count_better(
-    run: _Run, rankings: Shared[_Rankings], positives: Shared[_Positives], counter: ProgressCounter
+    run: _Run, rankings: Shared[_Rankings], wanted: Shared[_Wanted], counter: ProgressCounter
 ) -> np.ndarray:
-    """Return how many of some rows come before each positive, ranking by ranking, (P,) int64."""
+    """Return how many of some rows come before each wanted one, ranking by ranking, (P,) int64."""
     joint_MD = rankings.get().joint_MD
-    ids_of_labels, scores_of_labels = positives.get()
-    scores = [row for of_label in scores_of_labels for row in of_label]
+    ids_of_truths, scores_of_truths = wanted.get()
+    scores = [row for of_truth in scores_of_truths for row in of_truth]
     ids: list[np.ndarray] = []
-    for ids_of_label, of_label in zip(ids_of_labels, scores_of_labels, strict=True):
-        ids += [ids_of_label.to_numpy(zero_copy_only=False)] * len(of_label)
+    for ids_of_truth, of_truth in zip(ids_of_truths, scores_of_truths, strict=True):
+        ids += [ids_of_truth.to_numpy(zero_copy_only=False)] * len(of_truth)
     better_P = np.zeros(sum(map(len, scores)), np.int64)
     for block in run.blocks(["id", "vlm", "vision"]):
         better_P += np.concatenate(count_better(_scores(joint_MD, block), block["id"].to_numpy(), scores, ids))

@@ -14,6 +14,10 @@ from pipelines.plots import plot_evaluation
 from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
 from retrieval.folder import Folder
 from retrieval.fusion import DEFAULT_WEIGHT
+from retrieval.metrics import MEASURES
+
+_WITH_INTERVAL = ("ap", "ap_step", "precision_at_10")
+"""Measures whose bootstrap interval is worth its seconds; of the others a summary has the mean."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +98,18 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
     for kind in evaluation.kinds:
         systems = {}
         for system in evaluation.systems:
-            figures = {
-                column: vars(evaluation.mean(system, kind, column)) for column in ("ap", "ap_step", "precision_at_10")
-            }
+            figures: dict[str, Any] = {column: vars(evaluation.mean(system, kind, column)) for column in _WITH_INTERVAL}
+            for column in MEASURES.keys() - figures:
+                figures[column] = {"mean": float(evaluation.values(system, kind, column).mean())}
             systems[system] = figures | {"gain_over_text": vars(evaluation.gain(system, kind))}
         kinds[kind] = {"queries": len(evaluation.values("text", kind)), "systems": systems}
     return {
         "gallery_rows": evaluation.gallery_rows,
         "weights": evaluation.weights,
-        "unlabelled": evaluation.unlabelled,
-        "labels_without_image": evaluation.without_positive,
+        "unlabelled": evaluation.left_out.unlabelled,
+        "labels_without_image": evaluation.left_out.absent_labels,
+        "queries_without_relevant": evaluation.left_out.without_relevant,
+        "relevant_not_in_gallery": evaluation.left_out.unknown_relevant,
+        "junk_not_in_gallery": evaluation.left_out.unknown_junk,
         "kinds": kinds,
     }

@@ -20,11 +20,11 @@ from pipelines.faiss_threads import faiss_threads
 from pipelines.quantisers import TRAINED
 from pipelines.running import current_executor
 from pipelines.text_queries import tuning_texts
-from retrieval.artifacts import Gallery
+from retrieval.artifacts import Gallery, Index
 from retrieval.artifacts.manifests import PartRecord, ShardRecord
 from retrieval.folder import Folder
 from retrieval.index.build import build_shard
-from retrieval.index.files import read_record
+from retrieval.index.files import RECORD, read_record, text_vector, vector_text
 
 
 class Slice(NamedTuple):
@@ -94,6 +94,28 @@ def build_shards(
             for what, took in seconds.items():
                 spent[what] = spent.get(what, 0.0) + took
     return [version.read_record(_marker(name), ShardRecord, "delete it to build the shard again") for name in names]
+
+
+def mean_of(version: Folder, records: Sequence[ShardRecord], before: Index | None = None) -> str | None:
+    """Return the mean of the rows of new shards and of those that an index had before, as a manifest has it.
+
+    Rows that were removed count in it until an index is built again. None if an earlier version of mindseye built
+    what was before.
+    """
+    rows, means = [record.rows for record in records], [_mean(version / record.name) for record in records]
+    if before:
+        if before.manifest.mean is None:
+            return None
+        rows.append(sum(record.rows for record in before.manifest.shards))
+        means.append(before.manifest.mean)
+    if None in means:  # shards of an unfinished version that an earlier mindseye began
+        return None
+    vectors = np.stack([text_vector(mean) for mean in means if mean]).astype(np.float64)
+    return vector_text(np.average(vectors, axis=0, weights=rows).astype(np.float32))
+
+
+def _mean(shard: Folder) -> str | None:
+    return shard.read_json(RECORD).get("mean")
 
 
 def _marker(name: str) -> str:

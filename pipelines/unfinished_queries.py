@@ -15,6 +15,7 @@ from pipelines import checkpoint
 from pipelines.executor import Checkpoint, Files
 from pipelines.vocabulary import VocabularyEntry
 from retrieval.artifacts import ModelRecord, Role
+from retrieval.artifacts.queryset import OPTIONAL
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 
@@ -24,7 +25,14 @@ ENTRY = "entry"
 QUERIES = "queries"
 """Where the rows are written."""
 _SCHEMA = pa.schema(
-    [(ENTRY, pa.int64()), ("id", pa.string()), ("text", pa.string()), ("kind", pa.string()), ("label", pa.string())]
+    [
+        (ENTRY, pa.int64()),
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("kind", pa.string()),
+        ("label", pa.string()),
+        *OPTIONAL,
+    ]
 )
 _NAMED = 3
 

@@ -35,6 +35,8 @@ AGAINST = -0.4
 """Weight of what is not wanted, beside one wanted piece of weight 1. Chosen on fitting categories: docs/evidence.md."""
 _CANCELLED = 1e-6
 """Length of Σ w e, for Σ |w| = 1, below which its direction is rounding."""
+_ROUNDING = 1e-5
+"""By which the length of a unit vector in float32 may differ from 1."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def summed(weights_E: NDArray[np.float64], vectors_ED: NDArray[np.float32]) -> N
     weights, vectors = weights_E[there], vectors_ED[there]
     if not len(vectors):
         return np.zeros(vectors_ED.shape[1], np.float32)
-    if len(vectors) == 1 and weights[0] > 0:
+    if len(vectors) == 1 and weights[0] > 0 and abs(np.linalg.norm(vectors[0]) - 1) < _ROUNDING:
         return vectors[0]  # as it is: scaled again, it would differ in its last bit
     total_D = weights @ vectors.astype(np.float64)
     if np.linalg.norm(total_D) < _CANCELLED * np.abs(weights).sum():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -11,16 +11,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from retrieval.artifacts import Index, TrainedAggregator
+from retrieval.artifacts import Index, QuerySet, TrainedAggregator
 from retrieval.artifacts.compatibility import check_made_by
+from retrieval.bridge import Bridge, Reading, Said, bridges, given_shares, merging, read, refinements
 from retrieval.errors import UserError
 from retrieval.evidence import Encoded, Evidence, Picture, Row, Text, check_evidence, compiled, halves
 from retrieval.fusion import DEFAULT_WEIGHT, check_weight, fused_query
 from retrieval.index.hits import Hits, checked_k, merge_topk
+from retrieval.lens import lens, through
+from retrieval.means import Means
 from retrieval.nearest import NEAREST, visual_half
 from retrieval.query import QueryEncoder, pool
 from retrieval.rankings import Fuse, Scored, image_by_image, joint_queries, one_ranking, ranking_shares
 from retrieval.second_stage import DEPTH, Rerank, checked_depth, neighbours, put_in_order
+from retrieval.words import NEIGHBOURS, Dictionary, Refinement
 
 if TYPE_CHECKING:
     from retrieval.models.imagined import Imagined
@@ -77,6 +81,9 @@ class Answer:
         visual: where the visual half came from: images that were imagined; the nearest real images of the gallery, for
             one text at least that has no imagined ones; pictures or rows that were given; None if there is none.
         reranked: by which second stage; None without one.
+        words: what was read from pictures and rows, and the text that was searched for in their place; None where
+            nothing was read. The shares of that text are given to pieces by how many of its words they have told.
+        refinements: words of the dictionary that split the results best; none without a dictionary.
     """
 
     results: list[Found]
@@ -86,6 +93,8 @@ class Answer:
     shares: list[list[float]]
     visual: Visual | None
     reranked: str | None
+    words: Reading | None = None
+    refinements: list[Refinement] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Found]:
         return iter(self.results)
@@ -124,6 +133,7 @@ class Finder:
             imagined ones.
         index: of the same VLM and vision encoder.
         aggregator: of the same models; without one, imagined images are averaged.
+        words: a dictionary (``retrieval.words``), for lenses, for reading pictures, and for refinements.
 
     Raises:
         UserError: the index or the aggregator was made by other models (code ``other-model``, field the role), or does
@@ -131,7 +141,13 @@ class Finder:
         DamagedError: a shard or the aggregator cannot be read.
     """
 
-    def __init__(self, encoder: QueryEncoder, index: Index, aggregator: TrainedAggregator | None = None) -> None:
+    def __init__(
+        self,
+        encoder: QueryEncoder,
+        index: Index,
+        aggregator: TrainedAggregator | None = None,
+        words: QuerySet | None = None,
+    ) -> None:
         check_made_by(index, "vlm", encoder.vlm.uri, encoder.vlm.fingerprint)
         check_made_by(index, "vision", encoder.vision.uri, encoder.vision.fingerprint)
         if aggregator:
@@ -143,6 +159,12 @@ class Finder:
         self.shards = index.shards()
         self.network = aggregator.network() if aggregator else None
         self.weight = aggregator.manifest.weight if aggregator else DEFAULT_WEIGHT
+        if words:
+            check_made_by(words, "vlm", encoder.vlm.uri, encoder.vlm.fingerprint)
+            check_made_by(words, "vision", encoder.vision.uri, encoder.vision.fingerprint)
+        self.dictionary = Dictionary.of(words, self.network) if words else None
+        mean = index.mean()
+        self.means = Means(*mean) if mean else None
 
     def search(
         self,
@@ -156,6 +178,8 @@ class Finder:
         fuse: Fuse = "mean",
         rerank: Rerank = "none",
         depth: int = DEPTH,
+        focus: str | None = None,
+        ignore: Sequence[str] = (),
     ) -> Answer:
         """Find the k best images for a text: what ``find`` does for one ``Text``."""
         return self.find(
@@ -168,6 +192,8 @@ class Finder:
             fuse=fuse,
             rerank=rerank,
             depth=depth,
+            focus=focus,
+            ignore=ignore,
         )
 
     def find(
@@ -182,6 +208,9 @@ class Finder:
         fuse: Fuse = "mean",
         rerank: Rerank = "none",
         depth: int = DEPTH,
+        focus: str | None = None,
+        ignore: Sequence[str] = (),
+        bridge: Bridge = "auto",
     ) -> Answer:
         """Find the k best images for texts, pictures and rows of the gallery, for and against (``retrieval.evidence``).
 
@@ -199,11 +228,16 @@ class Finder:
             fuse: how several imagined images become one ranking (``retrieval.rankings``).
             rerank: the second stage: none, or the candidates' ``neighbours`` (``retrieval.second_stage``).
             depth: how many candidates the second stage ranks; and, with ``rrf``, how many rows of each list count.
+            focus: an aspect of the dictionary, which then counts alone (``retrieval.lens``).
+            ignore: aspects of the dictionary that then do not count.
+            bridge: whether pictures and rows are read into words (``retrieval.bridge``): ``auto``, where they stand
+                together with texts and there is a dictionary; ``words``, always; or ``none``.
 
         Raises:
             UserError: k, λ, the depth or the number of images is out of range (code ``out-of-range``); the mode, fuse
                 or rerank is unknown (``unknown``); a text is ``blank`` or ``too-long``, a row is not in the index
-                (``missing``), or as ``check_evidence`` and ``summed``. The field is the argument.
+                (``missing``), or as ``check_evidence``, ``summed``, ``lens`` and ``bridges``. The field is the
+                argument.
         """
         _check_one_of("mode", mode, tuple(_WEIGHTS))
         _check_one_of("fuse", fuse, get_args(Fuse))
@@ -214,26 +248,61 @@ class Finder:
         checked_k(k)  # before imagining, which takes its time
         checked_depth(depth)
         check_evidence(evidence)
+        glass = lens(self.dictionary, focus, ignore)
+        evidence, reading, brings_EG = self._bridged(evidence, bridge, seed)
         known = self._known(evidence, images if weight > 0 else None, seed)
-        pooled_1D, weight = compiled(known.encoded, weight)
-        alone = image_by_image(known.encoded, known.images) if fuse != "mean" else []
+        texts_E = np.array([isinstance(piece, Text) for piece in evidence])
+        encoded, *alone = (
+            through(one, texts_E, self.dictionary, self.means, glass)
+            for one in (known.encoded, *(image_by_image(known.encoded, known.images) if fuse != "mean" else ()))
+        )
+        pooled_1D, weight = compiled(encoded, weight)
         further = rerank != "none" or (fuse == "rrf" and alone)
-        hits = self._hits(joint_queries(known.encoded, alone, fuse, weight), max(k, depth) if further else k)
+        hits = self._hits(joint_queries(encoded, alone, fuse, weight), max(k, depth) if further else k)
         places = _places(hits)
         ranking = one_ranking(_lists(hits), fuse, weight, max(k, depth))
         if rerank == "neighbours":
             joint_MD = self._joint(places, ranking[:depth])
             ranking = put_in_order(ranking, neighbours(pooled_1D[0], weight, joint_MD, self.encoder.vlm.dim))
         ranking = ranking[:k]
+        joint_kD = self._joint(places, ranking)
+        brought = ranking_shares(encoded, alone, fuse, weight, joint_kD, self.encoder.vlm.dim)
         return Answer(
             [Found(self._row(*places[one.id]), *one[1:]) for one in ranking],
             weight,
             known.imagined,
             known.degraded,
-            ranking_shares(known.encoded, alone, fuse, weight, self._joint(places, ranking), self.encoder.vlm.dim),
+            given_shares(brought, brings_EG) if reading else brought,
             known.visual if weight else None,
             None if rerank == "none" else rerank,
+            reading,
+            refinements(self.dictionary, joint_kD, self.means),
         )
+
+    def _bridged(
+        self, given: Sequence[Evidence], bridge: Bridge, seed: int
+    ) -> tuple[Sequence[Evidence], Reading | None, NDArray[np.float64]]:
+        """Read pictures and rows that are wanted into words, if that is asked for.
+
+        Returns:
+            The evidence to search for; what was read; and the share that each given piece has in each piece of it.
+        """
+        as_given = given, None, np.eye(len(given))
+        texts = [piece for piece in given if isinstance(piece, Text)]
+        pictures = [piece for piece in given if not isinstance(piece, Text) and piece.weight > 0]
+        aspects = self.dictionary.aspects if self.dictionary else None
+        if not bridges(bridge, aspects, pictures=bool(pictures), texts=bool(texts)) or not self.dictionary:
+            return as_given
+        hits = self._hits(compiled(self._known(pictures, None, seed).encoded, DEFAULT_WEIGHT)[0], NEIGHBOURS)
+        near_ND = self._joint(_places(hits), _lists(hits)[0])
+        vlm_BD1 = self.encoder.text_vectors([text.text for text in texts]) if texts else ()
+        said = [Said(text.text, t_D1, text.weight > 0) for text, t_D1 in zip(texts, vlm_BD1, strict=True)]
+        reading = read(self.dictionary, near_ND, self.means, said)
+        merged = merging(reading, [isinstance(piece, Text) for piece in given], [piece.weight for piece in given])
+        if merged is None:
+            return as_given
+        kept, brings_EG = merged
+        return [Text(reading.text, max(piece.weight for piece in given)), *(given[n] for n in kept)], reading, brings_EG
 
     def rank(self, query_D: NDArray[np.float32], k: int = 10) -> list[Found]:
         """Find the k best images for one joint query [(1 - λ)t ; λv], (D,) or (1, D), of ``fusion.fused_query``.

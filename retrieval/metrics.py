@@ -1,4 +1,6 @@
-"""Accuracy of rankings: average precision, precision at k, exact ranks by blocks, recall of a search, bootstrap.
+"""Accuracy of rankings: average precision and measures at k, exact ranks by blocks, recall of a search, bootstrap.
+
+docs/measures.md says which definition each is, and which benchmarks report it.
 
 A rank is the 0-based place of a relevant row (a hit) in the full ranking of the gallery, best score first,
 equal scores by ascending id. Shapes: Q queries, N gallery rows, P positives of a query.
@@ -6,8 +8,9 @@ equal scores by ascending id. Shapes: Q queries, N gallery rows, P positives of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -62,15 +65,119 @@ def average_precision(ranks: ArrayLike, n_positive: int, method: Method = "trape
     raise UserError(message, code="unknown", field="method")
 
 
-def precision_at(ranks: ArrayLike, k: int) -> float:
+def average_precision_at(ranks: ArrayLike, n_positive: int, k: int) -> float:
+    """Return the average precision of the first k, in [0, 1]: step precisions at its hits, over min(k, n_positive).
+
+    So a perfect first k is 1. CIRCO (Baldrati et al., ICCV 2023), INQUIRE (Vendrow et al., NeurIPS 2024) and ILIAS
+    (Kordopatis-Zilos et al., CVPR 2025) divide like this; others divide by n_positive, or by the hits among the k.
+
+    Raises:
+        UserError: k or n_positive is below 1 (code ``out-of-range``).
+    """
+    hits = np.sort(_first(ranks, n_positive, k))
+    return float((np.arange(1, len(hits) + 1) / (hits + 1)).sum() / min(k, n_positive))
+
+
+def precision_at(ranks: ArrayLike, k: int, *, shortened: bool = False) -> float:
     """Return the share of relevant rows among the first k.
+
+    Args:
+        ranks: 0-based ranks of the hits.
+        k: how many rows are looked at.
+        shortened: end at the last hit where that comes before k, as the script of Revisited Oxford does (mP@k): a query
+            with fewer relevant rows than k can then reach 1. It needs the ranks of all relevant rows.
 
     Raises:
         UserError: k is below 1 (code ``out-of-range``, field ``k``).
     """
-    if k < 1:
-        raise UserError(f"k must be at least 1, not {k}", code="out-of-range", field="k")
-    return float(np.count_nonzero(np.asarray(ranks) < k) / k)
+    hits = _first(ranks, 1, k)
+    places = np.asarray(ranks)
+    return float(len(hits) / (min(k, places.max() + 1) if shortened and places.size else k))
+
+
+def recall_at(ranks: ArrayLike, n_positive: int, k: int) -> float:
+    """Return the share of the relevant rows that are among the first k. Of one relevant row, it is the hit rate.
+
+    Raises:
+        UserError: k or n_positive is below 1 (code ``out-of-range``).
+    """
+    return float(len(_first(ranks, n_positive, k)) / n_positive)
+
+
+def hit_at(ranks: ArrayLike, k: int) -> float:
+    """Return 1 if any relevant row is among the first k, or else 0.
+
+    Raises:
+        UserError: k is below 1 (code ``out-of-range``, field ``k``).
+    """
+    return float(len(_first(ranks, 1, k)) > 0)
+
+
+def ndcg_at(ranks: ArrayLike, n_positive: int, k: int) -> float:
+    """Return the normalised discounted cumulative gain of the first k, of gains 1 and 0 (Järvelin & Kekäläinen 2002).
+
+    The hit of rank r gains 1 / log2(r + 2); the sum is divided by that of min(k, n_positive) hits at the very top.
+
+    Raises:
+        UserError: k or n_positive is below 1 (code ``out-of-range``).
+    """
+    gain = (1 / np.log2(_first(ranks, n_positive, k) + 2)).sum()
+    return float(gain / (1 / np.log2(np.arange(min(k, n_positive)) + 2)).sum())
+
+
+def cumulative_hits(best_ranks_QR: ArrayLike, k: int) -> NDArray[np.float64]:
+    """Return the share of queries that found a relevant row among the first k in any round so far (Hits@k of ChatIR).
+
+    A query that has found it stays found, as a person would have stopped (Levy et al., NeurIPS 2023, section 4).
+
+    Args:
+        best_ranks_QR: of each query in each round, the least 0-based rank of a relevant row; infinite if none is found.
+        k: how many rows are looked at in each round.
+
+    Returns:
+        float64 (R,), never falling.
+
+    Raises:
+        UserError: k is below 1 (code ``out-of-range``, field ``k``), or there is no query (``empty``, ``ranks``).
+    """
+    ranks = np.atleast_2d(np.asarray(best_ranks_QR, dtype=np.float64))
+    if not len(ranks) or not ranks.size:
+        raise UserError("hits over rounds need at least one query and one round", code="empty", field="ranks")
+    _first([], 1, k)
+    return np.logical_or.accumulate(ranks < k, axis=1).mean(axis=0)
+
+
+def _first(ranks: ArrayLike, n_positive: int, k: int) -> Ints:
+    """Return those of some ranks that are among the first k."""
+    for name, value in (("k", k), ("n_positive", n_positive)):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, not {value}", code="out-of-range", field=name)
+    hits = np.asarray(ranks, dtype=np.int64)
+    return hits[hits < k]
+
+
+MEASURES: Mapping[str, Callable[[Ints, int], float]] = {
+    "ap": average_precision,
+    "ap_step": partial(average_precision, method="step"),
+    **{f"ap_at_{k}": partial(average_precision_at, k=k) for k in (5, 10, 25, 50, 1000)},
+    **{f"recall_at_{k}": partial(recall_at, k=k) for k in (1, 5, 10, 100)},
+    "precision_at_10": lambda ranks, _: precision_at(ranks, 10),
+    **{f"ndcg_at_{k}": partial(ndcg_at, k=k) for k in (10, 50)},
+    **{f"hit_at_{k}": lambda ranks, _, k=k: hit_at(ranks, k) for k in (1, 10)},
+}
+"""What an evaluation measures of each query, by column: of the ranks of its hits, and how many rows are relevant."""
+
+
+def without_junk(ranks: ArrayLike, junk: ArrayLike) -> Ints:
+    """Return the sorted ranks of the relevant rows in the ranking that is left when its junk is taken out.
+
+    Args:
+        ranks: (P,) 0-based ranks of relevant and junk rows in the full ranking, all different.
+        junk: (P,) bool, which of them are junk.
+    """
+    all_ranks, is_junk = np.asarray(ranks, np.int64), np.asarray(junk, bool)
+    hits = np.sort(all_ranks[~is_junk])
+    return hits - np.searchsorted(np.sort(all_ranks[is_junk]), hits)
 
 
 def neighbour_recall(found_Qk: Rows, exact_Qk: Rows) -> float:

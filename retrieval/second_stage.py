@@ -52,8 +52,8 @@ def put_in_order(ranking: Sequence[Scored], scores_M: NDArray[np.float32]) -> li
         ranking: of M rows or more.
         scores_M: of its first M.
     """
-    again = [row._replace(rerank_score=score) for row, score in zip(ranking, scores_M.tolist(), strict=False)]
-    return [*sorted(again, key=lambda row: (-row.rerank_score, row.id)), *ranking[len(again) :]]
+    order = sorted(zip(scores_M.tolist(), ranking, strict=False), key=lambda one: (-one[0], one[1].id))
+    return [*(row._replace(rerank_score=score) for score, row in order), *ranking[len(order) :]]
 
 
 def neighbours(

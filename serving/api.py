@@ -43,7 +43,7 @@ PICTURE_PATHS = ("/v1/images/*", "/v1/imagined/*", "/v1/pictures/*")
 FREE_PATHS = (*OPEN_PATHS, *PICTURE_PATHS)
 """What does not count as a request."""
 # Parameters of a GET that are text; all others are written as in JSON.
-_TEXTS = {"query", "kind", "mode"}
+_TEXTS = {"query", "kind", "mode", "fuse", "rerank"}
 KEY = re.compile("[0-9a-f]{64}")
 """Of what is remembered."""
 PICTURE_BODY = {"requestBody": {"required": True, "content": {"image/*": {"schema": {"format": "binary"}}}}}
@@ -223,6 +223,7 @@ def make_api(
             images=search.defaults.images,
             limits=limits.model_dump(),
             examples=search.examples,
+            aspects=served.aspects or [],
         )
 
     api.mount("/page", StaticFiles(directory=PAGE))

@@ -78,6 +78,8 @@ def write_queries(
     kinds: Sequence[str] | None = None,
     thumbnail: bytes = b"",
     records: dict[Role, ModelRecord] | None = None,
+    relevant: Sequence[Sequence[str] | None] | None = None,
+    junk: Sequence[Sequence[str] | None] | None = None,
 ) -> QuerySet:
     """Publish a query set of these vectors; ``images`` has for each query its float32 (K, D2), where K may be 0."""
     rows = [
@@ -91,6 +93,8 @@ def write_queries(
             "seeds": list(range(len(vectors_KD2))),
             "thumbnails": [thumbnail] * len(vectors_KD2),
             "rejected": [],
+            "relevant": relevant[q] if relevant else None,
+            "junk": junk[q] if junk else None,
         }
         for q, (text, vectors_KD2, label) in enumerate(zip(text_QD1, images, labels, strict=True))
     ]

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from cluster.loading import record_of
 from demo.world import render, split
-from retrieval.artifacts import Gallery, Index, ModelRecord
+from retrieval.artifacts import Gallery, Index, ModelRecord, QuerySet
 from retrieval.artifacts.columns import fixed_size_list
 from retrieval.artifacts.gallery import gallery_schema
 from retrieval.artifacts.index import new_version
-from retrieval.artifacts.manifests import IndexManifest, ShardRecord
+from retrieval.artifacts.manifests import IndexManifest, QuerySetManifest, ShardRecord
+from retrieval.artifacts.queryset import queryset_schema
 from retrieval.folder import Folder
 from retrieval.index.build import build_shard
 from retrieval.models.vision import VisionEncoder
 from retrieval.models.vlm import VLM
+from retrieval.query import QueryEncoder
 
 
 class Collection(NamedTuple):
@@ -90,6 +92,29 @@ def write_index(
         models=gallery.manifest.models,
     )
     return Index.publish(version, manifest)
+
+
+def write_words(folder: Path, encoder: QueryEncoder) -> QuerySet:
+    """Publish a dictionary of six words, imagined as one image each."""
+    colours, patterns, shapes = ("red", "blue"), ("plain", "striped"), ("star", "fish")
+    said = dict.fromkeys(colours, "colour") | dict.fromkeys(patterns, "pattern") | dict.fromkeys(shapes, "shape")
+    rows: list[dict[str, Any]] = []
+    for query, aspect in zip(encoder.encode(list(said), 1), said.values(), strict=True):
+        vectors = {"vlm": query.vlm_D1, "vision": list(query.vision_KD2), "aspect": aspect, "value": query.text}
+        rows.append({"id": f"{len(rows)}", "text": query.text, "kind": "name", "rejected": [], **vectors})
+    place = Folder(folder)
+    schema = queryset_schema(encoder.vlm.dim, encoder.vision.dim)
+    place.write_table("queries/0.parquet", pa.Table.from_pylist(rows, schema=schema))
+    models = {"vlm": record_of(encoder.vlm), "vision": record_of(encoder.vision)}
+    manifest = QuerySetManifest(
+        queries=len(rows),
+        images=1,
+        seed=0,
+        templates=["{}"],
+        models=models,  # type: ignore[arg-type]
+        aspects=["pattern", "shape", "colour"],
+    )
+    return QuerySet.publish(place, manifest)
 
 
 def records(**fingerprints: str) -> Mapping[str, ModelRecord]:

@@ -94,6 +94,8 @@ class QuerySetManifest(Manifest):
     templates: list[str]
     rejected: dict[str, int] = Field(default_factory=dict)
     """Number of rejected generated images by reason."""
+    aspects: list[str] = Field(default_factory=list)
+    """Of which the texts say values, in the order of the vocabulary: that in which a text names them."""
 
 
 class ShardRecord(Record):
@@ -150,6 +152,9 @@ class IndexManifest(Manifest):
     """The same of texts, by the λ that they were measured at; None where there were none, as for ``Flat``."""
     measured: list[RecallRecord] = Field(default_factory=list)
     """What was measured of all shards, or of none in a manifest that is older than this field."""
+    mean: str | None = None
+    """Of the joint rows [c ; d] of all shards, removed ones included: base64 of float32, little-endian (D,); None in a
+    manifest that is older than this field."""
 
 
 class AggregatorManifest(Manifest):

@@ -12,6 +12,18 @@ from retrieval.artifacts.columns import matrix, whole
 from retrieval.artifacts.manifests import QuerySetManifest
 from retrieval.errors import DamagedError
 
+OPTIONAL = pa.schema(
+    [
+        ("relevant", pa.list_(pa.string())),
+        ("junk", pa.list_(pa.string())),
+        ("aspect", pa.string()),
+        ("value", pa.string()),
+    ]
+)
+"""Null where a query has none, and in all queries of a set that an earlier version wrote: the ids of the gallery rows
+that are relevant to a query, and of those that are left out of its ranking; what a word of a dictionary is a value of
+(``retrieval.words``), such as colour, and which value."""
+
 
 def queryset_schema(vlm_dim: int, vision_dim: int) -> pa.Schema:
     """Return the schema of a query set. The lists of one row are parallel: image i's seed, vision vector, thumbnail."""
@@ -26,6 +38,7 @@ def queryset_schema(vlm_dim: int, vision_dim: int) -> pa.Schema:
             ("seeds", pa.list_(pa.int64())),
             ("thumbnails", pa.list_(pa.binary())),
             ("rejected", pa.list_(pa.string())),
+            *OPTIONAL,
         ]
     )
 
@@ -37,7 +50,7 @@ class QuerySet(Artifact[QuerySetManifest]):
     manifest_type = QuerySetManifest
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the queries, all columns or some, sorted by id.
+        """Return the queries, all columns or some, sorted by id; optional columns that a part lacks are null.
 
         Raises:
             DamagedError: a part is missing or not Parquet; the field is the file, or the folder of parts.
@@ -45,7 +58,7 @@ class QuerySet(Artifact[QuerySetManifest]):
         tables = []
         for name in self.folder.files("queries", ".parquet"):
             with self.reading(name):
-                tables.append(self.folder.read_table(name, columns))
+                tables.append(self._part(name, columns))
         found = sum(table.num_rows for table in tables)
         if found != self.manifest.queries:
             raise DamagedError(
@@ -54,6 +67,13 @@ class QuerySet(Artifact[QuerySetManifest]):
                 field=(self.folder / "queries").uri,
             )
         return pa.concat_tables(tables).sort_by("id")
+
+    def _part(self, name: str, columns: Sequence[str] | None) -> pa.Table:
+        table = self.folder.read_table(name, columns)
+        for field in OPTIONAL:
+            if field.name not in table.column_names and (columns is None or field.name in columns):
+                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+        return table
 
 
 def text_vectors(queries: pa.Table) -> np.ndarray:

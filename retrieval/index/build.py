@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from retrieval.errors import DamagedError, UserError
-from retrieval.index.files import VECTORS, write_shard
+from retrieval.index.files import VECTORS, vector_text, write_shard
 from retrieval.index.kinds import fitted_factory
 from retrieval.index.shard import Shard
 from retrieval.index.train import load_trained, train, training_sample
@@ -101,6 +101,7 @@ def build_shard(
         "factory": factory,
         "efforts": efforts,
         "duplicates": len(places) - table.num_rows,
+        "mean": vector_text(mean_row(placed)),
     }
     with timed(spent, "write"):
         return write_shard(folder, index, table, content)
@@ -114,6 +115,14 @@ def fill(
         block = vectors_ND[start : start + BLOCK_ROWS].astype(np.float32)
         index.add(block)
         added(len(block))
+
+
+def mean_row(vectors_ND: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Return the mean of the joint rows, float32 (D,), a block of them at a time."""
+    total_D = np.zeros(vectors_ND.shape[1])
+    for start in range(0, len(vectors_ND), BLOCK_ROWS):
+        total_D += vectors_ND[start : start + BLOCK_ROWS].sum(axis=0, dtype=np.float64)
+    return (total_D / max(len(vectors_ND), 1)).astype(np.float32)
 
 
 def _peeked(tables: Iterable[pa.Table]) -> tuple[pa.Table, Iterable[pa.Table]]:

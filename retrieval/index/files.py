@@ -3,11 +3,12 @@
 index.faiss     the FAISS index that proposes candidates
 vectors.npy     the exact joint rows [c ; d], float16 (N, D)
 rows.parquet    the row table, column id first and ascending
-shard.json      counts, kind and efforts of the shard; bytes and SHA-256 of the other three
+shard.json      counts, kind and efforts of the shard, the mean of its rows; bytes and SHA-256 of the other three
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import struct
@@ -77,6 +78,16 @@ def write_shard(folder: Path, index: faiss.Index, rows: pa.Table, content: Mappi
     files = {name: _file_record(folder / name) for name in (INDEX, VECTORS, ROWS)}
     (folder / RECORD).write_text(json.dumps({**content, "files": files}, indent=2) + "\n", encoding="utf-8")
     return {**files, RECORD: _file_record(folder / RECORD)}
+
+
+def vector_text(vector_D: NDArray[np.float32]) -> str:
+    """Return a vector as JSON has it, to the bit and short: base64 of float32, little-endian."""
+    return base64.b64encode(vector_D.astype("<f4").tobytes()).decode("ascii")
+
+
+def text_vector(text: str) -> NDArray[np.float32]:
+    """Return the vector (D,) of what ``vector_text`` returned."""
+    return np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
 
 
 def verify(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:

@@ -63,7 +63,7 @@ class ImaginingGenerator:
     """
 
     def __init__(self, profile: Profile, vision: DeploymentHandle, aggregator: str | None = None) -> None:
-        from cluster.loading import load_generator, record_of  # by replicas alone: see encoders.py
+        from cluster.loading import generator_settings, load_generator, record_of  # by replicas alone: see encoders.py
 
         self._generator = load_generator(profile)
         if aggregator:
@@ -71,7 +71,7 @@ class ImaginingGenerator:
         self._model = Model(record_of(self._generator))
         self._vision = vision
         self._preprocess: Preprocess | None = None
-        self._images_at_once = profile.models.generator.batch
+        self._images_at_once = generator_settings(profile).batch
         self._requests_at_once = profile.serve.generator.batch
         self._call_seconds = profile.serve.deadline_ms / 1000
         self._waiting: deque[_Request] = deque()

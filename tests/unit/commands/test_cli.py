@@ -18,10 +18,11 @@ import yaml
 from command_line import Run, Said, one_line_error
 from PIL import Image
 from synthetic import D1, D2, directions, write_gallery, write_queries
-from tiny_artifacts import Collection
+from tiny_artifacts import Collection, write_words
 
 from cluster import doctor
 from retrieval.aggregator import Aggregator
+from retrieval.query import QueryEncoder
 
 COMMANDS = (
     *("demo", "index", "queries", "evaluate", "train", "import-aggregator", "search"),
@@ -211,6 +212,23 @@ def test_search_for_and_against_texts_pictures_and_rows(run: Run, collection: Co
     assert f"mindseye search {collection.folder} --like" in alone.out
 
 
+def test_search_by_a_dictionary(
+    run: Run, collection: Collection, profile_file: Path, query_encoder: QueryEncoder, tmp_path: Path
+) -> None:
+    words = write_words(tmp_path, query_encoder).uri
+    options = ["--profile", profile_file, "--k", 6, "--images", 1, "--like", collection.ids[4]]
+    read = run("search", "blue", collection.folder, "--words", words, *options)
+    assert read.code == 0, read.err
+    assert "read as: " in read.out
+    assert "blue" in read.out.split("searched for: ")[1].splitlines()[0]
+    assert "to refine: " in read.out
+    seen = run("search", collection.folder, "--words", words, "--focus", "colour", "--ignore", "shape", *options)
+    assert seen.code == 0, seen.err
+    unknown = run("search", collection.folder, "--words", words, "--ignore", "background", *options)
+    assert unknown.code == 2
+    assert "pattern, shape, colour" in unknown.err
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [
@@ -270,8 +288,26 @@ def test_a_degraded_answer_says_so(
     settings["models"]["generator"]["uri"] = str(write_generator(tmp_path / "prudish", prudish=True))
     said = run("search", "star", collection.folder, "--profile", saved(tmp_path, settings))
     assert said.code == 0
-    assert "ranked by text alone: no image could be imagined (safety)" in said.out
+    assert "ranked with real images of the gallery: no image could be imagined (safety)" in said.out
     assert len(rows(said)) == 10
+
+
+def test_without_a_generator_a_search_has_real_images_and_queries_have_none(
+    run: Run, collection: Collection, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    settings["models"]["generator"] = None
+    nothing = saved(tmp_path, settings)
+    one_line_error(run("search", "star", collection.folder, "--profile", nothing), "serve.generator must be")
+    settings["serve"] = settings.get("serve", {}) | {"generator": {"min_replicas": 0, "max_replicas": 0}}
+    profile = saved(tmp_path, settings)
+    ranked_again = ("--fuse", "rrf", "--rerank", "neighbours", "--depth", "5")
+    said = run("search", "star", collection.folder, "--profile", profile, *ranked_again)
+    assert said.code == 0
+    assert "ranked with real images of the gallery: no image could be imagined (there is no generator)" in said.out
+    assert "second stage" in said.out
+    (tmp_path / "words.txt").write_text("star\n")
+    said = run("queries", tmp_path / "words.txt", tmp_path / "queries", "--profile", profile)
+    one_line_error(said, "models.generator")
 
 
 # Training

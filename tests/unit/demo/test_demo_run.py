@@ -37,7 +37,12 @@ def test_demo_runs_from_nothing_and_over_an_earlier_one(tmp_path: Path, profile:
     assert sorted(set(queries.table(["id", "label"])["label"].to_pylist())) == names
     assert Gallery.open(folder / "fitting/gallery").manifest.rows == 12
 
+    words = QuerySet.open(folder / "words")
+    assert (words.manifest.queries, words.manifest.aspects) == (30, ["colour", "pattern", "shape"])
+    assert not set(words.table(["id", "text"])["text"].to_pylist()) & set(names)
+
     index = Index.open(folder / "index")
+    assert index.mean() is not None
     assert (index.uri, index.version, index.manifest.rows) == (result.index.uri, "000001", 12)
     assert sum(len(shard) for shard in index.shards()) == 12
 

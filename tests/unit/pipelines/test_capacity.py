@@ -127,6 +127,8 @@ def test_an_imagined_query_is_as_large_as_planned(tmp_path: Path) -> None:
         "seeds": [list(range(images))] * count,
         "thumbnails": [[rng.bytes(thumbnail) for _ in range(images)] for _ in range(count)],
         "rejected": [[]] * count,
+        "relevant": [None] * count,
+        "junk": [None] * count,
     }
     Folder(tmp_path).write_table("queries.parquet", pa.table(rows, schema=queryset_schema(D1, D2)))
     assert planned == pytest.approx((tmp_path / "queries.parquet").stat().st_size / count, rel=WITHIN)

@@ -16,6 +16,7 @@ from synthetic import D1, D2, directions, models, write_gallery, write_queries
 from cluster.session import session
 from pipelines import ranking
 from pipelines.evaluate import Evaluation, evaluate
+from pipelines.truth import LeftOut
 from retrieval.aggregator import Aggregator
 from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
 from retrieval.fusion import score, unit
@@ -121,8 +122,7 @@ def test_positives_of_all_rankings_are_never_held_at_once(tmp_path: Path, monkey
 
 
 def test_what_cannot_be_measured_is_counted_and_named(evaluation: Evaluation) -> None:
-    assert evaluation.unlabelled == 2
-    assert evaluation.without_positive == ["no such label"]
+    assert evaluation.left_out == LeftOut(2, ["no such label"], [], [], [])
     assert evaluation.gallery_rows == ROWS
     assert evaluation.weights == {"text": 0, "visual": 1, "fused": WEIGHT, "half": 0.5}
 
@@ -201,5 +201,5 @@ def test_nothing_to_measure_is_an_error_that_says_why(world: World, tmp_path: Pa
     other = write_queries(tmp_path, world.text_QD1, world.images, labels=labels)
     with refused("nothing-to-measure", "label") as error:
         evaluate(world.gallery, other)
-    for fact in ("2 have no label", "8 have a label", "other 0, other 1"):
+    for fact in ("2 queries have no label", "8 labels have no image", "other 0, other 1"):
         assert fact in str(error.value)

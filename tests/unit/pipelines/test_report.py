@@ -18,11 +18,14 @@ from synthetic import directions, write_queries
 from commands.results import results_table
 from pipelines.evaluate import Evaluation
 from pipelines.report import measure, summary, write_report
+from pipelines.truth import LeftOut
 from retrieval.aggregator import Aggregator
 from retrieval.artifacts import TrainedAggregator
+from retrieval.metrics import MEASURES
 
 SYSTEMS = ("text", "visual", "fused")
 KINDS = ("name", "description")
+LEFT_OUT = LeftOut(2, ["no such label"], ["nothing"], ["row a", "row b"], ["row c"])
 
 
 def evaluation(values: np.ndarray) -> Evaluation:
@@ -37,14 +40,14 @@ def evaluation(values: np.ndarray) -> Evaluation:
             "positives": 3,
             "ap": values[s, k, q],
             "ap_step": values[s, k, q] / 2,
-            "precision_at_10": 0.3,
+            **{name: 0.3 for name in MEASURES if name not in ("ap", "ap_step")},
         }
         for s, system in enumerate(SYSTEMS)
         for k, kind in enumerate(KINDS)
         for q in range(values.shape[2])
     ]
     weights = {"text": 0.0, "visual": 1.0, "fused": 0.25}
-    return Evaluation(pa.Table.from_pylist(rows), weights, 1234, 2, ["no such label"])
+    return Evaluation(pa.Table.from_pylist(rows), weights, 1234, LEFT_OUT)
 
 
 SHEET = b"a contact sheet"
@@ -74,10 +77,14 @@ def test_files_are_written_and_hold_the_figures(tmp_path: Path) -> None:
     assert content == json.loads(json.dumps(summary(result)))
     assert (content["gallery_rows"], content["weights"]["fused"], content["unlabelled"]) == (1234, 0.25, 2)
     assert content["labels_without_image"] == ["no such label"]
+    assert content["queries_without_relevant"] == ["nothing"]
+    assert (content["relevant_not_in_gallery"], content["junk_not_in_gallery"]) == (["row a", "row b"], ["row c"])
     fused = content["kinds"]["description"]["systems"]["fused"]
     assert content["kinds"]["description"]["queries"] == 5
     assert fused["ap"]["mean"] == pytest.approx(VALUES[2, 1].mean())
     assert fused["ap_step"]["mean"] == pytest.approx(VALUES[2, 1].mean() / 2)
+    assert set(fused) == {*MEASURES, "gain_over_text"}
+    assert fused["ap_at_50"] == {"mean": pytest.approx(0.3)}
     assert fused["gain_over_text"]["mean"] == pytest.approx((VALUES[2, 1] - VALUES[0, 1]).mean())
     assert fused["gain_over_text"]["low"] <= fused["gain_over_text"]["mean"] <= fused["gain_over_text"]["high"]
     plot = picture(files[2].read_bytes())
@@ -135,7 +142,7 @@ def test_measuring_is_one_call(collection: Any, tmp_path: Path, trained: bool) -
     result = measured.evaluation
     assert result.systems == ["text", "visual", "fused"] + ["trained"] * trained
     assert result.weights["fused"] == 0.3
-    assert (result.unlabelled, result.without_positive, result.gallery_rows) == (1, ["no such label"], 24)
+    assert (result.left_out, result.gallery_rows) == (LeftOut(1, ["no such label"], [], [], []), 24)
     assert measured.files == [
         str(report / name) for name in ("results.parquet", "summary.json", "gains.png", "contact-sheet.png")
     ]

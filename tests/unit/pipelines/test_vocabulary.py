@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -61,6 +62,45 @@ def test_texts_with_kinds_are_taken_as_they_are(tmp_path: Path) -> None:
     assert read_vocabulary(tmp_path / "numbers.parquet") == [VocabularyEntry("7", "name", "7")]
 
 
+def test_rows_that_are_relevant_and_junk_come_with_their_query(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text,relevant,junk\na star,a b  a,c\na ring,"[""d e""]",\na line,[],\na dot,,\n')
+    entries = [
+        VocabularyEntry("a star", relevant=("a", "b"), junk=("c",)),
+        VocabularyEntry("a ring", relevant=("d e",)),
+        VocabularyEntry("a line", relevant=()),
+        VocabularyEntry("a dot"),
+    ]
+    assert read_vocabulary(tmp_path / "a.csv") == entries
+    rows = [entry._asdict() for entry in entries]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert read_vocabulary(tmp_path / "a.parquet") == entries
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in rows))
+    assert read_vocabulary(tmp_path / "a.jsonl") == entries
+    (tmp_path / "b.jsonl").write_text('{"name": "star\u2028", "description": "points", "relevant": ["a"]}')
+    assert [entry.relevant for entry in read_vocabulary(tmp_path / "b.jsonl")] == [("a",)] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "field", "fact"),
+    [
+        ("a.csv", "name,relevant,junk\nx,a,\nstar,a b c,b c\n", "overlap", "junk", "row 2: 2 rows are both"),
+        ("a.csv", "name,junk\nstar,a\n", "missing", "relevant", "row 1 has junk rows and no relevant ones"),
+        ("a.csv", 'name,relevant\nstar,"[1]"\n', "wrong-type", "relevant", "row 1: relevant must be a list of ids"),
+        ("a.jsonl", '{"name": "x", "relevant": [null]}', "wrong-type", "relevant", "row 1: relevant must be"),
+        ("a.jsonl", '{"name": "x", "junk": 7, "relevant": []}', "wrong-type", "junk", "not 7"),
+        ("a.jsonl", '{"name": "x"}\n["x"]\n', "wrong-type", "vocabulary", "a.jsonl, line 2"),
+        ("a.jsonl", '{"name": "x"}\n{"name"\n', "damaged", "vocabulary", "a.jsonl, line 2"),
+    ],
+)
+def test_unfit_lists_of_rows_are_refused_by_file_and_row(
+    tmp_path: Path, name: str, content: str, code: str, field: str, fact: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with refused(code, field) as error:
+        read_vocabulary(tmp_path / name)
+    assert fact in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "code", "fact"),
     [
@@ -105,5 +145,17 @@ def test_a_vocabulary_in_an_object_store_is_found_behind_its_options(bucket: str
 
 def test_ids_are_of_text_kind_and_label() -> None:
     entries = [*THREE_KINDS, VocabularyEntry("red star"), VocabularyEntry("red star", "name", "other")]
-    assert len({entry.id for entry in entries}) == 5
+    entries += [VocabularyEntry("red star", relevant=ids) for ids in ((), ("a",), ("a", "b"))]
+    entries += [VocabularyEntry("red star", relevant=("a",), junk=("b",))]
+    entries += [VocabularyEntry("red star", aspect=aspect, value="red") for aspect in ("colour", "mood")]
+    assert len({entry.id for entry in entries}) == 11
     assert THREE_KINDS[0].id == VocabularyEntry("red star", "name", "red star").id == "6aff00de893909c3"
+
+
+def test_words_of_a_dictionary_say_values_of_aspects(tmp_path: Path) -> None:
+    (tmp_path / "words.csv").write_text("text,aspect,value\nred,colour,\nlike blood,colour,red\nstar,,\n")
+    said = [(entry.text, entry.aspect, entry.value) for entry in read_vocabulary(tmp_path / "words.csv")]
+    assert said == [("red", "colour", "red"), ("like blood", "colour", "red"), ("star", None, None)]
+    (tmp_path / "words.csv").write_text("text,aspect,value\nred,,red\n")
+    with refused("missing", "aspect"):
+        read_vocabulary(tmp_path / "words.csv")

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from errors import refused
 
 from retrieval.metrics import (
+    MEASURES,
     average_precision,
+    average_precision_at,
     bootstrap_mean,
     count_better,
+    cumulative_hits,
+    hit_at,
+    ndcg_at,
     neighbour_recall,
     paired_bootstrap,
     precision_at,
+    recall_at,
+    without_junk,
 )
 
 
@@ -66,18 +75,121 @@ def test_unknown_method_is_named() -> None:
         average_precision([0], 1, "area")  # type: ignore[arg-type]
 
 
-@pytest.mark.slow  # numba compiles ranx on first use
-def test_step_average_precision_agrees_with_ranx() -> None:
-    # The metric alone, on (id, relevance) and (id, score) pairs: ranx.evaluate would compile for a minute.
-    theirs = pytest.importorskip("ranx.metrics").average_precision
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    """ranx's metrics, interpreted: compiled, they would take a minute before the first figure."""
+    pytest.importorskip("numba").config.DISABLE_JIT = True
+    return pytest.importorskip("ranx.metrics")
+
+
+def area_by_trapezoids(hit: list[bool], n_positive: int) -> float:
+    """The area under precision by recall, hit by hit, by the points of the curve."""
+    area, found = 0.0, 0
+    recall, precision = 0.0, 1.0
+    for place, right in enumerate(hit, 1):
+        found += right
+        now = found / n_positive, found / place
+        area += (now[0] - recall) * (now[1] + precision) / 2
+        recall, precision = now
+    return area
+
+
+def test_a_thousand_random_rankings_measure_as_ranx_does(theirs: Any) -> None:
+    """Scores that tie, junk, relevant rows that the gallery lacks, rankings without a hit among the first k."""
     rng = np.random.default_rng(0)
-    for _ in range(20):
-        n_rows, n_positive = int(rng.integers(5, 200)), int(rng.integers(1, 5))
-        ranks = np.sort(rng.choice(n_rows, size=n_positive, replace=False))
-        run = np.stack([np.arange(n_rows), 1 - np.arange(n_rows) / n_rows], axis=1)
-        relevant = np.stack([ranks, np.ones(n_positive)], axis=1).astype(np.float64)
-        (expected,) = theirs(relevant[None], run[None], 0, 1)
-        assert average_precision(ranks, n_positive, "step") == pytest.approx(expected, abs=1e-9)
+    no_hit = tied = lacking = 0
+    for case in range(1000):
+        rows = int(rng.integers(2, 60))
+        ids = [f"{number}" for number in rng.permutation(rows)]
+        scores = np.round(rng.uniform(-1, 1, rows), int(rng.integers(0, 3))).astype(np.float32)
+        wanted = rng.permutation(rows)[: int(rng.integers(1, rows + 1))]
+        relevant, junk = np.split(wanted, [int(rng.integers(1, len(wanted) + 1))])
+        lacks = int(rng.integers(0, 3))
+        n_positive = len(relevant) + lacks
+        k = int(rng.choice([1, 3, 10, 100]))
+
+        marked = np.concatenate([relevant, junk])
+        is_junk = np.arange(len(marked)) >= len(relevant)
+        (places,) = count_better(scores[None], ids, [scores[marked]], [[ids[row] for row in marked]])
+        hits = without_junk(places, is_junk)
+
+        order = sorted(set(range(rows)) - set(junk), key=lambda row: (-scores[row], ids[row]))
+        run = np.array([[row, -place] for place, row in enumerate(order)], float)[None]
+        qrels = np.array([[row, 1] for row in [*relevant, *range(rows, rows + lacks)]], float)[None]
+        of_k = run[:, :k]
+        ours_and_theirs = {
+            "step": (average_precision(hits, n_positive, "step"), theirs.average_precision(qrels, run, 0, 1)[0]),
+            "recall": (recall_at(hits, n_positive, k), theirs.recall(qrels, run, k, 1)[0]),
+            "precision": (precision_at(hits, k), theirs.precision(qrels, run, k, 1)[0]),
+            "ndcg": (ndcg_at(hits, n_positive, k), theirs.ndcg(qrels, run, k, 1)[0]),
+            "hit": (hit_at(hits, k), theirs.hit_rate(qrels, run, k, 1)[0]),
+            # ranx divides by all relevant rows.
+            "at k": (
+                average_precision_at(hits, n_positive, k) * min(k, n_positive) / n_positive,
+                theirs.average_precision(qrels, of_k, 0, 1)[0],
+            ),
+            "trapezoid": (
+                average_precision(hits, n_positive),
+                area_by_trapezoids([row in set(relevant) for row in order], n_positive),
+            ),
+        }
+        for name, (ours, expected) in ours_and_theirs.items():
+            assert ours == pytest.approx(expected, abs=1e-9), (case, name)
+        no_hit += not hit_at(hits, k)
+        tied += len(set(scores.tolist())) < rows
+        lacking += lacks > 0
+    assert min(no_hit, tied, lacking) > 100
+
+
+def test_queries_without_a_relevant_row_have_no_measure() -> None:
+    for measure in MEASURES.values():
+        if measure not in (MEASURES["precision_at_10"], MEASURES["hit_at_1"], MEASURES["hit_at_10"]):
+            with refused("out-of-range", "n_positive"):
+                measure(np.array([], np.int64), 0)
+        assert measure(np.array([], np.int64), 3) == 0
+
+
+def test_average_precision_at_k_by_hand() -> None:
+    # CIRCO's script: five relevant rows, of which the first, third and sixth of the ranking are three.
+    ranks = [0, 2, 5]
+    assert average_precision_at(ranks, 5, 5) == pytest.approx((1 / 1 + 2 / 3) / 5)
+    assert average_precision_at(ranks, 5, 10) == pytest.approx((1 / 1 + 2 / 3 + 3 / 6) / 5)
+    assert average_precision_at(ranks, 5, 1) == 1.0  # the best that a first row can be
+    assert average_precision_at(ranks, 5, 2) == pytest.approx((1 / 1) / 2)
+
+
+def test_precision_of_revisited_oxford_ends_at_the_last_relevant_row() -> None:
+    assert precision_at([0, 2], 10, shortened=True) == pytest.approx(2 / 3)
+    assert precision_at([0, 2, 20], 10, shortened=True) == pytest.approx(2 / 10)
+    assert precision_at([], 10, shortened=True) == 0
+
+
+def test_ndcg_by_hand() -> None:
+    ideal = 1 / np.log2(2) + 1 / np.log2(3)
+    assert ndcg_at([0, 1], 2, 10) == 1
+    assert ndcg_at([1, 3], 2, 10) == pytest.approx((1 / np.log2(3) + 1 / np.log2(5)) / ideal)
+    assert ndcg_at([1, 3], 2, 2) == pytest.approx((1 / np.log2(3)) / ideal)
+    assert ndcg_at([0], 7, 1) == 1
+
+
+def test_hits_over_rounds_stay_found() -> None:
+    never = np.inf
+    ranks_QR = [[12, 4, 30], [never, never, 9], [0, 50, 60], [10, 10, 10]]
+    assert cumulative_hits(ranks_QR, 10).tolist() == [0.25, 0.5, 0.75]
+    with refused("out-of-range", "k"):
+        cumulative_hits(ranks_QR, 0)
+    with refused("empty", "ranks"):
+        cumulative_hits(np.zeros((0, 3)), 10)
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_cut_below_one_is_refused(k: int) -> None:
+    for measure in (average_precision_at, recall_at, ndcg_at):
+        with refused("out-of-range", "k"):
+            measure([0], 1, k)
+    for at in (precision_at, hit_at):
+        with refused("out-of-range", "k"):
+            at([0], k)
 
 
 def test_precision_at_k() -> None:
