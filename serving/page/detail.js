@@ -65,6 +65,7 @@ export class Detail {
       [capital(how.parts[1]), product(result.visual_part, answer.weight)],
       ["Score", figure(result.score)],
     ];
+    if (typeof result.rerank_score === "number") pairs.push(["Second look", figure(result.rerank_score)]);
     const before = how.before?.get(result.id);
     if (how.before) {
       pairs.push(["By words alone", before === undefined ? `below place ${how.before.size}` : `place ${before + 1}`]);

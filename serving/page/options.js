@@ -6,10 +6,12 @@ import { make } from "./dom.js";
 const CHOICES = {
   fuse: ["Together by", { mean: "mean of the pictures", max: "best picture", rrf: "rank" }],
   rerank: ["Second look", { none: "none", neighbours: "neighbours", judge: "judge each", list: "judge a list" }],
-  bridge: ["Pictures read into words", { auto: "if useful", none: "never", words: "always" }],
+  bridge: ["Pictures read into words", { auto: "together with words", none: "never", words: "always" }],
   focus: ["Look at", {}],
   ignore: ["Overlook", {}],
 };
+/** Those that need a dictionary, which has aspects. */
+const OF_DICTIONARY = ["focus", "ignore", "bridge"];
 /** Those that name aspects, and what none of them is called. */
 const OF_ASPECTS = { focus: "everything", ignore: "nothing" };
 
@@ -29,7 +31,8 @@ export class Options {
   async offer(aspects, chosen) {
     const fields = await requestFields();
     const offers = Object.entries(CHOICES).flatMap(([name, [label, words]]) => {
-      const values = fields[name] ? valuesOf(fields[name], name in OF_ASPECTS ? aspects : []) : [];
+      const has = fields[name] && (aspects?.length || !OF_DICTIONARY.includes(name));
+      const values = has ? valuesOf(fields[name], name in OF_ASPECTS ? aspects : []) : [];
       return values.length ? [this.#offer(name, label, values, words, fields[name].default)] : [];
     });
     this.#list.replaceChildren(...offers);

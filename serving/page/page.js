@@ -266,7 +266,8 @@ function arrive(given, { last }) {
   grid.show(given.results, { ...look(), before: last ? byWords : null });
   showAccount(given, byPictures(round));
   suggest(byId("refinements"), "Narrow down", given.refinements, addWords);
-  suggest(byId("words-read"), "Read from the picture", given.words, addWords);
+  const read = given.recomposed ? `Read as “${given.recomposed}”, from` : "Read from the picture";
+  suggest(byId("words-read"), read, given.words, addWords);
   const most = info?.limits.k ?? 1000;
   byId("more").hidden = !last || given.results.length < k || k >= most;
   const imagining = round.weight === 0 || !imaginations(round).length ? "" : "Imagining what you mean…";

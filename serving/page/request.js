@@ -5,9 +5,13 @@ export const isText = ({ kind }) => kind === "text";
 /** Whether pictures count as well as words. */
 export const byPictures = ({ pieces }) => pieces.some((piece) => !isText(piece));
 
-/** What is imagined for a round: its texts, each with the seed. */
-export function imaginations({ text, pieces, seed }) {
-  return [text, ...pieces.filter(isText).map(({ value }) => value)].filter(Boolean).map((one) => `${seed} ${one}`);
+/** What is imagined for a round: its texts, each with the seed, and what is read from pictures together with them. */
+export function imaginations(round) {
+  const { text, pieces, seed, options } = round;
+  const texts = [text, ...pieces.filter(isText).map(({ value }) => value)].filter(Boolean);
+  const read = byPictures(round) && (texts.length > 0 || options.bridge === "words");
+  const together = JSON.stringify([text, options.bridge, pieces.map(({ weight, ...piece }) => [weight > 0, piece])]);
+  return [...texts, ...(read ? [together] : [])].map((one) => `${seed} ${one}`);
 }
 
 /** The request for the k best; `imagined` are the images of the round's own words, as far as they are known. */

@@ -705,7 +705,12 @@ def test_words_that_are_offered_become_evidence(visit: Callable[..., Page]) -> N
     page.get_by_role("group", name="narrow down").get_by_role("button", name="Without striped").click()
     becomes(page, lambda: evidence(page) == ["-0.4*text*striped"])
     settled(page)
-    streams(page, ("text", answer_by_text(page)), ("fused", answer | {"words": ["red star"]}), ("done", {}))
+    streams(
+        page,
+        ("text", answer_by_text(page)),
+        ("fused", answer | {"words": ["red star"], "recomposed": ATTACK}),
+        ("done", {}),
+    )
     page.goto("/?q=yellow+dotted+fish")
     page.get_by_role("group", name="read from the picture").get_by_role("button", name="With red star").click()
     becomes(page, lambda: evidence(page) == ["1*text*red star"])
@@ -719,36 +724,35 @@ def test_options_are_offered_as_far_as_the_service_has_them(visit: Callable[...,
     schema = page.request.get("/openapi.json").json()
     fields = schema["components"]["schemas"]["SearchRequest"]["properties"]
     info = page.request.get("/v1/info").json()
-    for name in ("fuse", "rerank", "focus", "ignore", "bridge"):
-        fields.pop(name, None)
+    has = {name: fields.pop(name) for name in ("fuse", "rerank", "focus", "ignore", "bridge") if name in fields}
     page.route("**/openapi.json", lambda route: route.fulfill(json=schema))
     page.route("**/v1/info", lambda route: route.fulfill(json=info))
     page.goto("/?q=yellow+dotted+fish&w=0")
     settled(page)
     expect(page.locator("#foot")).to_contain_text("48 pictures")
     expect(page.get_by_text("How to rank")).to_be_hidden()
-    fields["rerank"] = {"enum": ["none", "neighbours"], "type": "string", "default": "none"}
-    fields["focus"] = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    fields |= {"rerank": has["rerank"], "focus": {"anyOf": [{"type": "string"}, {"type": "null"}]}}
     info["aspects"] = ["colour", "shape"]
+    page.reload()
+    settled(page)
+    page.get_by_text("How to rank").click()
+    expect(page.locator("#options-list label")).to_have_text([re.compile("^Second look"), re.compile("^Look at")])
+    page.get_by_label("Second look").select_option("neighbours")
+    ranked_again = asked(page, mode="text", rerank="neighbours")
+    assert ranked_again != asked(page, mode="text")
+    shows(page, ranked_again)
     asked_for: list[dict[str, Any]] = []
 
     def keep(route: Route) -> None:
-        given = route.request.post_data_json
-        asked_for.append(given)
-        known = {name: value for name, value in given.items() if name not in ("rerank", "focus")}
-        route.continue_(post_data=known)
+        asked_for.append(route.request.post_data_json)
+        route.continue_(post_data={name: value for name, value in asked_for[-1].items() if name != "focus"})
 
-    page.route("**/v1/search*", keep)
-    page.route("**/v1/search/stream", keep)
-    page.reload()
-    page.get_by_text("How to rank").click()
-    page.get_by_label("Second look").select_option("neighbours")
-    becomes(page, lambda: asked_for[-1].get("rerank") == "neighbours")
+    page.route(re.compile("/v1/search"), keep)
     page.get_by_label("Look at").select_option("colour")
-    becomes(page, lambda: asked_for[-1].get("focus") == "colour")
+    becomes(page, lambda: bool(asked_for) and asked_for[-1].get("focus") == "colour")
     settled(page)
-    fields_of = parse_qs(urlsplit(page.url).query)
-    assert (fields_of["rerank"], fields_of["focus"]) == (["neighbours"], ["colour"])
+    said = parse_qs(urlsplit(page.url).query)
+    assert (said["rerank"], said["focus"]) == (["neighbours"], ["colour"])
     page.get_by_label("Second look").select_option("none")
     becomes(page, lambda: "rerank" not in asked_for[-1])
     page.reload()
