@@ -39,6 +39,10 @@ def search(
     depth: int | None = None,
     aggregator: str | None = None,
     ask: Annotated[bool, Parameter(negative="")] = False,
+    focus: str | None = None,
+    ignore: Annotated[list[str] | None, Repeated] = None,
+    bridge: Literal["auto", "none", "words"] = "auto",
+    words: str | None = None,
     profile: Profile = "tiny",
     sheet: Path | None = None,
 ) -> None:
@@ -81,6 +85,14 @@ def search(
         A trained aggregator; by default the profile's. Without one, the images are averaged.
     ask
         Have the profile's assistant ask what would narrow the search: it is sent the labels of what was found.
+    focus
+        The aspect that counts alone, by the dictionary's words for it, such as colour.
+    ignore
+        An aspect that does not count; can be given several times.
+    bridge
+        Whether pictures are read into words: together with texts (auto), always (words), or never (none).
+    words
+        A query set of words with aspects, the dictionary; by default the one in target, if it has one.
     sheet
         Save a contact sheet (PNG) here.
     """
@@ -88,13 +100,13 @@ def search(
     from cluster.profile import load_profile
     from retrieval.second_stage import DEPTH
 
-    words, place = (text, target) if target is not None else (None, text)
-    evidence = _evidence(words, image or [], like or [], without or [], unlike or [])
+    phrase, place = (text, target) if target is not None else (None, text)
+    evidence = _evidence(phrase, image or [], like or [], without or [], unlike or [])
     title = ", ".join(evidence)
     settings = load_profile(profile)
     wanted = settings.queries.images if images is None else images
     assistant = load_assistant(settings) if ask or rerank in ("judge", "list") else None
-    finder = open_finder(place, settings, aggregator=aggregator, assistant=assistant)
+    finder = open_finder(place, settings, aggregator=aggregator, words=words, assistant=assistant)
     answer = finder.find(
         list(evidence.values()),
         k,
@@ -105,6 +117,9 @@ def search(
         fuse=fuse,
         rerank=rerank,
         depth=DEPTH if depth is None else depth,
+        focus=focus,
+        ignore=ignore or [],
+        bridge=bridge,
     )
     _print(answer, list(evidence))
     if ask:
@@ -115,7 +130,7 @@ def search(
         sheet.write_bytes(answer_sheet(title, answer, finder.index))
         say_made(str(sheet))
     elif answer.results:
-        again = f"mindseye search {shlex.quote(words)}" if words else "mindseye search"
+        again = f"mindseye search {shlex.quote(phrase)}" if phrase else "mindseye search"
         say_next(
             f"{again} {quoted(place)} --like {shlex.quote(answer.results[0].id)}",
             f"{again} {quoted(place)} --sheet found.png",
@@ -182,6 +197,8 @@ def _print(answer: Answer, names: list[str]) -> None:
         out.print(f"ranked {instead}: {answer.degraded}", style="yellow")
     if answer.spent:
         _print_spent(answer.spent)
+    if answer.words:
+        out.print(f"read as: {' '.join(word.value for word in answer.words.words)}; searched for: {answer.words.text}")
     several = len(names) > 1 and all(answer.shares)
     pieces = [f"({number})" for number in range(1, len(names) + 1)]
     lines = [f"{number} {name}" for number, name in zip(pieces, names, strict=True)] if len(names) > 1 else names
@@ -199,3 +216,5 @@ def _print(answer: Answer, names: list[str]) -> None:
         numbers = ("" if value is None else f"{value:.4f}" for value in (*scores, *parts))
         table.add_row(str(i), *numbers, found.label or "", found.path, found.id)
     out.print(table)
+    if answer.refinements:
+        out.print("to refine: " + ", ".join(f"{of.text} ({of.share:.0%})" for of in answer.refinements))

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import UserError
-from retrieval.words import Dictionary, Value, Word
+from retrieval.means import Means
+from retrieval.words import Dictionary, Refinement, Value, Word
 
 Bridge = Literal["auto", "none", "words"]
 
@@ -52,12 +53,12 @@ class Reading:
     told: float
 
 
-def bridges(bridge: Bridge, dictionary: Dictionary | None, *, pictures: bool, texts: bool) -> bool:
+def bridges(bridge: Bridge, aspects: Sequence[str] | None, *, pictures: bool, texts: bool) -> bool:
     """Return whether a query is to be read into words.
 
     Args:
         bridge: ``words``: whatever has pictures; ``auto``: pictures with texts, if there is a dictionary with aspects.
-        dictionary: what it is read by.
+        aspects: of the dictionary; None without a dictionary.
         pictures: whether a picture or a row is wanted.
         texts: whether there are texts, for or against.
 
@@ -67,15 +68,36 @@ def bridges(bridge: Bridge, dictionary: Dictionary | None, *, pictures: bool, te
     """
     if bridge not in get_args(Bridge):
         raise UserError(f"bridge is {', '.join(get_args(Bridge))}, not {bridge!r}", code="unknown", field="bridge")
-    if bridge == "words" and not (dictionary and dictionary.aspects):
-        what, code = ("one with aspects", "no-aspects") if dictionary else ("a dictionary", "no-words")
+    if bridge == "words" and not aspects:
+        what, code = ("a dictionary", "no-words") if aspects is None else ("one with aspects", "no-aspects")
         raise UserError(
             f"reading a picture into words needs {what}: give a query set of words with a column aspect",
             code=code,
             field="bridge",
         )
-    there = bool(dictionary and dictionary.aspects)
-    return pictures and there and (bridge == "words" or (bridge == "auto" and texts))
+    return pictures and bool(aspects) and (bridge == "words" or (bridge == "auto" and texts))
+
+
+def read(dictionary: Dictionary, joint_ND: NDArray[np.float16], means: Means | None, texts: Sequence[Said]) -> Reading:
+    """Return what pictures are in words, with the changes that texts make.
+
+    Args:
+        dictionary: with aspects.
+        joint_ND: rows [c ; d] of the gallery that are nearest to the pictures.
+        means: of the gallery.
+        texts: beside the pictures.
+    """
+    return recomposed(dictionary, dictionary.read(*_split(dictionary, joint_ND), means), texts)
+
+
+def refinements(dictionary: Dictionary | None, joint_ND: NDArray[np.float16], means: Means | None) -> list[Refinement]:
+    """Return the words that split results best, by their rows [c ; d]; none without a dictionary."""
+    return dictionary.refinements(*_split(dictionary, joint_ND), means) if dictionary else []
+
+
+def _split(dictionary: Dictionary, joint_ND: NDArray[np.float16]) -> tuple[np.ndarray, np.ndarray]:
+    vlm_dim = dictionary.vlm_WD1.shape[1]
+    return joint_ND[:, :vlm_dim], joint_ND[:, vlm_dim:]
 
 
 def recomposed(dictionary: Dictionary, words: Sequence[Word], texts: Sequence[Said]) -> Reading:
@@ -134,6 +156,11 @@ def merging(
             brings[0] += share * wanted_G / wanted_G.sum()
     brings[np.arange(1, 1 + len(kept)), kept] = 1.0
     return kept, brings
+
+
+def given_shares(shares: Sequence[Sequence[float]], brings_EG: NDArray[np.float64]) -> list[list[float]]:
+    """Return shares of what was searched for as shares of what was given; a result that has none keeps none."""
+    return [(np.asarray(of_one) @ brings_EG).tolist() if of_one else [] for of_one in shares]
 
 
 def spoken(dictionary: Dictionary, said: Said) -> tuple[list[Value], bool]:

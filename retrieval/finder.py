@@ -13,13 +13,13 @@ from PIL import Image
 
 from retrieval.artifacts import Index, QuerySet, TrainedAggregator
 from retrieval.artifacts.compatibility import check_made_by
-from retrieval.bridge import Bridge, Reading, Said, bridges, merging, recomposed
+from retrieval.bridge import Bridge, Reading, Said, bridges, given_shares, merging, read, refinements
 from retrieval.errors import UserError
 from retrieval.evidence import Encoded, Evidence, Picture, Row, Text, check_evidence, compiled, halves
 from retrieval.fusion import DEFAULT_WEIGHT, check_weight, fused_query
 from retrieval.index.hits import Hits, checked_k, merge_topk
-from retrieval.lens import Lens, lens
-from retrieval.means import Means, centred
+from retrieval.lens import lens, through
+from retrieval.means import Means
 from retrieval.nearest import NEAREST, visual_half
 from retrieval.query import QueryEncoder, pool
 from retrieval.rankings import Fuse, Scored, image_by_image, joint_queries, one_ranking, ranking_shares
@@ -77,14 +77,14 @@ class Answer:
         weight: λ, with which they were ranked.
         imagined: the images that each text was imagined as; empty if none were asked for.
         degraded: why the ranking is not the one asked for; None if it is.
-        shares: of each result, what each piece of evidence brought to its score; of a query that was read into words,
-            by how many of the words came from it; empty with ``fuse="rrf"``, as ranks have no shares.
+        shares: of each result, what each piece of evidence brought to its score; empty with ``fuse="rrf"``, as ranks
+            have no shares.
         visual: where the visual half came from: images that were imagined; the nearest real images of the gallery, for
             one text at least that has no imagined ones; pictures or rows that were given; None if there is none.
         reranked: by which second stage; None without one, or if an assistant gave no order.
         spent: what an assistant was asked for it; None if none was.
         words: what was read from pictures and rows, and the text that was searched for in their place; None where
-            nothing was read.
+            nothing was read. The shares of that text are given to pieces by how many of its words they have told.
         refinements: words of the dictionary that split the results best; none without a dictionary.
     """
 
@@ -259,7 +259,7 @@ class Finder:
         checked_k(k)  # before imagining, which takes its time
         checked_depth(depth)
         check_evidence(evidence)
-        seen = lens(self.dictionary, focus, ignore)
+        glass = lens(self.dictionary, focus, ignore)
         evidence, reading, brings_EG = self._bridged(evidence, bridge, seed)
         judging = None
         if rerank == "judge" or rerank == "list":
@@ -267,10 +267,12 @@ class Finder:
 
             judging = Judging.of(self.assistant, rerank, evidence)
         known = self._known(evidence, images if weight > 0 else None, seed)
-        encoded = self._viewed(known.encoded, evidence, seen)
+        texts_E = np.array([isinstance(piece, Text) for piece in evidence])
+        encoded, *alone = (
+            through(one, texts_E, self.dictionary, self.means, glass)
+            for one in (known.encoded, *(image_by_image(known.encoded, known.images) if fuse != "mean" else ()))
+        )
         pooled_1D, weight = compiled(encoded, weight)
-        by_image = image_by_image(known.encoded, known.images) if fuse != "mean" else []
-        alone = [self._viewed(one, evidence, seen) for one in by_image]
         further = rerank != "none" or (fuse == "rrf" and alone)
         hits = self._hits(joint_queries(encoded, alone, fuse, weight), max(k, depth) if further else k)
         places = _places(hits)
@@ -287,27 +289,20 @@ class Finder:
             degraded = "; ".join(filter(None, (degraded, found.shortfall))) or None
             ranking = [ranking[place]._replace(rerank_score=share) for place, share in found.places(len(ranking))]
         ranking = ranking[:k]
-        joint_ND = self._joint(places, ranking)
-        brought = ranking_shares(encoded, alone, fuse, weight, joint_ND, self.encoder.vlm.dim)
+        joint_kD = self._joint(places, ranking)
+        brought = ranking_shares(encoded, alone, fuse, weight, joint_kD, self.encoder.vlm.dim)
         return Answer(
             [Found(self._row(*places[one.id]), *one[1:]) for one in ranking],
             weight,
             known.imagined,
             degraded,
-            [(np.array(of_one) @ brings_EG).tolist() if of_one else [] for of_one in brought],
+            given_shares(brought, brings_EG) if reading else brought,
             known.visual if weight else None,
             reranked,
             spent,
             reading,
-            self.dictionary.refinements(*self._split(joint_ND), self.means) if self.dictionary else [],
+            refinements(self.dictionary, joint_kD, self.means),
         )
-
-    def _viewed(self, encoded: Encoded, evidence: Sequence[Evidence], seen: Lens | None) -> Encoded:
-        """Evidence without the means of its kinds, where they mix or there is a lens, and through that lens."""
-        texts_E = np.array([isinstance(piece, Text) for piece in evidence])
-        spoken = self.dictionary.means if self.dictionary else None
-        encoded = centred(encoded, texts_E, spoken, self.means, always=seen is not None)
-        return seen(encoded) if seen else encoded
 
     def _bridged(
         self, given: Sequence[Evidence], bridge: Bridge, seed: int
@@ -318,23 +313,21 @@ class Finder:
             The evidence to search for; what was read; and the share that each given piece has in each piece of it.
         """
         as_given = given, None, np.eye(len(given))
-        pictures = [n for n, piece in enumerate(given) if not isinstance(piece, Text) and piece.weight > 0]
-        texts = [n for n, piece in enumerate(given) if isinstance(piece, Text)]
-        if not bridges(bridge, self.dictionary, pictures=bool(pictures), texts=bool(texts)) or not self.dictionary:
+        texts = [piece for piece in given if isinstance(piece, Text)]
+        pictures = [piece for piece in given if not isinstance(piece, Text) and piece.weight > 0]
+        aspects = self.dictionary.aspects if self.dictionary else None
+        if not bridges(bridge, aspects, pictures=bool(pictures), texts=bool(texts)) or not self.dictionary:
             return as_given
-        encoded = self._known([given[n] for n in pictures], None, seed).encoded
-        near = self._hits(compiled(encoded, DEFAULT_WEIGHT)[0], NEIGHBOURS)
-        words = self.dictionary.read(*self._split(self._joint(_places(near), _lists(near)[0])), self.means)
-        phrases = [piece for piece in given if isinstance(piece, Text)]
-        vlm_BD1 = self.encoder.text_vectors([piece.text for piece in phrases]) if phrases else ()
-        said = [Said(piece.text, t_D1, piece.weight > 0) for piece, t_D1 in zip(phrases, vlm_BD1, strict=True)]
-        reading = recomposed(self.dictionary, words, said)
+        hits = self._hits(compiled(self._known(pictures, None, seed).encoded, DEFAULT_WEIGHT)[0], NEIGHBOURS)
+        near_ND = self._joint(_places(hits), _lists(hits)[0])
+        vlm_BD1 = self.encoder.text_vectors([text.text for text in texts]) if texts else ()
+        said = [Said(text.text, t_D1, text.weight > 0) for text, t_D1 in zip(texts, vlm_BD1, strict=True)]
+        reading = read(self.dictionary, near_ND, self.means, said)
         merged = merging(reading, [isinstance(piece, Text) for piece in given], [piece.weight for piece in given])
         if merged is None:
             return as_given
         kept, brings_EG = merged
-        weight = max(piece.weight for piece in given)
-        return [Text(reading.text, weight), *(given[n] for n in kept)], reading, brings_EG
+        return [Text(reading.text, max(piece.weight for piece in given)), *(given[n] for n in kept)], reading, brings_EG
 
     def rank(self, query_D: NDArray[np.float32], k: int = 10) -> list[Found]:
         """Find the k best images for one joint query [(1 - λ)t ; λv], (D,) or (1, D), of ``fusion.fused_query``.
@@ -359,10 +352,6 @@ class Finder:
         found = (places[one.id] for one in ranking)
         joint_ND = np.array([self.shards[shard].vectors[row] for shard, row in found], np.float16)
         return joint_ND.reshape(-1, self.encoder.vlm.dim + self.encoder.vision.dim)  # if nothing was found
-
-    def _split(self, joint_ND: NDArray[np.float16]) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-        """c and d of rows [c ; d]."""
-        return joint_ND[:, : self.encoder.vlm.dim], joint_ND[:, self.encoder.vlm.dim :]
 
     def _known(self, evidence: Sequence[Evidence], images: int | None, seed: int) -> _Known:
         """Encode evidence; its texts are imagined as so many images each, or need no visual half."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from retrieval.errors import UserError
 from retrieval.evidence import Encoded
+from retrieval.means import Means, centred
 from retrieval.words import Dictionary
 
 _NOTHING = 1e-6
@@ -51,26 +52,57 @@ def lens(dictionary: Dictionary | None, focus: str | None, ignore: Sequence[str]
             that there are are named), an aspect is both (``overlap``), or it has a single value, which tells nothing
             apart (``one-value``). The field is ``focus`` or ``ignore``.
     """
-    asked = [("focus", focus), *(("ignore", aspect) for aspect in ignore)]
-    for field, aspect in asked:
-        if aspect is not None and dictionary is None:
+    check_lens(dictionary.aspects if dictionary else None, focus, ignore)
+    if dictionary is None or (focus is None and not ignore):
+        return None
+    spans = {aspect: _spans(dictionary, aspect, field) for field, aspect in _asked(focus, ignore)}
+    ignored = tuple(_joined([spans[aspect][half] for aspect in ignore]) for half in (0, 1)) if ignore else None
+    return Lens(spans[focus] if focus is not None else None, ignored)  # type: ignore[arg-type]
+
+
+def check_lens(aspects: Sequence[str] | None, focus: str | None, ignore: Sequence[str]) -> None:
+    """Check what ``lens`` is asked for, by the aspects of the dictionary; None without one. Errors are those of it."""
+    for field, aspect in _asked(focus, ignore):
+        if aspects is None:
             raise UserError(
                 f"{field} {aspect!r} needs a dictionary, whose words say what {aspect} is: give a query set of words"
                 " with a column aspect",
                 code="no-words",
                 field=field,
             )
+        if aspect not in aspects:
+            there = f"the dictionary has {', '.join(aspects)}" if aspects else "the dictionary has none"
+            raise UserError(f"there is no aspect {aspect!r}: {there}", code="unknown", field=field)
     if focus is not None and focus in ignore:
         raise UserError(f"{focus!r} cannot be both focus and ignored", code="overlap", field="ignore")
-    if dictionary is None or (focus is None and not ignore):
-        return None
-    spans = {aspect: _spans(dictionary, aspect, field) for field, aspect in asked if aspect is not None}
-    ignored = tuple(_joined([spans[aspect][half] for aspect in ignore]) for half in (0, 1)) if ignore else None
-    return Lens(spans[focus] if focus is not None else None, ignored)  # type: ignore[arg-type]
+
+
+def _asked(focus: str | None, ignore: Sequence[str]) -> list[tuple[str, str]]:
+    return [*([("focus", focus)] if focus is not None else []), *(("ignore", aspect) for aspect in ignore)]
+
+
+def through(
+    encoded: Encoded,
+    texts_E: NDArray[np.bool_],
+    dictionary: Dictionary | None,
+    images: Means | None,
+    glass: Lens | None,
+) -> Encoded:
+    """Return evidence as it counts: through the lens, if there is one, and without means where these would count.
+
+    Args:
+        encoded: the evidence.
+        texts_E: whether each piece is a text.
+        dictionary: of which the means of texts are.
+        images: means of the gallery.
+        glass: the lens.
+    """
+    encoded = centred(encoded, texts_E, dictionary.means if dictionary else None, images, always=glass is not None)
+    return glass(encoded) if glass else encoded
 
 
 def _spans(dictionary: Dictionary, aspect: str, field: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    members = dictionary.members(aspect, field)
+    members = dictionary.members(aspect)
     if len(members) < 2:
         message = f"the dictionary has one value of {aspect!r} alone; give at least two"
         raise UserError(message, code="one-value", field=field)

@@ -24,9 +24,7 @@ from numpy.typing import NDArray
 
 from retrieval.artifacts import QuerySet
 from retrieval.artifacts.queryset import text_vectors, vision_vectors
-from retrieval.errors import UserError
 from retrieval.means import Means
-from retrieval.query import pool
 
 if TYPE_CHECKING:
     from retrieval.aggregator import Aggregator
@@ -109,6 +107,8 @@ class Dictionary:
         Raises:
             DamagedError: the query set cannot be read.
         """
+        from retrieval.query import pool  # loads PyTorch, which a process that only opens this module need not
+
         table = queries.table(["id", "text", "aspect", "value", "vlm", "vision"])
         text_QD1, image_QD2 = text_vectors(table), pool(*vision_vectors(table), network)
         columns = (table[name].to_pylist() for name in ("aspect", "value", "text"))
@@ -127,15 +127,8 @@ class Dictionary:
             vision.append(image_QD2[of].mean(axis=0))
         return cls(aspects, values, np.stack(vlm), np.stack(vision))
 
-    def members(self, aspect: str, field: str) -> NDArray[np.int64]:
-        """Return which values are of an aspect.
-
-        Raises:
-            UserError: there is no such aspect (code ``unknown``); those that there are are named.
-        """
-        if aspect not in self.aspects:
-            there = f"the dictionary has {', '.join(self.aspects)}" if self.aspects else "the dictionary has none"
-            raise UserError(f"there is no aspect {aspect!r}: {there}", code="unknown", field=field)
+    def members(self, aspect: str) -> NDArray[np.int64]:
+        """Return which values are of an aspect, which there must be."""
         return np.flatnonzero(self._of == self.aspects.index(aspect))
 
     def similarities(self, vlm_ND1: np.ndarray, vision_ND2: np.ndarray, means: Means | None) -> np.ndarray:
@@ -161,12 +154,12 @@ class Dictionary:
             means: of their gallery.
             names: how many are read where the dictionary has no aspects.
         """
-        common = (np.atleast_2d(rows).mean(axis=0, dtype=np.float64)[None] for rows in (vlm_ND1, vision_ND2))
-        near_W = self.similarities(*common, means)[0]
+        vlm_1D1, vision_1D2 = (rows.mean(axis=0, dtype=np.float64)[None] for rows in (vlm_ND1, vision_ND2))
+        [near_W] = self.similarities(vlm_1D1, vision_1D2, means)
         if not self.aspects:
             best = np.argsort(-near_W, kind="stable")[:names]
         else:
-            of_aspects = (self.members(aspect, "aspect") for aspect in self.aspects)
+            of_aspects = (self.members(aspect) for aspect in self.aspects)
             best = np.array([members[near_W[members].argmax()] for members in of_aspects])
         return [Word(self.values[w].aspect, self.values[w].name, float(near_W[w])) for w in best]
 

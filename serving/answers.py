@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 
 from retrieval.assistant.material import Wanted
+from retrieval.bridge import Reading, given_shares
 from retrieval.errors import UserError
 from serving import metrics
 from serving.deployments.calls import Deadline, Unavailable
@@ -81,7 +82,7 @@ class AskedText:
         """The text as the ranker takes it; if images count with its own, or else with the nearest real ones."""
         assert self.vlm_D1 is not None
         vision = self.known.vision_KD2[self.kept] if visual and self.known and self.kept else None
-        return Piece(self.weight, self.vlm_D1, vision, nearest=visual and self.lacks_images)
+        return Piece(self.weight, self.vlm_D1, vision, nearest=visual and self.lacks_images, text=True)
 
 
 @dataclass
@@ -116,6 +117,9 @@ class Asked:
     images: int
     deadline: Deadline
     version: str | None = None
+    read: tuple[Reading, np.ndarray] | None = None
+    """What pictures were read as, and the share of each given piece in each piece of ``evidence``, which is what the
+    search is made of since."""
     warnings: list[str] = field(default_factory=list)
     timings_ms: dict[str, float] = field(default_factory=dict)
 
@@ -131,7 +135,8 @@ class Asked:
     def query(self) -> AskedText | None:
         """The request's main text."""
         first = self.evidence[0]
-        return first if isinstance(first, AskedText) and self.request.query is not None else None
+        main = self.request.query is not None or self.read
+        return first if isinstance(first, AskedText) and main else None
 
     @property
     def memory(self) -> MemoryUse:
@@ -187,14 +192,17 @@ def answer(
     if last:
         _count(stage, shortfalls, asked.memory, timings_ms)
     return SearchAnswer(
-        query=query.text if query else "",
-        kind=request.kind if query else None,
+        query=query.text if query and not asked.read else request.query or "",
+        kind=None if request.query is None else request.kind,
         mode=request.mode,
         stage=stage,
         weight=ranking.weight,
         visual=None if ranking.weight == 0 else asked.visual,
         k=request.k,
-        results=[_result(row) for row in ranking.rows],
+        results=[_result(row) for row in _as_given(asked, ranking.rows)],
+        words=[word.value for word in asked.read[0].words] if asked.read else [],
+        recomposed=asked.read[0].text if asked.read else None,
+        refinements=ranking.refinements,
         reranked=ranking.reranked,
         imagined=list(images),
         memory=asked.memory,
@@ -237,6 +245,16 @@ def _count(stage: Stage, shortfalls: Sequence[Shortfall], memory: MemoryUse, tim
         metrics.memory.count(outcome=memory)
     for name, ms in timings_ms.items():
         metrics.stage_seconds.observe(ms / 1000, stage=name)
+
+
+def _as_given(asked: Asked, rows: Sequence[Row]) -> list[Row]:
+    """Rows with the shares of what was given, whatever it was read as."""
+    if not asked.read or asked.read[1].shape[1] == 1 or asked.request.fuse == "rrf":
+        return list(rows)
+    _, brings_EG = asked.read
+    alone = len(asked.evidence) == 1  # a ranking by one piece has no shares
+    shares = given_shares([[row.score] if alone else row.shares for row in rows], brings_EG)
+    return [replace(row, shares=of_row) for row, of_row in zip(rows, shares, strict=True)]
 
 
 def _result(row: Row) -> Result:

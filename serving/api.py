@@ -224,6 +224,7 @@ def make_api(
             assistant=search.assistant.depth if search.assistant else 0,
             limits=limits.model_dump(),
             examples=search.examples,
+            aspects=served.aspects or [],
         )
 
     api.mount("/page", StaticFiles(directory=PAGE))

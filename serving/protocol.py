@@ -107,6 +107,14 @@ class SearchRequest(BaseModel):
     depth: int = Field(
         DEPTH, ge=1, le=MAX_DEPTH, strict=True, description="How many rows the second stage, or each list of rrf, has."
     )
+    focus: str | None = Field(None, min_length=1, description="An aspect of the dictionary, which then counts alone.")
+    ignore: list[str] = Field(
+        default_factory=list, max_length=MAX_PIECES, description="Aspects of the dictionary that do not count."
+    )
+    bridge: Literal["auto", "none", "words"] = Field(
+        "auto",
+        description="Whether pictures are read into words: together with texts (auto), always (words) or never (none).",
+    )
     drop: list[int] = Field(
         default_factory=list,
         description="Imagined images of the query to leave out, by their index in the answer; nothing is imagined"
@@ -186,6 +194,11 @@ class SearchAnswer(BaseModel):
     k: int
     results: list[Result]
     words: list[str] = Field(default=[], description="What was read from a picture.")
+    recomposed: str | None = Field(
+        default=None,
+        description="The text that pictures and texts became by that, which was imagined and ranked by. To send it as"
+        " the query, edited or not, needs no picture.",
+    )
     refinements: list[str] = Field(default=[], description="Words that split the results best.")
     reranked: str | None = Field(default=None, description="The second stage that the results were put in order by.")
     imagined: list[ImaginedImage]
@@ -220,6 +233,7 @@ class Info(BaseModel):
     assistant: int = Field(default=0, description="How many results an assistant may be shown; 0 without one.")
     limits: dict[str, Any]
     examples: list[str]
+    aspects: list[str] = Field(default=[], description="Those of the dictionary, for focus and ignore.")
 
 
 class IndexSwitch(BaseModel):

@@ -13,7 +13,9 @@ from ray.serve.handle import DeploymentHandle
 from cluster.profile import ServeSettings
 from retrieval.assistant.endpoint import Assistant
 from retrieval.assistant.rerank import check_can_judge
+from retrieval.bridge import Said, bridges, merging
 from retrieval.errors import UserError
+from retrieval.lens import check_lens
 from serving import metrics
 from serving.admission import Admission
 from serving.answers import Asked, AskedPicture, AskedText, Shortfall, answer, imagined_images
@@ -121,6 +123,7 @@ class Search:
         """The longest that an answer may take."""
         self._shard_seconds = settings.shard_timeout_ms / 1000
         self._weight: float | None = None
+        self._aspects: list[str] | None = None
         self.admission = Admission(settings.ingress.ongoing, settings.ingress.queued)
         self._texts: Gathering[str, EncodedText] = Gathering.of("the text encoder", self._encode_each, settings.vlm)
         self._rankings: Gathering[Asking, Ranking] = Gathering.of("the ranker", self._rank_each, settings.ranker)
@@ -153,7 +156,7 @@ class Search:
         vlm, vision, generator, ranker = self._parts.vlm, self._parts.vision, self._parts.generator, self._parts.ranker
         learn = self._imaginer.learn
         served: Served = await _start("the ranker", ranker.served)
-        self._weight = served.weight
+        self._weight, self._aspects = served.weight, served.aspects
         encoded: EncodedText = await _start("the text encoder", vlm.encode_text, PROBE)
         near: Ranking = await _start(
             "the ranker", ranker.rank, [Piece(1.0, encoded.vlm_D1, None)], 0.0, EXAMPLES_FROM, None, START_SECONDS
@@ -256,6 +259,8 @@ class Search:
                 yield stage
 
     async def _stages(self, asked: Asked, *, each: bool) -> AsyncGenerator[Event]:
+        if self._is_read(asked):
+            await self._read(asked)
         texts = asked.texts
         if asked.weight == 0:
             await self._encode(asked)
@@ -291,6 +296,35 @@ class Search:
         if images:
             yield "imagined", ImaginedEvent(imagined=images, memory=asked.memory)
         yield "fused", await self._by_both(asked, images, by_text, without)
+
+    def _is_read(self, asked: Asked) -> bool:
+        pictures = any(one.weight > 0 for one in asked.evidence if not isinstance(one, AskedText))
+        return bridges(asked.request.bridge, self._aspects, pictures=pictures, texts=bool(asked.texts))
+
+    async def _read(self, asked: Asked) -> None:
+        """Read pictures into words, with what texts change of them; from then on the search is for the text that this
+        makes. If they cannot be read just now, it stays as it was given, with a warning.
+        """
+        given = asked.evidence
+        await self._encode(asked)
+        pictures = [one for one in given if not isinstance(one, AskedText) and one.weight > 0]
+        pieces = [one if isinstance(one, RowPiece) else one.piece(visual=True) for one in pictures]
+        said = [Said(one.text, one.vlm_D1, one.weight > 0) for one in asked.texts if one.vlm_D1 is not None]
+        method, left = self._parts.ranker.read, asked.deadline.left
+        try:
+            with asked.timed("read"):
+                reading, asked.version = await call(
+                    "the ranker", method, pieces, said, asked.version, left, seconds=left, refusals=(UserError,)
+                )
+        except Unavailable as error:
+            asked.warnings.append(f"pictures were not read into words: {error}")
+            return
+        merged = merging(reading, [isinstance(one, AskedText) for one in given], [one.weight for one in given])
+        if merged:
+            kept, brings_EG = merged
+            text = AskedText(normalised(reading.text), max(one.weight for one in given), "what was read")
+            asked.evidence = [text, *(given[n] for n in kept)]
+            asked.read = reading, brings_EG
 
     async def _stand_in(self, asked: Asked) -> Ranking | None:
         """The ranking by the nearest real images of the texts that have no images yet, if there can be one."""
@@ -372,6 +406,7 @@ class Search:
             raise Unavailable("the service", "starting")
         seconds = self.seconds if request.deadline_ms is None else request.deadline_ms / 1000
         query = [] if request.query is None else [AskedText(_normalised(request.query, "query"), 1.0, "the query")]
+        check_lens(self._aspects, request.focus, request.ignore)
         asked = Asked(
             request=request,
             request_id=request_id,
@@ -382,6 +417,7 @@ class Search:
         )
         if request.rerank in ("judge", "list"):
             check_can_judge(self.assistant, asked.in_words)
+        self._is_read(asked)  # so that what cannot be is refused at once
         return asked
 
     async def _encode(self, asked: Asked) -> None:
@@ -425,7 +461,8 @@ class Search:
         the ``last`` ranking comes has no second stage, which takes its time.
         """
         weight, request = asked.weight if visual else 0.0, asked.request
-        way, k = Way(request.fuse, request.rerank, request.depth) if last else AS_EVER, request.k
+        second = (request.fuse, request.rerank, request.depth) if last else AS_EVER[:3]
+        way, k = Way(*second, request.focus, tuple(request.ignore), refine=last), request.k
         if self.assistant and way.rerank in ("judge", "list"):  # by who asks the ranker, once the answer is known
             way, k = way._replace(rerank="none"), max(k, min(request.depth, self.assistant.depth))
         asking = Asking(asked.deadline, asked.pieces(visual=visual), weight, k, asked.version, way)

@@ -80,12 +80,14 @@ class Piece:
         vision: vectors of a text's K imagined images, float32 (K, D2), which are pooled to ν; or ν itself, (D2,); None
             for a text that has none.
         nearest: the nearest real images of the index are to stand in for those that it has not.
+        text: whether it is a text; what a picture is has the means of pictures.
     """
 
     weight: float
     vlm_D1: np.ndarray
     vision: np.ndarray | None
     nearest: bool = False
+    text: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,12 +107,16 @@ class RowPiece:
 
 class Way(NamedTuple):
     """How several imagined images become one ranking, which second stage there is, and how many rows take part in it
-    (``retrieval.rankings``, ``retrieval.second_stage``).
+    (``retrieval.rankings``, ``retrieval.second_stage``); which aspects count (``retrieval.lens``); and whether words
+    are to be found that split what was found.
     """
 
     fuse: Fuse = "mean"
     rerank: Rerank = "none"
     depth: int = DEPTH
+    focus: str | None = None
+    ignore: tuple[str, ...] = ()
+    refine: bool = False
 
 
 AS_EVER = Way()
@@ -179,6 +185,8 @@ class Ranking:
     total: int
     attention: list[float | None]
     reranked: str | None = None
+    refinements: list[str] = field(default_factory=list)
+    """Words that split the rows best."""
 
 
 @dataclass(frozen=True)
@@ -194,3 +202,5 @@ class Served:
     shards: int
     models: dict[str, str]
     weight: float
+    aspects: list[str] | None = None
+    """Of the dictionary; None without one."""

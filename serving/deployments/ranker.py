@@ -19,11 +19,14 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.profile import Profile
-from retrieval.artifacts import Index, Role, TrainedAggregator
+from retrieval.artifacts import Index, QuerySet, Role, TrainedAggregator
 from retrieval.artifacts.compatibility import check_made_by, check_same_models
+from retrieval.bridge import Reading, Said, read, refinements
 from retrieval.errors import DamagedError, UserError
 from retrieval.evidence import Encoded, compiled, halves
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
+from retrieval.lens import lens, through
+from retrieval.means import Means
 from retrieval.nearest import NEAREST, visual_half
 from retrieval.rankings import Scored, image_by_image, joint_queries, one_ranking, ranking_shares
 from retrieval.second_stage import neighbours, put_in_order
@@ -86,9 +89,11 @@ class Ranker:
         aggregator: str | None,
         encoders: dict[Role, DeploymentHandle],
         shards: Sequence[DeploymentHandle] | None,
+        words: str | None = None,
     ) -> None:
-        """Without deployments of ``shards``, each replica opens them itself."""
+        """Without deployments of ``shards``, each replica opens them itself; ``words`` is a dictionary's query set."""
         from retrieval.query import pool  # by replicas alone: see encoders.py
+        from retrieval.words import NEIGHBOURS, Dictionary
 
         self._pool = pool
         self._weight = DEFAULT_WEIGHT
@@ -103,6 +108,11 @@ class Ranker:
             trained = TrainedAggregator.open(aggregator)
             trained.check_fits(self._current)
             self._network, self._weight = trained.network(), trained.manifest.weight
+        self._dictionary, self._neighbours = None, NEIGHBOURS
+        if words:
+            queries = QuerySet.open(words)
+            check_same_models(queries, self._current, ["vlm", "vision"])
+            self._dictionary = Dictionary.of(queries, self._network)
         for role, encoder in encoders.items():
             model: Model = await call(f"the {role} model", encoder.model, seconds=START_SECONDS)
             check_made_by(self._current, role, model.record.uri, model.record.fingerprint)
@@ -194,13 +204,18 @@ class Ranker:
             encoded, attention = self._encoded(question, rows, index)
             assert all(np.isfinite(part).all() for part in encoded)
             try:
-                [pooled_D], weight = compiled(encoded, question.weight)
                 images = {n: one.vision for n, one in enumerate(question.pieces) if isinstance(one, Piece)}
                 several = {n: vision for n, vision in images.items() if vision is not None and vision.ndim > 1}
-                alone = image_by_image(encoded, several) if question.way.fuse != "mean" and weight else []
+                each = image_by_image(encoded, several) if question.way.fuse != "mean" and question.weight else []
+                glass = lens(self._dictionary, question.way.focus, question.way.ignore)
+                texts_E = np.array([isinstance(piece, Piece) and piece.text for piece in question.pieces])
+                encoded, *alone = (
+                    through(one, texts_E, self._dictionary, _means(index), glass) for one in (encoded, *each)
+                )
+                [pooled_D], weight = compiled(encoded, question.weight)
                 queries_VD = joint_queries(encoded, alone, question.way.fuse, weight)
             except UserError as error:
-                if error.field != "evidence":
+                if error.field not in ("evidence", "focus", "ignore"):
                     raise
                 return error
             return _Prepared(index, encoded, alone, pooled_D, queries_VD, weight, question.way, attention)
@@ -278,9 +293,13 @@ class Ranker:
                 ranking = await self._by_neighbours(ranking, by_id, prepared, deadline)
                 reranked = way.rerank
             rows = [replace(by_id[one.id], **one._asdict()) for one in ranking]
-        rows = rows[:k]
-        if len(prepared.encoded.weights_E) > 1:
-            rows = await self._with_shares(rows, prepared, deadline)
+        rows, several, words = rows[:k], len(prepared.encoded.weights_E) > 1, list[str]()
+        if several or (way.refine and self._dictionary):
+            vectors = await self._vectors(rows, index, deadline)
+            if way.refine and vectors:
+                joint_ND = np.stack(list(vectors.values()))
+                words = [word.text for word in refinements(self._dictionary, joint_ND, _means(index))]
+            rows = self._with_shares(rows, vectors, prepared) if several else rows
         return Ranking(
             rows,
             prepared.weight,
@@ -290,7 +309,27 @@ class Ranker:
             total=len(index.manifest.shards),
             attention=prepared.attention,
             reranked=reranked,
+            refinements=words,
         )
+
+    async def read(
+        self, pictures: Sequence[Piece | RowPiece], texts: Sequence[Said], version: str | None, seconds: float
+    ) -> tuple[Reading, str]:
+        """Return what pictures and rows that are wanted are in words, with the changes that texts make; and by which
+        version of the index.
+
+        Raises:
+            Unavailable: no shard answered, or none that has a row.
+            UserError: a row is not in the index, or pictures cancel out.
+        """
+        assert self._dictionary
+        deadline = Deadline(seconds)
+        near = await self.rank(pictures, DEFAULT_WEIGHT, self._neighbours, version, seconds)
+        index = await bounded("the ranker", self._version(near.version), seconds=deadline.left)
+        vectors = await self._vectors(near.rows, index, deadline)
+        if not vectors:
+            raise Unavailable("every shard of the index", "down")
+        return read(self._dictionary, np.stack(list(vectors.values())), _means(index), texts), near.version
 
     async def _by_neighbours(
         self, ranking: Sequence[Scored], by_id: Mapping[str, Row], prepared: _Prepared, deadline: Deadline
@@ -309,9 +348,8 @@ class Ranker:
         rest = [one for one in first if one.id not in vectors]
         return put_in_order([*there, *rest, *ranking[len(first) :]], scores_M)
 
-    async def _with_shares(self, rows: list[Row], prepared: _Prepared, deadline: Deadline) -> list[Row]:
+    def _with_shares(self, rows: list[Row], vectors: Mapping[str, np.ndarray], prepared: _Prepared) -> list[Row]:
         """Rows with their shares. Of one whose shard does not answer a second time they stay empty."""
-        vectors = await self._vectors(rows, prepared.index, deadline)
         if not vectors:
             return rows
         joint_ND = np.stack([vectors[row.id] for row in rows if row.id in vectors])
@@ -349,6 +387,7 @@ class Ranker:
             shards=len(manifest.shards),
             models=models,
             weight=self._weight,
+            aspects=self._dictionary.aspects if self._dictionary else None,
         )
 
     async def switch(self, index: str) -> Served:
@@ -457,6 +496,11 @@ class Ranker:
         with torch.inference_mode():
             [attention_K] = self._network.attention(torch.from_numpy(vision[None]))
         return [share if math.isfinite(share) else None for share in attention_K.tolist()]
+
+
+def _means(index: Index) -> Means | None:
+    mean = index.mean()
+    return Means(*mean) if mean else None
 
 
 def _scored(row: Row) -> Scored:

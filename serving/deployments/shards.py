@@ -116,15 +116,13 @@ class Opened:
         """Return the joint rows [c ; d] of those of the ids that are in these shards: their places in ``ids``, (n,),
         and the vectors, float16 (n, D).
         """
-        found = [
-            (place, shard.vectors[row])
-            for shard in self.shards.values()
-            for place, id in enumerate(ids)
-            if (row := shard.row_of(id)) is not None
-        ]
-        dim = next(iter(self.shards.values())).dim if self.shards else 0
-        vectors_nD = np.array([vector for _, vector in found], np.float16).reshape(-1, dim)
-        return np.array([place for place, _ in found], np.int64), vectors_nD
+        places: list[int] = []
+        parts = [np.zeros((0, next(iter(self.shards.values())).dim if self.shards else 0), np.float16)]
+        for shard in self.shards.values():
+            rows = {place: row for place, id in enumerate(ids) if (row := shard.row_of(id)) is not None}
+            places += rows
+            parts.append(shard.vectors[list(rows.values())])
+        return np.array(places, np.int64), np.concatenate(parts)
 
     def check_health(self) -> None:
         """Search for a row that is there, as queries do.

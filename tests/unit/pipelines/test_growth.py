@@ -103,6 +103,9 @@ def test_added_images_are_found_and_known_ones_not_embedded_again(
     (images / "class 9/bad.png").write_bytes(b"")
     (images / "class 9/gone.png").symlink_to("nowhere")
     second = add(str(images), place.gallery, first, profile)
+    for version in (place.index, first, second):  # of all rows of its shards, removed ones too
+        every = np.concatenate([shard.vectors for shard in version.shards()]).astype(np.float64)
+        np.testing.assert_allclose(np.concatenate(version.mean() or ()), every.mean(axis=0), atol=1e-6)
     summary = summary_of(place.gallery, place.gallery.manifest.batches[-1])
     assert (summary.read, summary.embedded, summary.unchanged, summary.rejected) == (
         4,
@@ -164,6 +167,7 @@ def test_removed_rows_are_never_found_again_and_leave_the_gallery(place: Place, 
     removed = remove(some, place.gallery, place.index, profile.index)
     assert (removed.rows, removed.unknown) == (3, ["no such"])
     by_label = remove(Selection(labels=["class 1"]), place.gallery, place.index, profile.index)
+    assert by_label.index.manifest.mean
     left = place.paths()
     assert left == place.in_gallery()
     assert len(left) == by_label.index.manifest.rows == 24 - 3 - by_label.rows

@@ -26,7 +26,7 @@ VOCABULARY = [
     VocabularyEntry("red star, five red points", "name+description", "red star"),
     VocabularyEntry("red star", "name", "red star"),
     VocabularyEntry("red star", "name", "another label"),
-    VocabularyEntry("ünï {} 😀", "description", None, ("row 1", "row 2"), ("row 3",)),
+    VocabularyEntry("ünï {} 😀", "description", None, ("row 1", "row 2"), ("row 3",), "shape", "face"),
 ]
 """Six entries, of which five differ."""
 
@@ -76,7 +76,7 @@ def test_queries_hold_what_the_encoder_gives(queries: QuerySet, query_encoder: A
 
 def test_query_set_opens_and_records_how_it_was_made(queries: QuerySet, profile: Profile, query_encoder: Any) -> None:
     manifest = QuerySet.open(queries.uri).manifest
-    assert (manifest.queries, manifest.images, manifest.seed) == (5, 3, 5)
+    assert (manifest.queries, manifest.images, manifest.seed, manifest.aspects) == (5, 3, 5, ["shape"])
     assert manifest.templates == prompt_templates(profile)
     assert manifest.models == {role: record_of(getattr(query_encoder, role)) for role in ("vlm", "vision", "generator")}
     rejected = [reason for row in queries.table(["id", "rejected"]).to_pylist() for reason in row["rejected"]]

@@ -147,5 +147,15 @@ def test_ids_are_of_text_kind_and_label() -> None:
     entries = [*THREE_KINDS, VocabularyEntry("red star"), VocabularyEntry("red star", "name", "other")]
     entries += [VocabularyEntry("red star", relevant=ids) for ids in ((), ("a",), ("a", "b"))]
     entries += [VocabularyEntry("red star", relevant=("a",), junk=("b",))]
-    assert len({entry.id for entry in entries}) == 9
+    entries += [VocabularyEntry("red star", aspect=aspect, value="red") for aspect in ("colour", "mood")]
+    assert len({entry.id for entry in entries}) == 11
     assert THREE_KINDS[0].id == VocabularyEntry("red star", "name", "red star").id == "6aff00de893909c3"
+
+
+def test_words_of_a_dictionary_say_values_of_aspects(tmp_path: Path) -> None:
+    (tmp_path / "words.csv").write_text("text,aspect,value\nred,colour,\nlike blood,colour,red\nstar,,\n")
+    said = [(entry.text, entry.aspect, entry.value) for entry in read_vocabulary(tmp_path / "words.csv")]
+    assert said == [("red", "colour", "red"), ("like blood", "colour", "red"), ("star", None, None)]
+    (tmp_path / "words.csv").write_text("text,aspect,value\nred,,red\n")
+    with refused("missing", "aspect"):
+        read_vocabulary(tmp_path / "words.csv")

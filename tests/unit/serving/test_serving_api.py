@@ -426,8 +426,9 @@ def test_keys_guard_all_but_health_and_page(service: Service, tmp_path: Path) ->
     serve = service.profile.serve.model_copy(update={"keys_file": str(file)})
     guarded = replace(service, profile=service.profile.model_copy(update={"serve": serve}))
     with TestClient(guarded.api(guarded.search(), behind_serve=False)) as client:
-        for path in ("/v1/info", "/v1/images/id-001", "/v1/imagined/a/0"):
+        for path in ("/v1/info", "/v1/images/id-001", "/v1/imagined/a/0", f"/v1/pictures/{ABSENT}"):
             fault(client.get(path), 401, "key-missing")
+        fault(client.post("/v1/pictures", content=b"x", headers={"Content-Type": "image/png"}), 401, "key-missing")
         fault(client.put("/v1/index", json={"index": "x"}), 401, "key-missing")
         for path in ("/", "/page/page.js", "/healthz", "/openapi.json"):
             assert client.get(path).status_code == 200

@@ -35,6 +35,7 @@ from retrieval.images import ImageRejected
 from retrieval.index.hits import merge_topk
 from retrieval.query import QueryEncoder
 from serving.deployments.calls import Unavailable, call
+from serving.deployments.encoders import VLMTowers
 from serving.deployments.generator import ImaginingGenerator
 from serving.deployments.local_shards import LocalShards
 from serving.deployments.messages import Piece, Question
@@ -57,8 +58,9 @@ SECONDS = 30.0
 
 @pytest.fixture(scope="module", params=["shards in the ranker", "shards as deployments"])
 def service(request: pytest.FixtureRequest, collection: Collection, profile: Profile) -> Service:
-    """As that of all tests, with the two shards in either place."""
-    settings = profile.serve.model_copy(update={"local_index_bytes": 2**20 if "ranker" in request.param else 0})
+    """As that of all tests, with the two shards in either place; and texts are encoded one by one (``OneByOne``)."""
+    place = {"local_index_bytes": 2**20 if "ranker" in request.param else 0}
+    settings = profile.serve.model_copy(update={**place, "vlm": profile.serve.vlm.model_copy(update={"batch": 1})})
     both = profile.model_copy(update={"serve": settings})
     service = local_service(target=str(collection.folder), profile=both, store="memory:")
     assert service.shards == (0 if "ranker" in request.param else 2)
@@ -90,6 +92,28 @@ async def warmed(service: Service) -> Search:
     search = service.search()
     await search.warm_up()
     return search
+
+
+class OneByOne:
+    """A ``QueryEncoder`` that batches nothing: batches of other sizes round differently in their last bits."""
+
+    def __init__(self, encoder: QueryEncoder) -> None:
+        self._encoder = encoder
+        self.vlm, self.vision, self.batch = encoder.vlm, encoder.vision, encoder.batch
+        self.generator = encoder.generator
+
+    def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
+        return np.concatenate([self._encoder.text_vectors([text]) for text in texts])
+
+    def imagine(self, texts: Sequence[str], images: int, *, seed: int) -> list[Any]:
+        return [self._encoder.imagine([text], images, seed=seed)[0] for text in texts]
+
+    def image_vectors(self, imagined: Sequence[Any]) -> list[np.ndarray]:
+        return [self._encoder.image_vectors([one])[0] for one in imagined]
+
+    def picture_vectors(self, pictures: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+        vlm, vision = zip(*(self._encoder.picture_vectors([picture]) for picture in pictures), strict=True)
+        return np.concatenate(vlm), np.concatenate(vision)
 
 
 def one_piece(vlm_D1: np.ndarray, vision: np.ndarray | None = None) -> list[Piece]:
@@ -164,10 +188,12 @@ WAYS: list[dict[str, Any]] = [
 
 
 def test_all_ways_of_ranking_equal_the_plain_pipeline_with_images_and_without(
-    service: Service, finder: Finder, query_encoder: QueryEncoder, collection: Collection
+    service: Service, query_encoder: QueryEncoder, collection: Collection
 ) -> None:
     models = query_encoder
-    bare = Finder(QueryEncoder(models.vlm, models.vision, None, templates=models.templates, batch=1), collection.index)
+    finder = Finder(OneByOne(models), collection.index)  # type: ignore[arg-type]
+    unable = QueryEncoder(models.vlm, models.vision, None, templates=models.templates, batch=1)
+    bare = Finder(OneByOne(unable), collection.index)  # type: ignore[arg-type]
     without = replace(service, parts=replace(service.parts, generator=None))
     asked = (
         ({"query": QUERIES[3]}, [Text(QUERIES[3])]),
@@ -254,7 +280,7 @@ def test_questions_that_are_asked_together_are_ranked_as_if_alone(
         together = await call("", ranker.rank_each, [*wrong, *questions], seconds=SECONDS)
         assert [(str(error), error.trouble) for error in together[:2]] == [("the ranker failed", "failed")] * 2
         for question, ranking in zip(questions, together[2:], strict=True):
-            alone = await call("", ranker.rank, *vars(question).values(), seconds=SECONDS)
+            [alone] = await call("", ranker.rank_each, [question], seconds=SECONDS)
             assert ranking == alone
 
     run(check())
@@ -407,28 +433,6 @@ def test_a_picture_is_searched_for_by_both_its_vectors(
     run(check())
 
 
-class OneByOne:
-    """A ``QueryEncoder`` that batches nothing: batches of other sizes round differently in their last bits."""
-
-    def __init__(self, encoder: QueryEncoder) -> None:
-        self._encoder = encoder
-        self.vlm, self.vision, self.batch = encoder.vlm, encoder.vision, encoder.batch
-        self.generator = SimpleNamespace(imagine=self._imagine)
-
-    def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
-        return np.concatenate([self._encoder.text_vectors([text]) for text in texts])
-
-    def _imagine(self, texts: Sequence[str], images: int, **options: Any) -> list[Any]:
-        return [self._encoder.generator.imagine([text], images, **options)[0] for text in texts]
-
-    def image_vectors(self, imagined: Sequence[Any]) -> list[np.ndarray]:
-        return [self._encoder.image_vectors([one])[0] for one in imagined]
-
-    def picture_vectors(self, pictures: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
-        vlm, vision = zip(*(self._encoder.picture_vectors([picture]) for picture in pictures), strict=True)
-        return np.concatenate(vlm), np.concatenate(vision)
-
-
 def test_evidence_is_answered_as_in_one_process_single_streamed_and_remembered(
     service: Service, collection: Collection, query_encoder: QueryEncoder
 ) -> None:
@@ -445,7 +449,7 @@ def test_evidence_is_answered_as_in_one_process_single_streamed_and_remembered(
         uploaded = await search.upload(file.read_bytes())
         assert (uploaded.upload, 64, 64) == tuple((await search.upload(file.read_bytes())).model_dump().values())
         kept = Image.open(BytesIO(await search.pictures.jpeg(uploaded.upload) or b"")).convert("RGB")
-        for text in ("a star", "red", "a fish"):  # remembered as they are encoded alone
+        for text in ("a star", "red", "a fish"):  # imagined one by one
             await search.answer(SearchRequest(query=text, images=2), "")
         star, red = Text("a star"), Text("red", -0.4)
         upload, boxed = {"upload": uploaded.upload}, {"upload": uploaded.upload, "box": tenths}
@@ -469,10 +473,8 @@ def test_evidence_is_answered_as_in_one_process_single_streamed_and_remembered(
             ("a fish", [{**boxed, "weight": -0.3}], [Text("a fish"), Picture(kept, -0.3, pixels)]),
         ]
         for query, given, evidence in cases:
-            texts = sum(isinstance(piece, Text) for piece in evidence)
+            texts = any(isinstance(piece, Text) for piece in evidence)
             for options in ({}, {"weight": 0.3}, {"mode": "visual"}, {"mode": "text"}):
-                if options.get("mode") == "text" and texts > 1:
-                    continue  # texts that are not imagined are not remembered, and these two are encoded together
                 request = SearchRequest.model_validate(
                     {"query": query, "evidence": given, "k": 9, "images": 2, **options}
                 )
@@ -485,10 +487,24 @@ def test_evidence_is_answered_as_in_one_process_single_streamed_and_remembered(
                     shares = expected.shares if len(evidence) > 1 else [[] for _ in expected.results]
                     assert [found.shares for found in one.results] == shares
                     assert (one.weight, one.degraded, one.query) == (expected.weight, None, query or "")
-                told = ["text"] * bool(texts) + ["imagined"] * bool(query) + ["fused"]
+                told = ["text"] * texts + ["imagined"] * bool(query) + ["fused"]
                 assert [name for name, _ in stages] == (["text"] if options.get("mode") == "text" else told)
                 visual = None if answer.weight == 0 else "imagined" if texts else "given"
                 assert (answer.visual, answer.memory) == (visual, "hit" if texts and answer.weight else "off")
+
+    run(check())
+
+
+def test_texts_of_evidence_are_imagined_at_once_and_remembered_as_they_were(service: Service) -> None:
+    async def check() -> None:
+        search = await warmed(service)
+        evidence = [{"text": "pink"}, {"text": "a bolt", "weight": 0.5}, {"text": "small", "weight": -0.2}]
+        request = SearchRequest.model_validate({"evidence": evidence, "images": 2, "seed": 9})
+        fresh = [data async for _, data in search.stages(request, "")]
+        again = await search.answer(request, "")
+        assert [one.memory for one in fresh if isinstance(one, SearchAnswer)] == ["miss", "miss"]
+        assert (again.memory, again.results) == ("hit", fresh[-1].results)  # type: ignore[union-attr]
+        assert (again.imagined, again.visual, again.stage) == ([], "imagined", "fused")
 
     run(check())
 
@@ -614,9 +630,10 @@ def test_a_row_of_another_version_is_told_to_the_client(
     run(check())
 
 
-def test_texts_that_are_encoded_together_get_their_own_vectors(service: Service, query_encoder: QueryEncoder) -> None:
+def test_texts_that_are_encoded_together_get_their_own_vectors(profile: Profile, query_encoder: QueryEncoder) -> None:
+    vlm = local(VLMTowers.bind(profile))
+
     async def encode() -> list[Any]:
-        vlm = service.parts.vlm
         return await asyncio.gather(*(call("", vlm.encode_text, text, seconds=SECONDS) for text in QUERIES[:50]))
 
     for text, encoded in zip(QUERIES, run(encode()), strict=False):
