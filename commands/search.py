@@ -90,7 +90,8 @@ def search(
     ignore
         An aspect that does not count; can be given several times.
     bridge
-        Whether pictures are read into words: together with texts (auto), always (words), or never (none).
+        Whether pictures are read into words: together with texts (auto), always (words), or never (none). With words,
+        the profile's assistant puts them into one text, if there is one.
     words
         A query set of words with aspects, the dictionary; by default the one in target, if it has one.
     sheet
@@ -105,7 +106,7 @@ def search(
     title = ", ".join(evidence)
     settings = load_profile(profile)
     wanted = settings.queries.images if images is None else images
-    assistant = load_assistant(settings) if ask or rerank in ("judge", "list") else None
+    assistant = load_assistant(settings) if ask or bridge == "words" or rerank in ("judge", "list") else None
     finder = open_finder(place, settings, aggregator=aggregator, words=words, assistant=assistant)
     answer = finder.find(
         list(evidence.values()),
@@ -124,6 +125,8 @@ def search(
     _print(answer, list(evidence))
     if ask:
         _ask(assistant, list(evidence.values()), answer)
+    if assistant:
+        _print_spent(assistant.spent)
     if sheet:
         from pipelines.answer_sheet import answer_sheet
 
@@ -180,12 +183,11 @@ def _ask(assistant: Assistant | None, evidence: list[Evidence], answer: Answer) 
         out.print(f"{asked.answer.question} {', '.join(asked.answer.choices)}", markup=False)
     else:
         out.print(f"no question: {asked.shortfall}", style="yellow", markup=False)
-    _print_spent(asked.spent)
 
 
 def _print_spent(spent: Spent) -> None:
     out.print(
-        f"asked the assistant {spent.calls} times ({spent.failed} failed): {spent.tokens_in:,} tokens in,"
+        f"calls of the assistant: {spent.calls} ({spent.failed} failed), {spent.tokens_in:,} tokens in,"
         f" {spent.tokens_out:,} out"
     )
 
@@ -195,8 +197,6 @@ def _print(answer: Answer, names: list[str]) -> None:
         instead = "as far as possible" if answer.spent else "by text alone"
         instead = "with real images of the gallery" if answer.visual == "nearest" else instead
         out.print(f"ranked {instead}: {answer.degraded}", style="yellow")
-    if answer.spent:
-        _print_spent(answer.spent)
     if answer.words:
         out.print(f"read as: {' '.join(word.value for word in answer.words.words)}; searched for: {answer.words.text}")
     several = len(names) > 1 and all(answer.shares)

@@ -45,12 +45,14 @@ class Reading:
         text: the query in words, with what its texts change; searching for this text, edited or not, needs no picture.
         replaced: the values among ``words`` that texts have replaced or removed.
         told: the share of ``text`` that its texts have told, from 0 to 1; the pictures have told the rest.
+        shortfall: why no assistant worded ``text``, where one was to.
     """
 
     words: list[Word]
     text: str
     replaced: list[str]
     told: float
+    shortfall: str | None = None
 
 
 def bridges(bridge: Bridge, aspects: Sequence[str] | None, *, pictures: bool, texts: bool) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -241,7 +241,8 @@ class Finder:
             focus: an aspect of the dictionary, which then counts alone (``retrieval.lens``).
             ignore: aspects of the dictionary that then do not count.
             bridge: whether pictures and rows are read into words (``retrieval.bridge``): ``auto``, where they stand
-                together with texts and there is a dictionary; ``words``, always; or ``none``.
+                together with texts and there is a dictionary; ``words``, always, and worded by the assistant, if there
+                is one; or ``none``.
 
         Raises:
             UserError: k, λ, the depth or the number of images is out of range (code ``out-of-range``); the mode, fuse
@@ -281,12 +282,12 @@ class Finder:
             joint_MD = self._joint(places, ranking[:depth])
             ranking = put_in_order(ranking, neighbours(pooled_1D[0], weight, joint_MD, self.encoder.vlm.dim))
         reranked: str | None = None if rerank == "none" else rerank
-        degraded, spent = known.degraded, None
+        shortfalls, spent = [known.degraded, reading.shortfall if reading else None], None
         if judging:
             rows = [self._row(*places[one.id]) for one in ranking[: min(depth, judging.assistant.depth)]]
             found = judging.reranked(rows, self.index.manifest.sources)
             reranked, spent = rerank if found.order else None, found.spent
-            degraded = "; ".join(filter(None, (degraded, found.shortfall))) or None
+            shortfalls.append(found.shortfall)
             ranking = [ranking[place]._replace(rerank_score=share) for place, share in found.places(len(ranking))]
         ranking = ranking[:k]
         joint_kD = self._joint(places, ranking)
@@ -295,7 +296,7 @@ class Finder:
             [Found(self._row(*places[one.id]), *one[1:]) for one in ranking],
             weight,
             known.imagined,
-            degraded,
+            "; ".join(filter(None, shortfalls)) or None,
             given_shares(brought, brings_EG) if reading else brought,
             known.visual if weight else None,
             reranked,
@@ -323,6 +324,11 @@ class Finder:
         vlm_BD1 = self.encoder.text_vectors([text.text for text in texts]) if texts else ()
         said = [Said(text.text, t_D1, text.weight > 0) for text, t_D1 in zip(texts, vlm_BD1, strict=True)]
         reading = read(self.dictionary, near_ND, self.means, said)
+        if bridge == "words" and self.assistant:
+            from retrieval.assistant.found import reworded
+
+            asked = reworded(self.assistant, texts, [word.value for word in reading.words])
+            reading = replace(reading, text=asked.answer or reading.text, shortfall=asked.shortfall)
         merged = merging(reading, [isinstance(piece, Text) for piece in given], [piece.weight for piece in given])
         if merged is None:
             return as_given

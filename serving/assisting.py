@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from retrieval.assistant.endpoint import Assistant, AssistantFault, Call
 from retrieval.assistant.judge import SIDE
 from retrieval.assistant.material import Wanted, small_jpeg
 from retrieval.assistant.rerank import Way, in_order, reranked
+from retrieval.assistant.rewrite import rewritten
 from serving import metrics
 from serving.answers import Shortfall
 from serving.breaker import Breaker
@@ -23,8 +25,8 @@ from serving.deployments.messages import Row
 
 PAUSE_SECONDS = 30.0
 """How long nobody asks an assistant that was found down, busy or silent."""
-SHARE, SHARE_OF_PICTURES = 0.9, 0.4
-"""Of the time that a request has left: all of the second stage, and reading the pictures for it."""
+SHARE, SHARE_OF_PICTURES, SHARE_OF_WORDS = 0.9, 0.4, 0.3
+"""Of the time that a request has left: all of the second stage, reading the pictures for it, and wording a query."""
 ORDERS = 1_000
 """Orders that are cached: what was paid for is not asked again by a page that is loaded again."""
 _TRIPS: frozenset[Trouble] = frozenset({"down", "busy", "late"})
@@ -93,20 +95,17 @@ class Assisting:
         key = (way, repr(wanted.fields()), version, *(row.id for row in rows))
         if (known := self._orders.get(key)) is not None:
             return known
-        try:
-            self._breaker.check()
-            if not self._free:
-                raise Unavailable("the assistant", "busy")
-        except Unavailable as error:
-            return Reordered(None, [], Shortfall("assistant", str(error)))
-        self._free -= 1
+        if not wanted:
+            return Reordered(None, [], Shortfall("assistant", "the assistant judges by words, and none were read"))
         deadline = Deadline(SHARE * seconds)
         try:
-            pictures = await self._pictures(SIDE if way == "judge" else grid.TILE, rows, SHARE_OF_PICTURES * seconds)
-            allowed = deadline.left
-            found = await reranked(self._assistant.talk(allowed), way, wanted, pictures)
-        finally:
-            self._free += 1
+            with self._place():
+                side = SIDE if way == "judge" else grid.TILE
+                pictures = await self._pictures(side, rows, SHARE_OF_PICTURES * seconds)
+                allowed = deadline.left
+                found = await reranked(self._assistant.talk(allowed), way, wanted, pictures)
+        except Unavailable as error:
+            return Reordered(None, [], Shortfall("assistant", str(error)))
         if found.order is None and found.fault:
             self._record(found.fault, allowed)
         if found.fault:
@@ -116,6 +115,33 @@ class Assisting:
         if not shortfall:
             self._orders[key] = reordered
         return reordered
+
+    async def reword(self, wanted: Wanted, *, seconds: float) -> str:
+        """Return one text for what is wanted.
+
+        Raises:
+            Unavailable: the assistant is not asked just now.
+            AssistantFault: it gave none.
+        """
+        allowed = SHARE_OF_WORDS * seconds
+        with self._place():
+            try:
+                return await rewritten(self._assistant.talk(allowed), wanted)
+            except AssistantFault as fault:
+                log.warning("%s", fault)
+                self._record(fault, allowed)
+                raise
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        self._breaker.check()
+        if not self._free:
+            raise Unavailable("the assistant", "busy")
+        self._free -= 1
+        try:
+            yield
+        finally:
+            self._free += 1
 
     async def _pictures(self, side: int, rows: Sequence[Row], seconds: float) -> list[bytes | None]:
         async def one(row: Row) -> bytes | None:

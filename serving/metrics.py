@@ -180,7 +180,7 @@ stage_seconds = Histogram(
     "mindseye_stage_seconds",
     "Time that a request spends in each stage, and in all.",
     SECONDS,
-    stage=("text", "text_rank", "nearest_rank", "imagine", "rank", "assistant", "total"),
+    stage=("text", "read", "reword", "text_rank", "imagine", "nearest_rank", "rank", "assistant", "total"),
 )
 generation_seconds = Histogram("mindseye_generation_seconds", "Time of one run of the diffusion model.", SECONDS)
 shard_seconds = Histogram(

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 from ray.serve.handle import DeploymentHandle
 
 from cluster.profile import ServeSettings
-from retrieval.assistant.endpoint import Assistant
+from retrieval.assistant.endpoint import Assistant, AssistantFault
+from retrieval.assistant.material import Wanted
 from retrieval.assistant.rerank import check_can_judge
 from retrieval.bridge import Said, bridges, merging
 from retrieval.errors import UserError
@@ -319,6 +320,14 @@ class Search:
         except Unavailable as error:
             asked.warnings.append(f"pictures were not read into words: {error}")
             return
+        if self._assisting and asked.request.bridge == "words":
+            wanted = Wanted.of(((one.text, one.weight) for one in asked.texts), [word.value for word in reading.words])
+            try:
+                with asked.timed("reword"):
+                    worded = await self._assisting.reword(wanted, seconds=asked.deadline.left)
+                reading = replace(reading, text=worded)
+            except (Unavailable, AssistantFault) as error:
+                asked.warnings.append(f"the assistant did not word the query: {error}")
         merged = merging(reading, [isinstance(one, AskedText) for one in given], [one.weight for one in given])
         if merged:
             kept, brings_EG = merged
@@ -416,7 +425,7 @@ class Search:
             deadline=Deadline(min(seconds, self.seconds)),
         )
         if request.rerank in ("judge", "list"):
-            check_can_judge(self.assistant, asked.in_words)
+            check_can_judge(self.assistant, None if self._is_read(asked) else asked.in_words)
         self._is_read(asked)  # so that what cannot be is refused at once
         return asked
 

@@ -57,6 +57,10 @@ def serving(answering: Answering | web.Application) -> Iterator[str]:
         ready.set()
         await ending.wait()
         await runner.cleanup()
+        unfinished = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(*unfinished, return_exceptions=True)
 
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),), daemon=True)
     thread.start()

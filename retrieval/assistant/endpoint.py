@@ -128,6 +128,9 @@ class Assistant:
         depth: pictures that one search may show it, at most.
         at_once: calls of one search under way at a time.
         told: is told of every call.
+
+    Attributes:
+        spent: calls and tokens so far, of all searches.
     """
 
     def __init__(
@@ -147,6 +150,7 @@ class Assistant:
         self.depth = depth
         self.at_once = at_once
         self.told = told
+        self.spent = Spent()
         self.states_logprobs = True
         """Whether to ask for the probabilities of tokens; false once the endpoint turned out to have none."""
         self._url = f"{url.rstrip('/')}/chat/completions"
@@ -240,6 +244,7 @@ class Talk:
         finally:
             call = Call(task, outcome, time.monotonic() - started, usage.prompt_tokens, usage.completion_tokens)
             self.spent.add(call)
+            self.assistant.spent.add(call)
             if self.assistant.told:
                 self.assistant.told(call)
 

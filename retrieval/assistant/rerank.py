@@ -50,8 +50,8 @@ def in_order(order: Sequence[int] | None, scores: Sequence[float | None], count:
     return [*((place, known[place]) for place in places), *((place, None) for place in range(len(places), count))]
 
 
-def check_can_judge(assistant: Assistant | None, wanted: Wanted) -> Assistant:
-    """Return the assistant that is to judge by such words.
+def check_can_judge(assistant: Assistant | None, wanted: Wanted | None) -> Assistant:
+    """Return the assistant that is to judge by such words; None if they are still to be read from pictures.
 
     Raises:
         UserError: there is none (code ``no-assistant``), or there are no words for what is wanted (``no-words``). The
@@ -63,7 +63,7 @@ def check_can_judge(assistant: Assistant | None, wanted: Wanted) -> Assistant:
             code="no-assistant",
             field="rerank",
         )
-    if not wanted:
+    if wanted is not None and not wanted:
         raise UserError(
             "an assistant judges by words, and there is no text among what is wanted: give one",
             code="no-words",

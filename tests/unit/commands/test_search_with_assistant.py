@@ -62,7 +62,7 @@ def test_a_search_is_put_in_order_and_a_question_asked(
     assert names[1] == [names[0][4], *names[0][:4]]
     labels = list(given(bodies[1])["found"].values())
     assert f"Which [bold]one? {labels[0]}" in said.out
-    assert "asked the assistant 1 times (0 failed): 7 tokens in, 3 out" in said.out
+    assert "calls of the assistant: 2 (0 failed), 14 tokens in, 6 out" in said.out
     assert given(bodies[0])["count"] == 6
     assert KEY not in said.out + said.err
 

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from aiohttp import web
+from assistant_server import Body, completion, given, serving
 from errors import refused
 from PIL import Image
 from tiny_artifacts import Collection, write_words
 
 from retrieval.artifacts import Index, QuerySet
+from retrieval.assistant.endpoint import Assistant
 from retrieval.bridge import Said, bridges, merging, recomposed
 from retrieval.evidence import Encoded, Picture, Row, Text, summed
 from retrieval.finder import Finder
@@ -253,3 +256,31 @@ def test_pictures_may_be_searched_by_their_words(finder: Finder, collection: Col
     assert answer.words is not None
     assert len(answer.words.text.split()) == 3
     assert answer.imagined
+
+
+def test_an_assistant_words_what_was_read_and_where_it_fails_the_dictionary_does(
+    query_encoder: QueryEncoder, collection: Collection, words: QuerySet
+) -> None:
+    answers = iter(['{"text": "a large blue star"}', "nonsense"])
+    bodies: list[Body] = []
+
+    async def answering(request: web.Request, body: Body) -> web.Response:
+        bodies.append(body)
+        return completion(next(answers))
+
+    evidence = [Text("blue"), Row(collection.ids[0])]
+    with serving(answering) as url:
+        finder = Finder(query_encoder, collection.index, words=words, assistant=Assistant(url, "model"))
+        plain = finder.find(evidence, 3, images=1)
+        assert not bodies
+        first, second = (finder.find(evidence, 3, images=1, bridge="words") for _ in range(2))
+    assert plain.words
+    assert first.words
+    assert second.words
+    assert given(bodies[0])["picture"] == [word.value for word in plain.words.words]
+    assert (first.words.text, first.degraded) == ("a large blue star", None)
+    assert [one.id for one in first] == [one.id for one in finder.find([Text("a large blue star")], 3, images=1)]
+    assert (second.words.text, second.degraded) == (
+        plain.words.text,
+        "the assistant's answer is not what was asked for",
+    )

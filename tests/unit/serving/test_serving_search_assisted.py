@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +18,11 @@ from tiny_artifacts import Collection
 
 from cluster.profile import AssistantSettings
 from retrieval.assistant.endpoint import Assistant
+from retrieval.bridge import Reading
 from retrieval.evidence import Text
 from retrieval.finder import Answer, Finder
 from retrieval.query import QueryEncoder
+from retrieval.words import Word
 from serving.ingress import Service
 
 ASKED = {"query": "a star", "evidence": [{"text": "red", "weight": -0.4}], "mode": "text", "k": 4}
@@ -32,7 +36,9 @@ def api(service: Service, url: str | None, **settings: Any) -> Iterator[TestClie
     models = service.profile.models.model_copy(update={"assistant": named})
     assisted = replace(service, profile=service.profile.model_copy(update={"models": models}))
     search = assisted.search()
-    with TestClient(assisted.api(search, behind_serve=False), "http://127.0.0.1") as client:
+    app = assisted.api(search, behind_serve=False)
+    app.search_of_tests = search  # type: ignore[attr-defined]
+    with TestClient(app, "http://127.0.0.1") as client:
         client.portal.call(search.warm_up)  # type: ignore[union-attr]
         yield client
         if search.assistant:
@@ -100,18 +106,20 @@ def test_what_it_does_not_do_is_told_and_the_results_stay(service: Service) -> N
 
 
 def test_a_hang_costs_no_more_than_the_time_that_the_request_has(service: Service) -> None:
-    async def answering(request: web.Request, body: Body) -> web.Response:
-        import asyncio
+    calls: list[Body] = []
 
+    async def answering(request: web.Request, body: Body) -> web.Response:
+        calls.append(body)
         await asyncio.sleep(60)
         return completion("late")
 
     with serving(answering) as url, api(service, url, seconds=0.5) as client:
-        answers = [searched(client, rerank="judge") for _ in range(2)]
+        first, asked = searched(client, rerank="judge"), len(calls)
+        answers = [first, searched(client, rerank="judge")]
     assert [answer["reranked"] for answer in answers] == [None, None]
     assert all("the assistant did not answer in time" in answer["degraded"] for answer in answers)
     assert len(answers[0]["results"]) == 4
-    assert answers[1]["timings_ms"]["assistant"] < 400  # the circuit is open
+    assert len(calls) == asked  # the circuit is open
 
 
 def test_a_fused_answer_and_a_stream_are_put_in_order_at_their_end(service: Service) -> None:
@@ -123,6 +131,45 @@ def test_a_fused_answer_and_a_stream_are_put_in_order_at_their_end(service: Serv
     assert len(bodies) == 1
     assert fused["reranked"] == "list"
     assert (stream.count('"reranked":null'), stream.count('"reranked":"list"')) == (1, 1)
+
+
+class Reads:
+    """A ranker that has read a picture."""
+
+    def __init__(self, ranker: Any) -> None:
+        self._ranker = ranker
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ranker, name)
+
+    @property
+    def read(self) -> Any:
+        async def read(*given: Any) -> tuple[Reading, None]:
+            return Reading([Word("shape", "star", 1.0)], "red star", [], 0.5), None
+
+        return SimpleNamespace(remote=lambda *given: asyncio.ensure_future(read(*given)))
+
+
+def test_what_was_read_from_pictures_is_worded_and_judged_by(service: Service) -> None:
+    answers = ['{"text": "a large star"}', '{"order": [2, 1]}', "nonsense", '{"order": [2, 1]}']
+    bodies: list[Body] = []
+
+    async def answering(request: web.Request, body: Body) -> web.Response:
+        bodies.append(body)
+        return completion(answers[len(bodies) - 1])
+
+    request = {"evidence": [{"row": "id-000"}], "mode": "text", "bridge": "words", "rerank": "list", "k": 3}
+    with serving(answering) as url, api(service, url) as client:
+        search = client.app.search_of_tests  # type: ignore[attr-defined]
+        search._aspects = ["shape"]
+        search._parts = replace(search._parts, ranker=Reads(search._parts.ranker))
+        first, second = (client.post("/v1/search", json=request).json() for _ in range(2))
+    assert given(bodies[0]) == {"task": "rewrite", "picture": ["star"]}
+    assert [given(body)["wanted"] for body in (bodies[1], bodies[3])] == [["a large star"], ["red star"]]
+    assert (first["reranked"], first["warnings"]) == ("list", [])
+    assert second["warnings"] == [
+        "the assistant did not word the query: the assistant's answer is not what was asked for"
+    ]
 
 
 def test_it_is_refused_without_an_assistant_without_words_and_to_whom_it_was_not_offered(service: Service) -> None:
