@@ -24,7 +24,7 @@ from cluster import doctor
 from retrieval.aggregator import Aggregator
 
 COMMANDS = (
-    *("demo", "dataset", "index", "queries", "evaluate", "train", "import-aggregator", "search"),
+    *("demo", "dataset", "index", "queries", "evaluate", "suite", "train", "import-aggregator", "search"),
     *("plan", "submit", "status", "doctor"),
 )
 
