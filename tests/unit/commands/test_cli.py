@@ -25,8 +25,8 @@ from retrieval.aggregator import Aggregator
 from retrieval.query import QueryEncoder
 
 COMMANDS = (
-    *("demo", "dataset", "index", "queries", "benchmark", "evaluate", "train", "import-aggregator", "import-features"),
-    "search",
+    *("demo", "dataset", "index", "queries", "benchmark", "evaluate", "suite", "train", "import-aggregator"),
+    *("import-features", "search"),
     *("plan", "submit", "status", "doctor"),
 )
 
