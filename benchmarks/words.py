@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -262,9 +262,13 @@ def through_lenses(gallery: Gallery, words: Dictionary, *, focus: bool, count: i
     return found
 
 
-def best_of(make: Callable[[float], Callable[..., np.ndarray]], steps: Sequence[float], *given: Any) -> float:
+def best_of(
+    make: Callable[[float], Callable[..., np.ndarray]],
+    steps: Sequence[float],
+    *given: *tuple[Gallery, Sequence[Pair], Dictionary, Texts],
+) -> float:
     """The value with the highest mAP on fitting pairs."""
-    means = {step: composed(*given, query=make(step)).mean() for step in steps}
+    means = {step: composed(*given, make(step)).mean() for step in steps}
     print("    " + ", ".join(f"{step:g}: {mean:.3f}" for step, mean in means.items()))
     return max(means, key=lambda step: means[step])
 
