@@ -4,9 +4,9 @@ import { requestFields } from "./api.js";
 import { make } from "./dom.js";
 
 const CHOICES = {
-  fuse: ["Together by", { mean: "mean of the pictures", max: "best picture", rrf: "rank" }],
+  fuse: ["Together by", { mean: "mean", max: "best picture", rrf: "rank" }],
   rerank: ["Second look", { none: "none", neighbours: "neighbours", judge: "judge each", list: "judge a list" }],
-  bridge: ["Pictures read into words", { auto: "together with words", none: "never", words: "always" }],
+  bridge: ["Pictures read into words", { auto: "with words", none: "never", words: "always" }],
   focus: ["Look at", {}],
   ignore: ["Overlook", {}],
 };
