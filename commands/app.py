@@ -18,6 +18,7 @@ from commands.search import search
 from commands.serve import serve
 from commands.status import status
 from commands.submit import delimited, submitting
+from commands.suite import suite
 from commands.train import import_aggregator, train
 
 app = App(
@@ -26,7 +27,21 @@ app = App(
     "A vision-and-language model answers a text; a diffusion model imagines it as images; both rank the gallery.",
     help_format="plaintext",
 )
-for command in (demo, dataset, index, queries, evaluate, train, import_aggregator, search, serve, plan, status, doctor):
+for command in (
+    demo,
+    dataset,
+    index,
+    queries,
+    evaluate,
+    suite,
+    train,
+    import_aggregator,
+    search,
+    serve,
+    plan,
+    status,
+    doctor,
+):
     app.command(command)
 app.command(submitting(app))
 
