@@ -59,9 +59,11 @@ def test_help_lists_the_commands_with_a_line_each(run: Run) -> None:
     assert "Traceback" not in said.out
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [*(name for name in COMMANDS if name != "dataset"), "dataset check", "dataset prepare"]
+)
 def test_each_command_explains_all_that_it_takes(run: Run, command: str) -> None:
-    said = run(command, "--help")
+    said = run(*command.split(), "--help")
     assert said.code == 0
     rows = [re.sub(r"[│┃|]", "", row).strip() for row in said.out.splitlines()]
     options = [row for row in rows if re.match(r"^\*?\s*(-{2}[a-z]|[A-Z][A-Z-]+ --)", row)]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pipelines.suite_report import suite
 
 from pipelines import job
 from pipelines.queries import imagine
+from pipelines.suite_report import suite
 from pipelines.vocabulary import read_templates
 from retrieval.datasets.check import check_counts
 from retrieval.datasets.prepare import prepare

@@ -11,16 +11,16 @@ import pytest
 from command_line import Run
 from errors import refused
 from pictures import saved
-from pipelines.suite import METHODS, Setting, measure_all, model_name
-from pipelines.suite_report import Suite, suite
-from pipelines.suite_tables import AVERAGE, as_latex, as_markdown, stratified_mean, tables_of
-from retrieval.datasets.published import Published, published
 from synthetic import D1, D2, directions, write_gallery, write_queries
 
 from pipelines.evaluate import evaluate
+from pipelines.suite import METHODS, Setting, measure_all, model_name
+from pipelines.suite_report import Suite, suite
+from pipelines.suite_tables import AVERAGE, as_latex, as_markdown, stratified_mean, tables_of
 from retrieval.aggregator import Aggregator
 from retrieval.artifacts import Gallery, ModelRecord, QuerySet, TrainedAggregator
 from retrieval.datasets.prepare import DatasetRecord
+from retrieval.datasets.published import Published, published
 from retrieval.datasets.recipe import recipe_names
 from retrieval.folder import Folder
 from retrieval.metrics import bootstrap_mean
