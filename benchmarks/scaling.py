@@ -172,7 +172,7 @@ class Asking:
         body = {"query": f"star {next(self._numbers)}", "images": 1, "k": 10}
         async with session.post(f"{self._url}/v1/search", json=body) as answer:
             found = await answer.json()
-        return None if found.get("stage") == "fused" else str(found.get("degraded") or found.get("error"))
+        return None if found.get("visual") == "imagined" else str(found.get("degraded") or found.get("error"))
 
 
 def answers(workers: int, target: Path, work: Path, seconds: float) -> dict[str, float]:

@@ -277,21 +277,23 @@ def test_while_the_generator_is_full_texts_answer_and_say_so(url: str) -> None:
     reasons = [answer.degraded for answer in answers]
     busy = [answer for answer in answers if answer.degraded == "the generator has as many requests waiting as it may"]
     assert len(busy) >= 4, reasons
-    assert all(answer.stage == "text" and answer.results and answer.timings_ms["total"] < 8000 for answer in busy)
+    assert all(answer.visual == "nearest" and answer.results and answer.timings_ms["total"] < 8000 for answer in busy)
 
 
-def test_a_generator_that_dies_in_the_middle_leaves_the_text_and_comes_back(url: str) -> None:
-    wait_until(lambda: search(url, "is it idle?", images=1, seed=time.time_ns()).stage == "fused")
+def test_a_generator_that_dies_in_the_middle_leaves_the_nearest_and_comes_back(url: str) -> None:
+    wait_until(lambda: search(url, "is it idle?", images=1, seed=time.time_ns()).visual == "imagined")
     stages = stream(url, "slow, and to be killed", **SLOW)
     assert next(stages).stage == "text"  # type: ignore[union-attr]
     time.sleep(0.5)
     kill("ImaginingGenerator")
     [last] = stages
     assert isinstance(last, SearchAnswer)
-    assert (last.stage, last.degraded) == ("text", "the generator is not running")
+    assert (last.visual, last.degraded) == ("nearest", "the generator is not running")
     # It does not wait for the next replica.
     assert search(url, "a query meanwhile", deadline_ms=20_000).degraded == "the generator is not running"
-    wait_until(lambda: search(url, "a query afterwards", images=1, deadline_ms=20_000).stage == "fused", seconds=100)
+    wait_until(
+        lambda: search(url, "a query afterwards", images=1, deadline_ms=20_000).visual == "imagined", seconds=100
+    )
 
 
 @pytest.mark.parametrize("deployment", ["Ranker", pytest.param("VLMTowers", marks=pytest.mark.long)])
