@@ -264,7 +264,8 @@ def through_lenses(gallery: Gallery, words: Dictionary, *, focus: bool, count: i
 
 def best_of(make: Callable[[float], Callable[..., np.ndarray]], steps: Sequence[float], *given: Any) -> float:
     """The value with the highest mAP on fitting pairs."""
-    means = {step: composed(*given, query=make(step)).mean() for step in steps}
+    gallery, pairs, words, texts = given
+    means = {step: composed(gallery, pairs, words, texts, make(step)).mean() for step in steps}
     print("    " + ", ".join(f"{step:g}: {mean:.3f}" for step, mean in means.items()))
     return max(means, key=lambda step: means[step])
 
