@@ -65,17 +65,19 @@ def test_what_is_read_and_seen_through_lenses_equals_one_process(
     async def check() -> None:
         search: Search = service.search()
         await search.warm_up()
-        for given, evidence, options in asked:
-            plain = finder.find(evidence, 6, images=2, **options)
-            for _ in range(2):  # made, and remembered
+        for given, evidence, options in asked if local else asked[4:]:
+            plain = finder.find(evidence, 6, images=1, **options)
+            for _ in range(2 if not options and len(evidence) == 2 else 1):  # made, and remembered
                 answer = await search.answer(
-                    SearchRequest.model_validate({**given, **options, "k": 6, "images": 2}), ""
+                    SearchRequest.model_validate({**given, **options, "k": 6, "images": 1}), ""
                 )
                 same(answer, plain, pieces=len(evidence))
             assert answer.query == given.get("query", "")
-        stages = [data async for _, data in search.stages(SearchRequest(query="blue", evidence=[row], k=6), "")]  # type: ignore[list-item]
-        assert isinstance(stages[0], SearchAnswer)
-        assert stages[0].recomposed == stages[-1].recomposed  # type: ignore[union-attr]
+        request = SearchRequest.model_validate({"query": "blue", "evidence": [row], "k": 6, "images": 1})
+        first, *_, last = [data async for _, data in search.stages(request, "")]
+        assert isinstance(first, SearchAnswer)
+        assert isinstance(last, SearchAnswer)
+        assert first.recomposed == last.recomposed
         assert (await search.served()).aspects == ["pattern", "shape", "colour"]
         with refused("unknown", "focus") as error:
             await search.answer(SearchRequest(query="red", focus="size"), "")
