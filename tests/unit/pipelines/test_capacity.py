@@ -129,6 +129,8 @@ def test_an_imagined_query_is_as_large_as_planned(tmp_path: Path) -> None:
         "rejected": [[]] * count,
         "relevant": [None] * count,
         "junk": [None] * count,
+        "aspect": [None] * count,
+        "value": [None] * count,
     }
     Folder(tmp_path).write_table("queries.parquet", pa.table(rows, schema=queryset_schema(D1, D2)))
     assert planned == pytest.approx((tmp_path / "queries.parquet").stat().st_size / count, rel=WITHIN)
