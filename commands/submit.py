@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 from commands.console import err, out
 from retrieval.errors import UserError
 
-SENT = frozenset({"classes", "image", "profile", "rates", "vocabulary"})
+SENT = frozenset({"classes", "descriptions", "image", "profile", "rates", "templates", "vocabulary"})
 """Parameters of commands whose files are sent along, since they are small, and read once, by the command itself."""
 PLACES = frozenset(
     {
@@ -25,11 +25,14 @@ PLACES = frozenset(
         "queries",
         "query_set",
         "report",
+        "root",
         "sheet",
         "source",
         "target",
+        "targets",
         "uri",
         "warm",
+        "words",
     }
 )
 """Parameters that name what the cluster itself must have."""

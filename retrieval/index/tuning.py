@@ -27,7 +27,7 @@ RECALL_AT: Final = (10, 100)
 RECALL_TARGET: Final = 0.97
 """Of sampled queries, at build; above the 0.95 that is promised, since real queries differ from them."""
 _QUERIES: Final = 100
-_COMPILED: Final = 16
+_COMPILED: Final = 32
 """Queries of each kind that are made of evidence, at each λ."""
 _NEIGHBOURS: Final = 10
 

@@ -20,7 +20,7 @@ from commands.submit import prepared as prepared_for
 
 WORDS = {
     *("address", "factory", "host", "id", "label", "like", "memory_per_shard", "name", "path", "rate", "reason"),
-    *("dataset", "part", "store", "text", "unlike", "vision", "vlm", "without"),
+    *("dataset", "focus", "ignore", "part", "store", "text", "unlike", "vision", "vlm", "without"),
 }
 """Parameters of commands that are no paths of the machine where the command is given."""
 
