@@ -26,7 +26,7 @@ from retrieval.index.tuning import RECALL_AT, sample_queries
 from retrieval.metrics import neighbour_recall
 
 QUERIES = 150
-COMPILED = 16
+COMPILED = 32
 """Queries of each kind that are made of evidence, at each λ."""
 
 
