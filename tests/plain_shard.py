@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from retrieval.fusion import fused_query, unit
 from retrieval.index.build import fill
-from retrieval.index.files import VECTORS, vector_text, write_shard
+from retrieval.index.files import VECTORS, write_shard
 from retrieval.index.hits import Hits
 from retrieval.index.kinds import fitted_factory
 from retrieval.index.shard import Shard
@@ -92,7 +92,6 @@ def save(shard: Shard, folder: Path) -> dict[str, Any]:
         "factory": shard.factory,
         "efforts": shard.efforts.tolist(),
         "duplicates": 0,
-        "mean": vector_text(shard.vectors.mean(axis=0, dtype=np.float64).astype(np.float32)),
     }
     return write_shard(folder, shard.index, shard.rows, content)
 
