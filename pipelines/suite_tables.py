@@ -212,15 +212,6 @@ def _latex_row(*cells: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    special = {
-        "_": r"\_",
-        "&": r"\&",
-        "%": r"\%",
-        "#": r"\#",
-        "$": r"\$",
-        "λ": r"$\lambda$",
-        "~": r"\textasciitilde{}",
-        "^": r"\^{}",
-    }
+    special = {"_": r"\_", "&": r"\&", "%": r"\%", "#": r"\#", "$": r"\$", "λ": r"$\lambda$", "~": r"\textasciitilde{}"}
     braces = {"{": r"\{", "}": r"\}", "\\": r"\textbackslash{}", "^": r"\^{}"}
     return "".join((special | braces).get(character, character) for character in text)
