@@ -31,11 +31,11 @@ def list_() -> None:
     table = Table(title="Data sets", title_justify="left", caption_justify="left")
     table.caption = "mindseye downloads none of them, and the terms of each are its own"
     for heading in ("name", "data set", "images", "classes", "split", "licence"):
-        table.add_column(heading, justify="right" if heading in ("images", "classes") else "left")
+        table.add_column(heading, justify="right" if heading in ("images", "classes") else "left", overflow="fold")
     for name in recipe_names():
         recipe = load_recipe(name)
         images = f"{recipe.expected.images:,}" if recipe.expected.images else "varies"
-        table.add_row(name, recipe.title, images, str(recipe.expected.classes), recipe.split, recipe.licence)
+        table.add_row(name, recipe.title, images, f"{recipe.expected.classes:,}", recipe.split, recipe.licence)
     out.print(table)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from cluster.progress import ProgressCounter, progress
-from demo.grammar import COLOURS, PATTERNS, SHAPES, Category, describe
+from demo.grammar import Category, describe
+from demo.slots import ASPECTS
 from demo.world import render
 from pipelines.running import current_executor
 from pipelines.vocabulary import VocabularyEntry
@@ -36,8 +37,7 @@ def _render_category(folder: Path, category: Category, count: int, counter: Prog
 
 def dictionary() -> list[VocabularyEntry]:
     """Return the single words of the world, each with what it tells of an image; none is a category's name."""
-    words = {"colour": COLOURS, "pattern": PATTERNS, "shape": SHAPES}
-    return [VocabularyEntry(word, aspect=aspect, value=word) for aspect, of in words.items() for word in of]
+    return [VocabularyEntry(word, aspect=aspect, value=word) for aspect, of in ASPECTS.items() for word in of]
 
 
 def vocabulary(categories: Sequence[Category], kinds: Sequence[Kind]) -> list[VocabularyEntry]:

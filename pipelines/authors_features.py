@@ -148,7 +148,7 @@ def _rows(source: Folder, name: str) -> np.ndarray:
     data = io.BytesIO(read_bytes(source, name))
     try:
         found = np.load(data, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, MemoryError, OSError) as error:
         raise damaged(source, name, f"it is not .npy of numbers ({error})") from error
     if found.ndim != 2 or not found.size:
         raise _wrong_shape(name, "(rows, dimensions)", found)

@@ -11,7 +11,7 @@ from typing import Any
 from retrieval.artifacts import Gallery
 from retrieval.errors import UserError
 from retrieval.folder import Folder
-from retrieval.images import ImageRejected, decode
+from retrieval.images import MAX_BYTES, ImageRejected, decode
 from retrieval.published.matching import Matched, match
 from retrieval.published.query import Benchmark, BenchmarkQuery
 from retrieval.published.registry import find
@@ -137,7 +137,8 @@ def _evidence(query: BenchmarkQuery, source: Folder) -> list[dict[str, Any]]:
     assert query.picture is not None
     if not source.exists(query.picture):
         raise ImageRejected("missing", f"{source.uri} lacks {query.picture}")
-    width, height = decode(source.read_bytes(query.picture)).size
+    with source.open_input(query.picture) as stream:
+        width, height = decode(stream.read(MAX_BYTES + 1)).size
     picture: dict[str, Any] = {"picture": (source / query.picture).uri}
     if query.box:
         picture["box"] = _fractions(query.box, width, height)

@@ -17,9 +17,8 @@ from pydantic import ValidationError
 from cluster.progress import Log, silent
 from pipelines.contact_sheet import contact_sheet
 from pipelines.evaluate import Evaluation, evaluate
-from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
+from retrieval.artifacts import Gallery, QuerySet, Role, TrainedAggregator
 from retrieval.artifacts.columns import matrix
-from retrieval.artifacts.compatibility import recorded
 from retrieval.artifacts.queryset import text_vectors, vision_vectors
 from retrieval.datasets.prepare import RECORD, DatasetRecord
 from retrieval.errors import UserError
@@ -34,6 +33,7 @@ FIXED: Final = 0.1
 WEIGHTS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """λ of the plot of mAP against it."""
 _SYSTEMS: Final = {0.0: "text", FIXED: "fixed", DEFAULT_WEIGHT: "fused", 1.0: "visual"}
+_ROLES: Final[tuple[Role, ...]] = ("vlm", "vision", "generator")
 _ROWS_SHOWN: Final = 1_000
 
 
@@ -142,13 +142,19 @@ def _measure(target: Folder, aggregators: Sequence[TrainedAggregator], *, sheets
     return Measurement(
         dataset=record.name if record else target.name,
         record=record,
-        setting=Setting(*(model_name(recorded(query_set, role).uri) for role in ("vlm", "vision", "generator"))),
+        setting=Setting(*(_model(query_set, role) for role in _ROLES)),
         evaluation=evaluation,
         by_weight=by_weight,
         by_images=_by_images(gallery, query_set, evaluation),
         gaps=_gaps(gallery, query_set),
         sheet=sheet,
     )
+
+
+def _model(query_set: QuerySet, role: Role) -> str:
+    """Return the name of a model; features that were imported do not say which generator imagined their images."""
+    record = query_set.manifest.models.get(role)
+    return model_name(record.uri) if record else "–"
 
 
 def _of_weight(weight: float) -> str:

@@ -55,7 +55,7 @@ def plot_classes(one: Measurement, system: str = "fused") -> bytes:
         shown = gains if len(gains) <= 2 * _CLASSES else gains[:_CLASSES] + gains[-_CLASSES:]
         heights = [gain for gain, _ in shown]
         axes.barh(range(len(shown)), heights, color=["#c2504b" if gain < 0 else "#3d9970" for gain in heights])
-        axes.set_yticks(range(len(shown)), [label[:28] for _, label in shown], fontsize=7)
+        axes.set_yticks(range(len(shown)), [label[:28] for _, label in shown], fontsize=7, parse_math=False)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_xlabel("AP joint − AP text")
         left_out = len(gains) - len(shown)

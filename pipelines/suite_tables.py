@@ -11,12 +11,10 @@ import pyarrow as pa
 
 from pipelines.suite import FIXED, METHODS, Measurement, Setting
 from retrieval.datasets.published import Published
-from retrieval.metrics import Interval, bootstrap_mean, paired_bootstrap
+from retrieval.metrics import Interval, bootstrap_mean, paired_bootstrap, stratified_mean
 from retrieval.prompts import KINDS
 
 AVERAGE: Final = "average"
-_RESAMPLES: Final = 10_000
-_DRAWS_AT_ONCE: Final = 1_000_000
 
 
 class Cell(NamedTuple):
@@ -88,24 +86,6 @@ def _average(values: list[np.ndarray], texts: list[np.ndarray], system: str) -> 
     gains = [of_system - of_text for of_system, of_text in zip(values, texts, strict=True)]
     gain = None if system == "text" else stratified_mean(gains)
     return Cell(stratified_mean(values), gain, sum(map(len, values)))
-
-
-def stratified_mean(values: Sequence[np.ndarray], seed: int = 0) -> Interval:
-    """Return the mean of the means of several data sets, and its 95% percentile bootstrap interval over their queries.
-
-    Args:
-        values: of each data set, (Q,), one for each query.
-        seed: the same gives the same interval.
-    """
-    rng = np.random.default_rng(seed)
-    means = np.zeros(_RESAMPLES)
-    for of_set in values:
-        block = max(1, _DRAWS_AT_ONCE // len(of_set))
-        for start in range(0, _RESAMPLES, block):
-            size = (min(block, _RESAMPLES - start), len(of_set))
-            means[start : start + block] += of_set[rng.integers(len(of_set), size=size)].mean(axis=1) / len(values)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(np.mean([of_set.mean() for of_set in values])), float(low), float(high))
 
 
 def method_name(system: str) -> str:
@@ -233,5 +213,5 @@ def _latex_row(*cells: str) -> str:
 
 def _escaped(text: str) -> str:
     special = {"_": r"\_", "&": r"\&", "%": r"\%", "#": r"\#", "$": r"\$", "λ": r"$\lambda$", "~": r"\textasciitilde{}"}
-    braces = {"{": r"\{", "}": r"\}", "\\": r"\textbackslash{}"}
+    braces = {"{": r"\{", "}": r"\}", "\\": r"\textbackslash{}", "^": r"\^{}"}
     return "".join((special | braces).get(character, character) for character in text)

@@ -150,7 +150,7 @@ def measurable_among(gallery: Gallery, queries: pa.Table, where: str) -> Measura
     of_chosen = [truths[row] for row in chosen]
     positives = [len(truth.relevant) if truth.relevant else labels[truth.label or ""] for truth in of_chosen]
     rows = {
-        truth: len(known_ids.intersection(truth.relevant, truth.junk)) if truth.relevant else count
+        truth: len(known_ids.intersection((*truth.relevant, *truth.junk))) if truth.relevant else count
         for truth, count in zip(of_chosen, positives, strict=True)
     }
     return Measurable(queries.take(pa.array(chosen, pa.int64())), of_chosen, positives, rows, left_out)

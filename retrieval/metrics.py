@@ -268,19 +268,36 @@ def bootstrap_mean(values: ArrayLike, *, resamples: int = 10_000, seed: int = 0,
     Raises:
         UserError: there is no value, or one is not finite (code ``not-finite``, field ``values``).
     """
-    sample = np.asarray(values, dtype=np.float64).ravel()
-    if not sample.size or not np.isfinite(sample).all():
-        message = f"a bootstrap needs finite values of at least one query, got {sample.size} values"
-        raise UserError(message, code="not-finite", field="values")
+    return stratified_mean([values], resamples=resamples, seed=seed, confidence=confidence)
+
+
+def stratified_mean(
+    groups: Sequence[ArrayLike], *, resamples: int = 10_000, seed: int = 0, confidence: float = 0.95
+) -> Interval:
+    """Return the mean of the means of some groups, such as data sets, and its percentile bootstrap interval: the values
+    of each group are drawn anew, the groups stay.
+
+    Args:
+        groups: at least one, each as the values of ``bootstrap_mean``, as the others are.
+
+    Raises:
+        UserError: as ``bootstrap_mean``.
+    """
+    samples = [np.asarray(values, dtype=np.float64).ravel() for values in groups]
+    for sample in samples:
+        if not sample.size or not np.isfinite(sample).all():
+            message = f"a bootstrap needs finite values of at least one query, got {sample.size} values"
+            raise UserError(message, code="not-finite", field="values")
     rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    block = max(1, _DRAWS_AT_ONCE // sample.size)
-    for start in range(0, resamples, block):
-        draws = rng.integers(sample.size, size=(min(block, resamples - start), sample.size))
-        means[start : start + block] = sample[draws].mean(axis=1)
+    means = np.zeros(resamples)
+    for sample in samples:
+        block = max(1, _DRAWS_AT_ONCE // sample.size)
+        for start in range(0, resamples, block):
+            draws = rng.integers(sample.size, size=(min(block, resamples - start), sample.size))
+            means[start : start + block] += sample[draws].mean(axis=1) / len(samples)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(sample.mean()), float(low), float(high))
+    return Interval(float(np.mean([sample.mean() for sample in samples])), float(low), float(high))
 
 
 def paired_bootstrap(

@@ -203,3 +203,6 @@ def test_the_command_imports_and_the_result_is_evaluated(run: Run, tmp_path: Pat
     assert "1 classes of the queries' files are no query: unused" in said.out
     said = run("evaluate", target / "gallery", target / "queries", tmp_path / "report", "--address", "none")
     assert said.code == 0
+    said = run("suite", target, "--report", tmp_path / "suite", "--address", "none")
+    assert said.code == 0
+    assert "features:clip" in (tmp_path / "suite/tables.md").read_text()

@@ -17,7 +17,7 @@ from cluster.sheet import Cut, Figure, Sheet, Workload, cut_of
 from pipelines.capacity import add_jobs, add_memory, add_storage, entry_bytes
 from retrieval.artifacts import Gallery, ModelRecord, Role
 from retrieval.artifacts.columns import fixed_size_list
-from retrieval.artifacts.queryset import queryset_schema
+from retrieval.artifacts.queryset import OPTIONAL, queryset_schema
 from retrieval.folder import Folder
 from retrieval.fusion import unit
 from retrieval.index.build import build_shard
@@ -127,10 +127,7 @@ def test_an_imagined_query_is_as_large_as_planned(tmp_path: Path) -> None:
         "seeds": [list(range(images))] * count,
         "thumbnails": [[rng.bytes(thumbnail) for _ in range(images)] for _ in range(count)],
         "rejected": [[]] * count,
-        "relevant": [None] * count,
-        "junk": [None] * count,
-        "aspect": [None] * count,
-        "value": [None] * count,
+        **{name: [None] * count for name in OPTIONAL.names},
     }
     Folder(tmp_path).write_table("queries.parquet", pa.table(rows, schema=queryset_schema(D1, D2)))
     assert planned == pytest.approx((tmp_path / "queries.parquet").stat().st_size / count, rel=WITHIN)

@@ -14,7 +14,7 @@ from synthetic import D1, D2, directions, write_gallery, write_queries
 from cluster.session import session
 from pipelines import ranking
 from pipelines.evaluate import evaluate
-from pipelines.truth import LeftOut, Targets, Truth
+from pipelines.truth import LeftOut, Targets, Truth, measurable
 from retrieval.artifacts import Gallery, QuerySet
 from retrieval.artifacts.queryset import OPTIONAL
 from retrieval.fusion import score
@@ -87,6 +87,8 @@ def test_queries_with_ids_equal_a_plain_evaluation(
     )
     result = evaluate(gallery, queries)
     assert result.left_out == LeftOut(0, [], [], ["not there"], [])
+    held = measurable(gallery, queries)
+    assert sorted(held.rows[truth] for truth in held.truths) == [7, 12, 12, 12, 12, 12, 60]
     rows = {(row["query"], row["system"]): row for row in result.table.to_pylist()}
     assert len(rows) == 7 * 3
     for q in range(7):
