@@ -136,6 +136,7 @@ def test_ten_queries_in_a_row_new_and_remembered(visit: Visit) -> None:
             type_in(page, query)
 
 
+@pytest.mark.long
 def test_the_same_beside_programs_that_search_without_pause(visit: Visit, url: str) -> None:
     with programs(url) as seen:
         for words in ("a {} at night", "{}"):
