@@ -145,7 +145,7 @@ class Reads:
     @property
     def read(self) -> Any:
         async def read(*given: Any) -> tuple[Reading, None]:
-            return Reading([Word("shape", "star", 1.0)], "red star", [], 0.5), None
+            return Reading([Word("shape", "star", 1.0)], "red star", [], 0.0), None
 
         return SimpleNamespace(remote=lambda *given: asyncio.ensure_future(read(*given)))
 
