@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Annotated
+from threading import Lock, Thread
+from typing import Annotated, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 
 from commands.console import err, out
 from retrieval.errors import UserError
+
+T = TypeVar("T")
 
 SENT = frozenset({"classes", "descriptions", "image", "profile", "rates", "templates", "vocabulary"})
 """Parameters of commands whose files are sent along, since they are small, and read once, by the command itself."""
@@ -89,10 +93,12 @@ def submitting(app: App) -> Callable[..., None]:
             out.print(job)
             err.print(f"follow it: {following}\nstop it: {stopping}", soft_wrap=True)
             return None
+        log = _Log()
         try:
             err.print(f"{job} at {jobs.url}: {' '.join(words)}", soft_wrap=True)
-            code, why = exit_code(jobs.follow(job, _pass_on))
+            code, why = exit_code(_in_a_thread(lambda: jobs.follow(job, log.pass_on)))
         except KeyboardInterrupt:
+            log.end()
             err.print(f"\n{job} goes on.\nfollow it: {following}\nstop it: {stopping}", soft_wrap=True)
             sys.exit(INTERRUPTED)
         if code:
@@ -187,6 +193,35 @@ def _replaced(word: str, names: dict[str, str]) -> str:
     return f"{option}={names[given]}" if equals and option.startswith("--") and given in names else word
 
 
-def _pass_on(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+class _Log:
+    """The log of a job on its way to standard output, until its end."""
+
+    def __init__(self) -> None:
+        self._lock, self._ended = Lock(), False
+
+    def pass_on(self, text: str) -> None:
+        with self._lock:
+            if not self._ended:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+
+    def end(self) -> None:
+        """Write no more: a thread that does while the interpreter ends would end it with an error."""
+        with self._lock:
+            self._ended = True
+
+
+def _in_a_thread(function: Callable[[], T]) -> T:
+    """Return what a function returns that runs an event loop: Ctrl-C in the midst of a loop can end in a traceback, or
+    be raised as something else.
+    """
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(function())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return answer.result()
