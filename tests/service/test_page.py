@@ -474,7 +474,8 @@ def test_the_keyboard_is_enough(visit: Callable[..., Page]) -> None:
     page.keyboard.press("End")
     expect(page.locator("#results li:last-child > button")).to_be_focused()
     page.keyboard.press("-")
-    expect(page.get_by_role("button", name="Less like", pressed=True)).to_have_count(1)
+    # The new answer may no longer have that result.
+    expect(page).to_have_url(re.compile(r"[?&]e=-0\.4(\*|%2A)row"))
     page.keyboard.press("/")
     expect(page.get_by_role("searchbox")).to_be_focused()
 
