@@ -194,8 +194,7 @@ def _print_spent(spent: Spent) -> None:
 
 def _print(answer: Answer, names: list[str]) -> None:
     if answer.degraded:
-        instead = "as far as possible" if answer.spent else "by text alone"
-        instead = "with real images of the gallery" if answer.visual == "nearest" else instead
+        instead = "with real images of the gallery" if answer.visual == "nearest" else "as far as possible"
         out.print(f"ranked {instead}: {answer.degraded}", style="yellow")
     if answer.words:
         out.print(f"read as: {' '.join(word.value for word in answer.words.words)}; searched for: {answer.words.text}")

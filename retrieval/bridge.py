@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from retrieval.errors import UserError
 from retrieval.means import Means
+from retrieval.prompts import MAX_CHARACTERS
 from retrieval.words import Dictionary, Refinement, Value, Word
 
 Bridge = Literal["auto", "none", "words"]
@@ -145,9 +146,9 @@ def merging(
         The numbers of the pieces that follow the text; and for the text and each of these, which share of what it
         brings to a score is a given piece's, float64 (1 + kept, given). Pictures and texts share by the words that they
         have told, several of one kind by their weights. None if no word is left, or texts that are not wanted have
-        removed none, so that the words say less than the pictures.
+        removed none, so that the words say less than the pictures; or if the text would be too long for one.
     """
-    if not reading.text or (any(texts) and not reading.told and not reading.replaced):
+    if not 0 < len(reading.text) <= MAX_CHARACTERS or (any(texts) and not reading.told and not reading.replaced):
         return None
     weights_G, texts_G = np.array(weights, np.float64), np.array(texts, bool)
     kept = np.flatnonzero(weights_G < 0).tolist()

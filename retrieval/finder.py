@@ -269,8 +269,9 @@ class Finder:
             judging = Judging.of(self.assistant, rerank, evidence)
         known = self._known(evidence, images if weight > 0 else None, seed)
         texts_E = np.array([isinstance(piece, Text) for piece in evidence])
+        nearest_E = np.isin(np.arange(len(evidence)), known.nearest)
         encoded, *alone = (
-            through(one, texts_E, self.dictionary, self.means, glass)
+            through(one, texts_E, nearest_E, self.dictionary, self.means, glass)
             for one in (known.encoded, *(image_by_image(known.encoded, known.images) if fuse != "mean" else ()))
         )
         pooled_1D, weight = compiled(encoded, weight)

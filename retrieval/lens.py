@@ -84,6 +84,7 @@ def _asked(focus: str | None, ignore: Sequence[str]) -> list[tuple[str, str]]:
 def through(
     encoded: Encoded,
     texts_E: NDArray[np.bool_],
+    nearest_E: NDArray[np.bool_],
     dictionary: Dictionary | None,
     images: Means | None,
     glass: Lens | None,
@@ -93,11 +94,13 @@ def through(
     Args:
         encoded: the evidence.
         texts_E: whether each piece is a text.
+        nearest_E: whether it has real images in the place of imagined ones.
         dictionary: of which the means of texts are.
         images: means of the gallery.
         glass: the lens.
     """
-    encoded = centred(encoded, texts_E, dictionary.means if dictionary else None, images, always=glass is not None)
+    texts, always = dictionary.means if dictionary else None, glass is not None
+    encoded = centred(encoded, texts_E, texts, images, nearest_E=nearest_E, always=always)
     return glass(encoded) if glass else encoded
 
 

@@ -28,7 +28,13 @@ class Means(NamedTuple):
 
 
 def centred(
-    encoded: Encoded, texts_E: NDArray[np.bool_], texts: Means | None, images: Means | None, *, always: bool = False
+    encoded: Encoded,
+    texts_E: NDArray[np.bool_],
+    texts: Means | None,
+    images: Means | None,
+    *,
+    nearest_E: NDArray[np.bool_] | None = None,
+    always: bool = False,
 ) -> Encoded:
     """Return evidence without the means of its kinds, if it has both kinds and both means are known.
 
@@ -37,14 +43,18 @@ def centred(
         texts_E: whether each piece is a text; the others are pictures and rows.
         texts: means of texts, by a dictionary.
         images: means of images, by the index.
+        nearest_E: whether each piece is a text with real images in the place of imagined ones (``retrieval.nearest``);
+            by default none is.
         always: take out what is known, of whatever kinds: for a lens.
     """
     mixed = texts_E.any() and not texts_E.all() and texts and images
     if not (mixed or always):
         return encoded
     vlm_ED1, vision_ED2 = encoded.vlm_ED1.copy(), encoded.vision_ED2.copy()
-    for of_E, means in ((texts_E, texts), (~texts_E, images)):
+    imagined_E = texts_E if nearest_E is None else texts_E & ~nearest_E
+    there_E = vision_ED2.any(axis=1)
+    for of_E, seen_E, means in ((texts_E, imagined_E, texts), (~texts_E, ~imagined_E, images)):
         if means:
             vlm_ED1[of_E] -= means.vlm_D1
-            vision_ED2[of_E & vision_ED2.any(axis=1)] -= means.vision_D2
+            vision_ED2[seen_E & there_E] -= means.vision_D2
     return encoded._replace(vlm_ED1=vlm_ED1, vision_ED2=vision_ED2)

@@ -249,10 +249,11 @@ def _count(stage: Stage, shortfalls: Sequence[Shortfall], memory: MemoryUse, tim
 
 def _as_given(asked: Asked, rows: Sequence[Row]) -> list[Row]:
     """Rows with the shares of what was given, whatever it was read as."""
-    if not asked.read or asked.read[1].shape[1] == 1 or asked.request.fuse == "rrf":
+    if not asked.read or asked.read[1].shape[1] == 1:
         return list(rows)
     _, brings_EG = asked.read
-    alone = len(asked.evidence) == 1  # a ranking by one piece has no shares
+    # A ranking by one piece has no shares; by ranks of imagined images there are none to tell.
+    alone = len(asked.evidence) == 1 and not (asked.request.fuse == "rrf" and asked.visual == "imagined")
     shares = given_shares([[row.score] if alone else row.shares for row in rows], brings_EG)
     return [replace(row, shares=of_row) for row, of_row in zip(rows, shares, strict=True)]
 

@@ -43,7 +43,9 @@ PICTURE_PATHS = ("/v1/images/*", "/v1/imagined/*", "/v1/pictures/*")
 FREE_PATHS = (*OPEN_PATHS, *PICTURE_PATHS)
 """What does not count as a request."""
 # Parameters of a GET that are text; all others are written as in JSON.
-_TEXTS = {"query", "kind", "mode", "fuse", "rerank"}
+_TEXTS = {"query", "kind", "mode", "fuse", "rerank", "focus", "ignore", "bridge"}
+# Parameters that may be given several times.
+_LISTS = {"drop", "ignore"}
 KEY = re.compile("[0-9a-f]{64}")
 """Of what is remembered."""
 PICTURE_BODY = {"requestBody": {"required": True, "content": {"image/*": {"schema": {"format": "binary"}}}}}
@@ -118,7 +120,9 @@ def make_api(
     async def stream_by_parameters(
         body: Annotated[SearchRequest, Depends(from_parameters)], request: Request
     ) -> Response:
-        """The same for `EventSource`, which can only GET. `drop` may be given several times; `evidence` is JSON."""
+        """The same for `EventSource`, which can only GET. `drop` and `ignore` may be given several times; `evidence` is
+        JSON.
+        """
         return await stream_by_text(body, request)
 
     @api.post(
@@ -267,7 +271,7 @@ def from_parameters(request: Request) -> SearchRequest:
     given: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():
         parsed = value if name in _TEXTS else _as_json(value)
-        if name == "drop":
+        if name in _LISTS:
             given.setdefault(name, []).append(parsed)
         else:
             given[name] = parsed

@@ -1,6 +1,6 @@
 """Asking a service from Python.
 
-from serving.client import search
+from serving.client import search, upload
 
 for result in search("http://127.0.0.1:8000", "yellow dotted fish", k=5).results:
     print(result.score, result.path)

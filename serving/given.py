@@ -131,7 +131,10 @@ class GivenPictures:
         return await self._obtain(self._key(upload=upload, box=box), make, deadline)
 
     async def _part_of_row(self, id: str, box: Box, field: str, deadline: Deadline) -> RememberedPicture:
-        place = await self._gallery.places.of(id)
+        try:
+            place = await asyncio.wait_for(self._gallery.places.of(id), deadline.left)
+        except TimeoutError as error:
+            raise Unavailable("the ranker", "late") from error
         if place is None:
             raise _missing("row", id, field, "give an id that a search has returned")
 
@@ -225,14 +228,8 @@ def _cut(image: Image.Image, box: Box | None) -> Image.Image:
         return image
     left, top, right, bottom = box
     width, height = image.size
-    return image.crop(
-        (
-            min(math.floor(left * width), width - 1),
-            min(math.floor(top * height), height - 1),
-            math.ceil(right * width),
-            math.ceil(bottom * height),
-        )
-    )
+    x, y = min(math.floor(left * width), width - 1), min(math.floor(top * height), height - 1)
+    return image.crop((x, y, max(math.ceil(right * width), x + 1), max(math.ceil(bottom * height), y + 1)))
 
 
 def _missing(what: str, name: str, field: str, remedy: str) -> UserError:

@@ -60,6 +60,7 @@ def row_vectors(count: int, asked: Mapping[int, Sequence[int]], answers: Sequenc
         for places, answer in zip(asked.values(), answers, strict=True)
         if not isinstance(answer, Unavailable)
         for at_n, vectors_nD in [answer]
+        if len(at_n)  # a holder without shards does not know the dimensions
     ]
     joint_ND = np.zeros((count, max((vectors_nD.shape[1] for _, vectors_nD in told), default=0)), np.float16)
     found_N = np.zeros(count, bool)

@@ -54,6 +54,10 @@ ASK_SECONDS = 30
 """How long the pointer to the index may take to answer; it does nothing else."""
 LONGEST_PAUSE = 300
 """Seconds between attempts to open a version that cannot be opened: each may read all its files for their checksums."""
+BEFORE = 0.5
+"""Of the time that is left for shards, what one call before the search may take: one that hangs costs no more."""
+AFTER = 0.1
+"""Of all that time, what a call after the search has at least: it asks only shards that have answered."""
 log = logging.getLogger("ray.serve")
 
 
@@ -170,9 +174,14 @@ class Ranker:
                 if prepared:
                     queries = np.concatenate([one.queries_VD for one in prepared.values()])
                     found = iter(await self._shards.search_each(index.uri, queries, k, seconds=deadline.left))
-                    for place, one in prepared.items():
-                        of_one = [next(found) for _ in one.queries_VD]
-                        rankings[place] = await self._ranking(one, of_one, questions[place].k, k, deadline)
+                    after = Deadline(max(deadline.left, AFTER * seconds))
+                    made = [
+                        self._ranking(one, [next(found) for _ in one.queries_VD], questions[place].k, k, after)
+                        for place, one in prepared.items()
+                    ]
+                    rankings_of = await asyncio.gather(*made)
+                    for place, ranking in zip(prepared, rankings_of, strict=True):
+                        rankings[place] = ranking
             except Unavailable as error:
                 for place in places:
                     rankings[place] = error
@@ -190,7 +199,7 @@ class Ranker:
         ids = list({piece.id for pieces in named for piece in pieces})
         if not ids:
             return [{} for _ in questions]
-        rows = await self._shards.vectors(index.uri, ids, seconds=deadline.left)
+        rows = await self._shards.vectors(index.uri, ids, seconds=BEFORE * deadline.left)
         there = {id: row_D for id, row_D, found in zip(ids, rows.joint_ND, rows.found_N, strict=True) if found}
         answers: list[dict[str, np.ndarray] | UserError | Unavailable] = []
         for pieces in named:
@@ -215,9 +224,12 @@ class Ranker:
                 several = {n: vision for n, vision in images.items() if vision is not None and vision.ndim > 1}
                 each = image_by_image(encoded, several) if question.way.fuse != "mean" and question.weight else []
                 glass = lens(self._dictionary, question.way.focus, question.way.ignore)
-                texts_E = np.array([isinstance(piece, Piece) and piece.text for piece in question.pieces])
+                pieces = [piece if isinstance(piece, Piece) else None for piece in question.pieces]
+                texts_E, nearest_E = (
+                    np.array([bool(piece and getattr(piece, what)) for piece in pieces]) for what in ("text", "nearest")
+                )
                 encoded, *alone = (
-                    through(one, texts_E, self._dictionary, _means(index), glass) for one in (encoded, *each)
+                    through(one, texts_E, nearest_E, self._dictionary, _means(index), glass) for one in (encoded, *each)
                 )
                 [pooled_D], weight = compiled(encoded, question.weight)
                 queries_VD = joint_queries(encoded, alone, question.way.fuse, weight)
@@ -260,9 +272,10 @@ class Ranker:
             return list(questions)
         nothing_D2 = np.zeros(index.manifest.models["vision"].dim or 0, np.float32)
         queries = np.concatenate([fused_query(text.vlm_D1, nothing_D2, 0.0) for text in texts])
-        found = await self._shards.search_each(index.uri, queries, NEAREST, seconds=deadline.left)
+        found = await self._shards.search_each(index.uri, queries, NEAREST, seconds=BEFORE * deadline.left)
         best = [ranked(one.parts, NEAREST, index.manifest.sources) if one.parts else [] for one in found]
-        vectors = await self._vectors([row for rows in best for row in rows], index, deadline)
+        nearest = [row for rows in best for row in rows]
+        vectors = await self._vectors(nearest, index, BEFORE * deadline.left)
         vlm_dim = len(texts[0].vlm_D1)
         seen = {}
         for text, rows in zip(texts, best, strict=True):
@@ -274,12 +287,12 @@ class Ranker:
 
         return [replace(question, pieces=[with_images(piece) for piece in question.pieces]) for question in questions]
 
-    async def _vectors(self, rows: Sequence[Row], index: Index, deadline: Deadline) -> dict[str, np.ndarray]:
+    async def _vectors(self, rows: Sequence[Row], index: Index, seconds: float) -> dict[str, np.ndarray]:
         """Joint rows [c ; d], float16 (D,), by id; without those whose shard does not answer a second time."""
         if not rows:
             return {}
         known = {row.id: row.shard for row in rows}
-        got = await self._shards.vectors(index.uri, list(known), seconds=deadline.left, shards=list(known.values()))
+        got = await self._shards.vectors(index.uri, list(known), seconds=seconds, shards=list(known.values()))
         return {id: joint_D for id, joint_D, there in zip(known, got.joint_ND, got.found_N, strict=True) if there}
 
     async def _ranking(
@@ -297,12 +310,15 @@ class Ranker:
             scored = [[_scored(row) for row in of_query] for of_query in lists]
             ranking = one_ranking(scored, way.fuse, prepared.weight, deep)
             if way.rerank == "neighbours":
-                ranking = await self._by_neighbours(ranking, by_id, prepared, deadline)
-                reranked = way.rerank
+                first = [by_id[one.id] for one in ranking[: way.depth]]
+                # Half of the time is left for the shares.
+                if vectors := await self._vectors(first, index, BEFORE * deadline.left):
+                    ranking = await self._by_neighbours(ranking, vectors, prepared)
+                    reranked = way.rerank
             rows = [replace(by_id[one.id], **one._asdict()) for one in ranking]
         rows, several, words = rows[:k], len(prepared.encoded.weights_E) > 1, list[str]()
         if several or (way.refine and self._dictionary):
-            vectors = await self._vectors(rows, index, deadline)
+            vectors = await self._vectors(rows, index, deadline.left)
             if way.refine and vectors:
                 joint_ND = np.stack(list(vectors.values()))
                 words = [word.text for word in refinements(self._dictionary, joint_ND, _means(index))]
@@ -333,27 +349,23 @@ class Ranker:
         deadline = Deadline(seconds)
         near = await self.rank(pictures, DEFAULT_WEIGHT, self._neighbours, version, seconds)
         index = await bounded("the ranker", self._version(near.version), seconds=deadline.left)
-        vectors = await self._vectors(near.rows, index, deadline)
+        vectors = await self._vectors(near.rows, index, deadline.left)
         if not vectors:
             raise Unavailable("every shard of the index", "down")
         return read(self._dictionary, np.stack(list(vectors.values())), _means(index), texts), near.version
 
     async def _by_neighbours(
-        self, ranking: Sequence[Scored], by_id: Mapping[str, Row], prepared: _Prepared, deadline: Deadline
+        self, ranking: Sequence[Scored], vectors: Mapping[str, np.ndarray], prepared: _Prepared
     ) -> list[Scored]:
-        """The ranking after the second stage. Candidates whose shard does not answer a second time come after those
+        """The ranking after the second stage. Candidates whose shard did not answer a second time come after those
         that were ranked again.
         """
-        index, first = prepared.index, ranking[: prepared.way.depth]
-        vectors = await self._vectors([by_id[one.id] for one in first], index, deadline)
-        there = [one for one in first if one.id in vectors]
-        if not there:
-            return list(ranking)
+        depth, vlm_dim = prepared.way.depth, prepared.index.manifest.models["vlm"].dim or 0
+        there = [one for one in ranking[:depth] if one.id in vectors]
+        rest = [one for one in ranking[:depth] if one.id not in vectors]
         joint_MD = np.stack([vectors[one.id] for one in there])
-        vlm_dim = index.manifest.models["vlm"].dim or 0
         scores_M = await asyncio.to_thread(neighbours, prepared.pooled_D, prepared.weight, joint_MD, vlm_dim)
-        rest = [one for one in first if one.id not in vectors]
-        return put_in_order([*there, *rest, *ranking[len(first) :]], scores_M)
+        return put_in_order([*there, *rest, *ranking[depth:]], scores_M)
 
     def _with_shares(self, rows: list[Row], vectors: Mapping[str, np.ndarray], prepared: _Prepared) -> list[Row]:
         """Rows with their shares. Of one whose shard does not answer a second time they stay empty."""

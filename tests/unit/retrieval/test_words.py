@@ -102,6 +102,8 @@ def test_words_that_change_nothing_leave_the_picture(dictionary: Dictionary) -> 
     assert merging(reading, [False, True], [1.0, -0.4]) is None
     gone = recomposed(dictionary, [Word("colour", "red", 1.0)], [said("red", wanted=False)])
     assert merging(gone, [False, True], [1.0, -0.4]) is None
+    further = recomposed(dictionary, [Word("colour", "red", 1.0)], [said("of glass " * 300), said("of wood " * 300)])
+    assert merging(further, [False, True, True], [1.0] * 3) is None  # longer than a text may be
 
 
 def test_when_a_picture_is_read(dictionary: Dictionary) -> None:
@@ -173,6 +175,9 @@ def test_means_are_taken_out_where_kinds_mix_alone() -> None:
     np.testing.assert_allclose(mixed.vlm_ED1, [vectors[0] / 2, vectors[1] * 2 / 3], atol=1e-6)
     np.testing.assert_allclose(mixed.vision_ED2, [vectors[0] * 0.75, np.zeros(D)], atol=1e-6)
     assert np.linalg.norm(summed(np.ones(1), mixed.vlm_ED1[:1])) == pytest.approx(1)
+    real = centred(encoded, np.array([True, False]), texts, images, nearest_E=np.array([True, False]))
+    np.testing.assert_array_equal(real.vlm_ED1, mixed.vlm_ED1)
+    np.testing.assert_allclose(real.vision_ED2, [vectors[0] - vectors[1], np.zeros(D)], atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -81,6 +81,8 @@ def test_stages_are_events(client: TestClient) -> None:
     assert [image["dropped"] for image in dropped["imagined"]] == [True, False, True]
     assert dropped["memory"] == "hit"
     assert dropped["results"] != answer["results"]
+    for options in ({"ignore": ["1", "shape"]}, {"focus": "1"}):  # texts, as they stand there
+        fault(client.get("/v1/search/stream", params={"query": "x", **options}), 422, "no-words", next(iter(options)))
     text_only = client.get("/v1/search/stream", params={"query": "a blue moon", "mode": "text"})
     assert [name for name, _ in events(text_only.text)] == ["text", "done"]
 

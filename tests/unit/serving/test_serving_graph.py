@@ -38,6 +38,7 @@ from serving.deployments.calls import Unavailable, call
 from serving.deployments.encoders import VLMTowers
 from serving.deployments.generator import ImaginingGenerator
 from serving.deployments.local_shards import LocalShards
+from serving.deployments.merging import row_vectors
 from serving.deployments.messages import Piece, Question
 from serving.deployments.pointer import Pointer
 from serving.deployments.ranker import Ranker
@@ -604,6 +605,41 @@ def test_a_row_whose_shard_is_gone_is_no_fault_of_the_client_and_shares_are_left
     assert error.value.trouble == "failed"
     fails_above = 1
     assert [found.shares for found in run(answer()).results] == [[]] * 20
+
+
+def test_a_shard_that_hangs_costs_neither_what_others_found_nor_what_is_asked_after_them(
+    service: Service, collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, search_each, vectors = threading.Event(), Opened.search_each, Opened.vectors
+    [row] = [id for id in collection.ids[:50] if collection.index.shard(0).row_of(id) is not None][:1]
+
+    def hanging(plain: Any) -> Any:
+        def method(opened: Opened, *arguments: Any) -> Any:
+            return end.wait(60) if 1 in opened.shards else plain(opened, *arguments)
+
+        return method
+
+    async def answers() -> list[SearchAnswer]:
+        search = await warmed(service)
+        monkeypatch.setattr(Opened, "search_each", hanging(search_each))
+        monkeypatch.setattr(Opened, "vectors", hanging(vectors))
+        given = [{"evidence": [{"text": "a star"}, {"row": row}]}, {"query": "a star", "rerank": "neighbours"}]
+        requests = [SearchRequest.model_validate({**one, "mode": "text", "deadline_ms": 6000}) for one in given]
+        return [await search.answer(request, "") for request in requests]
+
+    try:
+        of_evidence, of_text = run(answers())
+    finally:
+        end.set()
+    assert [found.shards.answered for found in (of_evidence, of_text)] == [1, 1]
+    assert all(len(found.shares) == 2 for found in of_evidence.results)
+    assert (of_text.reranked, len(of_text.results)) == ("neighbours", 10)
+
+
+def test_a_holder_without_shards_knows_no_vectors() -> None:
+    nothing = np.zeros(0, np.int64), np.zeros((0, 0), np.float16)
+    rows = row_vectors(2, {0: [0, 1], 1: [0, 1]}, [(np.array([1]), np.ones((1, 4), np.float16)), nothing])
+    assert (rows.joint_ND.shape, rows.found_N.tolist()) == ((2, 4), [False, True])
 
 
 def test_a_row_of_another_version_is_told_to_the_client(

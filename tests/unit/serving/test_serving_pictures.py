@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from serving.deployments.calls import Unavailable
 from serving.deployments.messages import Row, Served
+from serving.given import _cut
 from serving.pictures import Place, Places
 
 
@@ -96,3 +99,9 @@ def test_the_pictures_of_a_page_ask_once_together_which_version_is_served() -> N
             await places.of("a")
 
     run(check())
+
+
+def test_a_part_has_one_pixel_at_least() -> None:
+    right, left = 0.1, math.nextafter(0.1, 0)
+    assert 50 * left == 50 * right  # to the nearest float
+    assert _cut(Image.new("RGB", (50, 50)), (left, left, right, right)).size == (1, 1)
