@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipelines.truth import Truth
 from retrieval.errors import UserError
 from retrieval.evidence import MAX_PIECES, MAX_WEIGHT, check_weights
-from retrieval.folder import Folder
+from retrieval.folder import Folder, given_text
 from retrieval.prompts import usable
 
 SUFFIX = ".jsonl"
@@ -114,13 +114,7 @@ def read_evidence_file(file: str | Path) -> list[EvidenceQuery]:
             (``repeated``), a picture that is not there (``missing``), or evidence that ``check_weights`` or ``usable``
             refuses. Message and field say which line and which part of it.
     """
-    place = Folder(file)
-    if not place.exists():
-        raise UserError(f"there is no file of queries at {file}", code="missing", field="queries")
-    try:
-        content = place.parent.read_bytes(place.name).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text ({error})", code="not-utf-8", field="queries") from error
+    place, content = Folder(file), given_text(file, "is no file of queries", field="queries")
     queries: dict[str, EvidenceQuery] = {}
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval.errors import UserError
-from retrieval.folder import Folder
+from retrieval.folder import Folder, given_text
 from retrieval.prompts import KINDS, Kind, fill, query_text
 
 
@@ -84,13 +84,7 @@ def read_templates(file: str | Path) -> list[str]:
     Raises:
         UserError: the file is missing or is not text, or a line has not exactly one ``{}``.
     """
-    place = Folder(file)
-    if not place.exists():
-        raise UserError(f"there are no templates at {file}", code="missing", field="templates")
-    try:
-        lines = place.parent.read_bytes(place.name).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text ({error})", code="not-utf-8", field="templates") from error
+    lines = given_text(file, "are no templates", field="templates").splitlines()
     templates = [line for line in lines if line.strip()]
     fill(templates, "")
     return templates

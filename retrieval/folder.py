@@ -353,3 +353,23 @@ def advice(folder: Folder) -> Iterator[None]:
                 f" It said: {said}"
             ) from error
         raise
+
+
+def given_text(file: str | Path, what: str, *, field: str) -> str:
+    """Return the text of a file that a user names, without a byte order mark.
+
+    Args:
+        file: path or URI.
+        what: words for the message where it is missing, such as "are no templates".
+        field: of the errors.
+
+    Raises:
+        UserError: the file is missing (code ``missing``) or not UTF-8 (``not-utf-8``).
+    """
+    place = Folder(file)
+    if not place.exists():
+        raise UserError(f"there {what} at {file}", code="missing", field=field)
+    try:
+        return place.parent.read_bytes(place.name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text ({error})", code="not-utf-8", field=field) from error

@@ -424,9 +424,9 @@ class Search:
             images=request.images or self.defaults.images,
             deadline=Deadline(min(seconds, self.seconds)),
         )
+        is_read = self._is_read(asked)  # so that what cannot be is refused at once
         if request.rerank in ("judge", "list"):
-            check_can_judge(self.assistant, None if self._is_read(asked) else asked.in_words)
-        self._is_read(asked)  # so that what cannot be is refused at once
+            check_can_judge(self.assistant, None if is_read else asked.in_words)
         return asked
 
     async def _encode(self, asked: Asked) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from retrieval.datasets.classes import Vocabulary
 from retrieval.datasets.findings import Finding
 from retrieval.errors import UserError
-from retrieval.folder import Folder
+from retrieval.folder import Folder, given_text
 
 
 def read_descriptions(file: str | Path, classes: Vocabulary) -> tuple[dict[str, str], list[Finding]]:
@@ -54,13 +54,7 @@ def _names(description: str, name: str) -> bool:
 
 
 def _pairs(file: str | Path) -> list[tuple[str, str]]:
-    place = Folder(file)
-    if not place.exists():
-        raise UserError(f"there are no descriptions at {file}", code="missing", field="descriptions")
-    try:
-        data = place.parent.read_bytes(place.name).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text: {error}", code="not-utf-8", field="descriptions") from error
+    place, data = Folder(file), given_text(file, "are no descriptions", field="descriptions")
     if place.name.endswith(".csv"):
         reader = csv.DictReader(StringIO(data, newline=""))
         if not {"class", "description"} <= set(reader.fieldnames or ()):
