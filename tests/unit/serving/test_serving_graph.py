@@ -642,13 +642,18 @@ def test_a_holder_without_shards_knows_no_vectors() -> None:
     assert (rows.joint_ND.shape, rows.found_N.tolist()) == ((2, 4), [False, True])
 
 
+def without_the_first(collection: Collection, folder: Path) -> tuple[Index, list[str]]:
+    """An index that lacks the gallery's first row; and the ids of all rows."""
+    table = pa.concat_tables(collection.gallery.tables(["id", "path", "label", "width", "height", "batch"]))
+    rest = [table.slice(1), collection.vlm_ND1[1:], collection.vision_ND2[1:]]
+    return write_index(folder, collection.gallery, *rest), table["id"].to_pylist()
+
+
 def test_a_row_of_another_version_is_told_to_the_client(
     service: Service, collection: Collection, tmp_path: Path
 ) -> None:
-    table = pa.concat_tables(collection.gallery.tables(["id", "path", "label", "width", "height", "batch"]))
-    rest = [table.slice(1), collection.vlm_ND1[1:], collection.vision_ND2[1:]]
-    other = write_index(tmp_path, collection.gallery, *rest)
-    gone = table["id"][0].as_py()
+    other, ids = without_the_first(collection, tmp_path)
+    gone = ids[0]
 
     async def check() -> None:
         search = await warmed(service)
@@ -729,10 +734,8 @@ def test_the_index_moves_on_and_an_answer_stays_with_its_version(
 def test_a_row_that_the_next_version_lacks_has_no_picture_any_more(
     service: Service, collection: Collection, tmp_path: Path
 ) -> None:
-    table = pa.concat_tables(collection.gallery.tables(["id", "path", "label", "width", "height", "batch"]))
-    rest = [table.slice(1), collection.vlm_ND1[1:], collection.vision_ND2[1:]]
-    other = write_index(tmp_path, collection.gallery, *rest)
-    removed, kept = table["id"][0].as_py(), table["id"][1].as_py()
+    other, ids = without_the_first(collection, tmp_path)
+    removed, kept = ids[:2]
 
     async def check() -> None:
         search = await warmed(service)
