@@ -30,7 +30,7 @@ from retrieval.folder import Folder
 from retrieval.fusion import fused_query
 from retrieval.index.hits import merge_topk
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1500)]
 
 INPUTS = 260
 BLOCK = rows_per_block(INPUTS)
@@ -157,7 +157,6 @@ def test_a_driver_that_is_killed(run: Run, undisturbed: Run) -> None:
     check_same(run, undisturbed)
 
 
-@pytest.mark.long
 def test_workers_that_are_killed(run: Run, undisturbed: Run) -> None:
     moments = ("worker-read", "worker-embed", "worker-write", "worker-written")
     assert run.job(*moments) == 0
@@ -167,7 +166,6 @@ def test_workers_that_are_killed(run: Run, undisturbed: Run) -> None:
     assert run.embedded <= INPUTS + len(moments) * BLOCK
 
 
-@pytest.mark.long
 def test_a_node_that_is_lost(run: Run, undisturbed: Run) -> None:
     assert run.job("node", "slowly") == 0
     assert Path(f"{run.log}.lost").exists()

@@ -26,6 +26,8 @@ from retrieval.query import QueryEncoder
 
 expect, Page = playwright.expect, playwright.Page
 
+pytestmark = pytest.mark.long
+
 SOON = 60_000
 QUERIES = [f"{colour} {shape}" for colour in ("red", "blue") for shape in ("star", "fish", "house", "moon", "badge")]
 PROGRAMS = 32
@@ -136,7 +138,6 @@ def test_ten_queries_in_a_row_new_and_remembered(visit: Visit) -> None:
             type_in(page, query)
 
 
-@pytest.mark.long
 def test_the_same_beside_programs_that_search_without_pause(visit: Visit, url: str) -> None:
     with programs(url) as seen:
         for words in ("a {} at night", "{}"):
