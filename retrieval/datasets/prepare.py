@@ -90,7 +90,7 @@ def prepare(
             ``read_contents`` and ``read_descriptions``.
     """
     checked = check_counts(recipe, root)
-    texts: dict[str, str] = {}
+    texts: dict[str, list[str]] = {}
     if descriptions is not None:
         texts, more = read_descriptions(descriptions, checked.contents.classes)
         checked = Checked(recipe, checked.contents, checked.counts, checked.findings + more)
@@ -139,17 +139,17 @@ def _in_short(findings: Sequence[Finding]) -> str:
 
 
 def _queries(
-    checked: Checked, descriptions: dict[str, str], labels: dict[str, str]
+    checked: Checked, descriptions: dict[str, list[str]], labels: dict[str, str]
 ) -> tuple[list[tuple[str, ...]], int]:
     """Return the rows of the query file, and of how many classes they are: of those that have an image."""
     rows: list[tuple[str, ...]] = []
     classes = [count for count in checked.counts if count.found]
     for count in classes:
-        given = {"name": count.name, "description": descriptions.get(count.key)}
         for kind in checked.recipe.query_kinds:
-            if all(given[part] for part in kind.split("+")):
-                text = query_text(kind, **given)
-                rows.append((count.name, text, kind, labels[count.key]))
+            for description in descriptions.get(count.key, []) if "description" in kind else [None]:
+                if count.name or "name" not in kind:
+                    text = query_text(kind, count.name, description)
+                    rows.append((count.name, text, kind, labels[count.key]))
     return rows, len(classes)
 
 
