@@ -72,8 +72,9 @@ def prepare(
     """Write what indexing and imagining read of a data set, beside a record of it.
 
     ``images.parquet``: a list of the images in place, with their labels; where labels in Parquet cannot be used as they
-    are, a folder ``images`` of Parquet with the images in it. ``queries.csv``: the classes as queries of each kind that
-    the recipe has; ``templates.txt``: its prompt templates; ``findings.csv``: what was not as expected.
+    are, and of pickled pixels, a folder ``images`` of Parquet with the images in it. ``queries.csv``: the classes as
+    queries of each kind that the recipe has; ``templates.txt``: its prompt templates; ``findings.csv``: what was not as
+    expected.
 
     Args:
         recipe: of the data set.
@@ -155,8 +156,8 @@ def _queries(
 
 def _write_images(contents: Contents, folder: Folder) -> tuple[str, dict[str, str]]:
     """Write what has the images, or the list of them; return where it is, and the label of each class in it."""
-    parquet = contents.parquet
-    if parquet is None:
+    packed = contents.packed
+    if packed is None:
         rows = sorted(contents.images)
         listed = {
             "path": [str(contents.root / image.path) for image in rows],
@@ -167,13 +168,13 @@ def _write_images(contents: Contents, folder: Folder) -> tuple[str, dict[str, st
         return (folder / _IMAGES).uri, {key: key for key in contents.classes.names}
     spellings = {image.label: image.key for image in contents.images}
     everything = not any(finding.kind in ("class-extra", "image-unlabelled") for finding in contents.findings)
-    if parquet.is_a_gallery and everything and len(set(spellings.values())) == len(spellings):
-        return str(parquet.files[0]), {key: label for label, key in spellings.items()}
+    if packed.source and everything and len(set(spellings.values())) == len(spellings):
+        return packed.source, {key: label for label, key in spellings.items()}
     folder.delete("images")
     waiting: list[pa.Table] = []
     number = 0
-    paths = iter(path for path, _ in parquet.rows())
-    for table in parquet.tables():
+    paths = iter(path for path, _ in packed.rows())
+    for table in packed.tables():
         here = [next(paths) for _ in range(len(table))]
         keys = [spellings.get(label or "") for label in table["label"].to_pylist()]
         names = [contents.classes.names[key] if key else None for key in keys]
