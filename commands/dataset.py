@@ -162,8 +162,9 @@ def describe(
                 interrupted = True
         _print_spent(describer.spent)
     _print_making(making, place, count)
-    if interrupted or making.ended:
-        out.print("interrupted" if interrupted else f"nothing more was asked: {making.ended}", soft_wrap=True)
+    if interrupted or making.failed:
+        if interrupted or making.ended:
+            out.print("interrupted" if interrupted else f"nothing more was asked: {making.ended}", soft_wrap=True)
         out.print("what was made is kept, and the same command goes on")
         sys.exit(INTERRUPTED if interrupted else 1)
     of_root = f" --root {quoted(root)}" if root else " --root ROOT"
@@ -203,8 +204,9 @@ def _print_making(making: Making, file: Path, count: int) -> None:
     flagged += [f"{key} gives what the file has already: {what}" for key, what in making.again.items()]
     _print_some("answers that are not used, with the reason", flagged)
     _print_some("classes without an answer", [f"{key}: {why}" for key, why in making.failed.items()])
-    lacking = [f"{key} ({lacks} of {count})" for key, lacks in making.lacking(count).items()]
-    _print_some("classes that still lack descriptions", lacking)
+    if lacking := list(making.lacking(count)):
+        named = ", ".join(lacking[:SHOWN]) + (f" and {len(lacking) - SHOWN:,} more" if len(lacking) > SHOWN else "")
+        out.print(f"{len(lacking):,} classes still lack descriptions: {named}", soft_wrap=True)
     left = f"{making.unreviewed:,} descriptions are still to be reviewed"
     out.print(f"{left}: edit them, and set their status, in {file}", soft_wrap=True)
 

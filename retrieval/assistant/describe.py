@@ -28,8 +28,9 @@ _TOKENS = 100
 """Of a description, at most; and as many for what is around them."""
 _ITEM = re.compile(r"\s*(?:[-*•–]|\d+[.):])\s")
 """What an entry of a list begins with."""
-_BEFORE = re.compile(r"(?:[\s\"'“”`*•–=+@-]|\d+[.):]\s)*")
-"""What stands before a description and is none of it: quotes, numbers, what a spreadsheet would take for a formula."""
+_BEFORE = re.compile(r"(?:[\s•–=+@-]|\*\s|\d+[.):]\s)*")
+"""What stands before a description and is none of it: marks of a list, and what a spreadsheet takes for a formula."""
+_QUOTED = re.compile(r"[\"'“‘`*]+(.*?)[\"'”’`*]+")
 
 
 class Describer(Protocol):
@@ -79,4 +80,7 @@ def _texts(text: str) -> list[str]:
 
 
 def _taken(text: str) -> str:
-    return _BEFORE.sub("", clean(text, MAX_GIVEN), count=1).rstrip(" \"'“”`*")
+    text = _BEFORE.sub("", clean(text, MAX_GIVEN), count=1)
+    if quoted := _QUOTED.fullmatch(text):
+        text = _BEFORE.sub("", quoted[1], count=1)
+    return text.strip()

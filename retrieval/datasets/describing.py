@@ -10,6 +10,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from retrieval.assistant.describe import PROMPT, Describer, described
 from retrieval.assistant.endpoint import AssistantFault
@@ -87,15 +88,20 @@ class Making:
             status = "rejected" if problem else "made"
             new.append(Description(key, text, status, problem or "", self.names[key], model, PROMPT))  # type: ignore[arg-type]
             there.append(new[-1])
+            if not problem:
+                self._of_words[spelled(text)] = key
         if new:
             self.again.pop(key, None)
         return new
 
     def _of_another(self, key: str, text: str) -> str | None:
-        for other, rows in self.rows.items():
-            if other != key and any(_is_used(each) and spelled(each.text) == spelled(text) for each in rows):
-                return f"is the description of {other} as well"
-        return None
+        other = self._of_words.get(spelled(text), key)
+        return None if other == key else f"is the description of {other} as well"
+
+    @cached_property
+    def _of_words(self) -> dict[str, str]:
+        """A class that is described by some words."""
+        return {spelled(each.text): key for key, rows in self.rows.items() for each in rows if _is_used(each)}
 
 
 async def make(

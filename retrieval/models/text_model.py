@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
 from retrieval.assistant.endpoint import Call, Choice, Spent, Task
 from retrieval.models.devices import pick_device, pick_dtype
@@ -17,6 +18,16 @@ from retrieval.models.loading import loading, require_files
 
 TEXT_MODEL_URIS = "local-dir:FOLDER (config.json, tokenizer.json, weights as safetensors) or a hub id such as ORG/NAME"
 _LOCAL = "local-dir:"
+
+
+class _Stop(StoppingCriteria):
+    """Ends an answer that nobody waits for any more."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **further: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self._stop.is_set(), device=input_ids.device)
 
 
 class TextModel:
@@ -72,10 +83,16 @@ class TextModel:
     ) -> Choice:
         """Return the answer to messages, as ``Talk.complete``; it has no options."""
         del options
-        return await asyncio.to_thread(self._complete, task, messages, max_tokens)
+        stop = threading.Event()
+        try:
+            return await asyncio.to_thread(self._complete, task, messages, max_tokens, stop)
+        finally:
+            stop.set()
 
     @torch.inference_mode()
-    def _complete(self, task: Task, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> Choice:
+    def _complete(
+        self, task: Task, messages: Sequence[Mapping[str, Any]], max_tokens: int, stop: threading.Event
+    ) -> Choice:
         started = time.monotonic()
         # One message of the user: some chat templates know no other.
         text = "\n\n".join(_text(message["content"]) for message in messages)
@@ -92,6 +109,7 @@ class TextModel:
             attention_mask=torch.ones_like(ids_BT),
             max_new_tokens=max_tokens,
             do_sample=False,
+            stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
             pad_token_id=self._tokenizer.eos_token_id,
         )
         new = answer_BT[0, ids_BT.shape[1] :]

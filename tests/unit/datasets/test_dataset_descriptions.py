@@ -7,7 +7,6 @@ import copy
 import json
 import os
 import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,13 +67,13 @@ def rows(file: Path) -> dict[str, list[tuple[str, str, str]]]:
 
 def test_descriptions_are_kept_with_what_made_them(tmp_path: Path) -> None:
     asked: list[Body] = []
-    answers = {"red star": ["five points"], "blue ring": ["1. An open “loop”"], "dot": "Sure!\n- =a small disc\n"}
+    answers = {"red star": ["five points"], "blue ring": ["1. An open “loop”"], "dot": "Sure!\n- “=a small disc”\n"}
     with serving(answering(answers, asked)) as url:
         making = made(url, tmp_path / "d.csv")
     assert read_csv(tmp_path / "d.csv") == making.added
     assert {each.label: each.text for each in making.added} == {
         "red_star": "five points",
-        "blue_ring": "An open “loop",
+        "blue_ring": "An open “loop”",
         "dot": "a small disc",
     }
     [star] = [each for each in making.added if each.label == "red_star"]
@@ -272,7 +271,7 @@ def test_the_command_says_what_it_made_and_what_is_left(
         "calls of the model: 3 (0 failed), 21 tokens in, 9 out",
         "3 classes, 1 descriptions each: 3 were missing, 2 were made, 1 more were rejected",
         "blue_ring has the name 'blue ring' in it: a blue ring",
-        "blue_ring (1 of 1)",
+        "1 classes still lack descriptions: blue_ring",
         f"2 descriptions are still to be reviewed: edit them, and set their status, in {tmp_path}/d.csv",
         f"mindseye dataset prepare {tmp_path}/shapes.yaml TARGET --root ROOT --descriptions {tmp_path}/d.csv",
     ):
@@ -289,10 +288,13 @@ def test_ctrl_c_keeps_what_was_made(run: Run, written: Recipe, tmp_path: Path, p
         await asyncio.sleep(60)
         return completion("late")
 
-    assert threading.current_thread() is threading.main_thread()
-    with serving(answer) as url:
-        named = profile(assistant={"url": url, "model": "model", "at_once": 1})
-        said = run("dataset", "describe", written(), tmp_path / "d.csv", "--profile", named)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of pytest may ignore it
+    try:
+        with serving(answer) as url:
+            named = profile(assistant={"url": url, "model": "model", "at_once": 1})
+            said = run("dataset", "describe", written(), tmp_path / "d.csv", "--profile", named)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert said.code == 130, said.err
     assert "interrupted\nwhat was made is kept, and the same command goes on" in said.out
     assert rows(tmp_path / "d.csv") == {"red_star": [("five points", "made", "")]}

@@ -27,7 +27,7 @@ CHAINS = {"[UNK]": "something round and small", "<answer>": "five sharp points o
 
 def write_text_model(folder: Path, *, chat: bool) -> Path:
     """A Llama whose next word depends on the last one alone: the embeddings are apart, and no layer adds to them."""
-    words = ["[UNK]", "<answer>", "</s>", *dict.fromkeys(" ".join(CHAINS.values()).split())]
+    words = ["[UNK]", "<answer>", "</s>", "again", *dict.fromkeys(" ".join(CHAINS.values()).split())]
     ids = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -51,6 +51,7 @@ def write_text_model(folder: Path, *, chat: bool) -> Path:
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
     head = torch.zeros(len(words), width)
+    head[ids["again"], ids["again"]] = 1
     for start, said in CHAINS.items():
         chain = [start, *said.split(), "</s>"]
         for word, following in pairwise(chain):
@@ -72,6 +73,15 @@ def test_it_describes_and_counts_its_tokens(tmp_path: Path, chat: bool, text: st
     assert (model.spent.calls, model.spent.failed) == (1, 0)
     assert model.spent.tokens_in > 100
     assert model.spent.tokens_out == len(text.split()) + 1
+
+
+@pytest.mark.timeout(120)
+def test_an_answer_that_nobody_waits_for_ends(tmp_path: Path) -> None:
+    """The model would say one word for ever, and the loop ends when its thread has."""
+    model = TextModel.load(f"local-dir:{write_text_model(tmp_path / 'model', chat=False)}", device="cpu")
+    asked = model.complete("describe", [{"role": "user", "content": "again"}], max_tokens=10_000_000)
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(asked, 0.2))
 
 
 def test_pickled_weights_and_code_of_a_repository_are_refused(tmp_path: Path) -> None:
