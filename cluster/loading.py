@@ -15,6 +15,7 @@ from retrieval.folder import Folder
 from retrieval.prompts import templates
 
 if TYPE_CHECKING:
+    from retrieval.assistant.describe import Describer
     from retrieval.assistant.endpoint import Assistant, Call
     from retrieval.finder import Finder
     from retrieval.models.generator import Generator
@@ -176,6 +177,28 @@ def load_assistant(profile: Profile, *, told: Callable[[Call], None] | None = No
         depth=settings.depth,
         at_once=settings.at_once,
         told=told,
+    )
+
+
+def load_describer(profile: Profile) -> Describer:
+    """Return what describes classes: the profile's describer, loaded, or else its assistant.
+
+    Raises:
+        UserError: it names neither (code ``missing``, field ``models.describer``); as ``TextModel.load`` and
+            ``load_assistant``.
+    """
+    models = profile.models
+    if models.describer:
+        from retrieval.models.text_model import TextModel
+
+        return TextModel.load(models.describer, device=models.device, dtype=models.dtype)
+    if assistant := load_assistant(profile):
+        return assistant
+    raise UserError(
+        f"the profile {profile.name} names nothing that could describe classes: name a chat model of an endpoint as"
+        " models.assistant, or one of this machine as models.describer",
+        code="missing",
+        field="models.describer",
     )
 
 

@@ -77,6 +77,9 @@ class Models(Settings):
     """Folder or URI of an aggregator that was trained with these models; without one, images are averaged."""
     assistant: AssistantSettings | None = None
     """A chat model that rewords, asks back and judges what was found, for searches that ask for it; none by default."""
+    describer: str | None = None
+    """A language model of this machine that describes classes, in the place of the assistant: transformers'
+    ``local-dir:…`` or a hub id."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where all models run; ``auto`` takes a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -427,6 +430,7 @@ def _paths(profile: Profile) -> dict[str, Any]:
         "models.vision": models.vision,
         "models.generator.uri": models.generator and models.generator.uri,
         "models.aggregator": models.aggregator,
+        "models.describer": models.describer,
         "serve.indexes": serve.indexes,
         "serve.keys_file": serve.keys_file,
     }
@@ -467,6 +471,8 @@ def _with_absolute_paths(profile: Profile, base: Path) -> Profile:
         local["generator"] = generator.model_copy(update={"uri": _absolute_folder(generator.uri, base)})
     if models.aggregator and "://" not in models.aggregator:
         local["aggregator"] = str(base / models.aggregator)
+    if models.describer:
+        local["describer"] = _absolute(models.describer, base)
     update: dict[str, Any] = {"models": models.model_copy(update=local)}
     places: dict[str, Any] = {
         "indexes": [uri if "://" in uri else str(base / Path(uri).expanduser()) for uri in profile.serve.indexes]

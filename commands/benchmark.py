@@ -49,9 +49,9 @@ def _print(read: ReadBenchmark, gallery: str) -> None:
         out.print(f"{len(reasons):,} queries are left out, since their picture cannot be read: {_listed(reasons)}")
     say_made(read.file)
     if read.pictures:
-        say_next(f"mindseye evaluate {quoted(gallery)} {quoted(read.file)} REPORT")
+        say_next(f"mindseye evaluate {quoted(gallery)} {quoted(read.file)} REPORT --profile PROFILE")
     else:
-        say_next(f"mindseye queries {quoted(read.file)} QUERIES")
+        say_next(f"mindseye queries {quoted(read.file)} QUERIES --profile PROFILE")
 
 
 def _listed(names: Sequence[str]) -> str:

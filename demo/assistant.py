@@ -78,7 +78,7 @@ def _choice(
         return {**_said(words[0]), "logprobs": {"content": [{**both[0], "top_logprobs": both}]}}
     if task == "list":
         return _said(json.dumps(answers.order(data, opened(pictures[0]))))
-    answer = {"rewrite": answers.rewrite, "ask": answers.ask}[task](data)
+    answer = {"rewrite": answers.rewrite, "ask": answers.ask, "describe": answers.describe}[task](data)
     return _said(json.dumps(answer, ensure_ascii=False))
 
 

@@ -1,6 +1,6 @@
 """What the demo's assistant answers: texts by the grammar of the demo world, pictures by the demo's own small VLM.
 
-It is no language model. It knows mindseye's four tasks and the world's words, and nothing it is told otherwise: it
+It is no language model. It knows mindseye's five tasks and the world's words, and nothing it is told otherwise: it
 stands in for a model behind the protocol, so that the way there and back can be tried on any machine.
 """
 
@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from demo.grammar import Category, describe
 from demo.slots import ASPECTS, merged, named, slots
 from retrieval.assistant.grid import STRIP, TILE
 from retrieval.models.vlm import VLM
 
 _SCALE = 30.0
 """Of similarities before the softmax over the values of an aspect."""
+_TRIES = 64
+"""Sentences of a category that are drawn, to choose different ones from."""
 
 
 class GrammarAnswers:
@@ -56,6 +59,17 @@ class GrammarAnswers:
             return {"question": "Which of these?", "choices": [int(number) for number in data["found"]][:8]}
         aspect = max(by_aspect, key=lambda each: len(by_aspect[each]))
         return {"question": f"Which {aspect}?", "choices": list(by_aspect[aspect].values())[:8]}
+
+    def describe(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Descriptions of a category of the world, by clauses that name nothing; none of anything else."""
+        found = merged([str(data["name"])])
+        if found.keys() != ASPECTS.keys():
+            return {"descriptions": []}
+        category = Category(**{aspect: values[0] for aspect, values in found.items()})
+        rng = np.random.default_rng(sum(category.name.encode()))
+        made = dict.fromkeys(describe(category, "evaluation", rng) for _ in range(_TRIES))
+        new = [text for text in made if text not in _texts(data, "others")]
+        return {"descriptions": new[: int(data["count"])]}
 
     def judge(self, data: Mapping[str, Any], picture: Image.Image) -> float:
         """P(yes): the product of its aspects' probabilities, each a softmax over the values of the aspect."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +14,7 @@ import pyarrow.parquet as pq
 
 from retrieval.errors import UserError
 from retrieval.folder import Folder, given_text
+from retrieval.given import csv_rows, json_value
 from retrieval.prompts import KINDS, Kind, fill, query_text
 
 
@@ -93,21 +92,17 @@ def read_templates(file: str | Path) -> list[str]:
 def _rows(file: str | Path) -> Iterable[Mapping[str, Any]]:
     place = Folder(file)
     name = place.name
-    if not place.exists():
-        raise UserError(f"there is no vocabulary at {file}", code="missing", field="vocabulary")
-    data = place.parent.read_bytes(name)
-    if name.endswith(".parquet"):
+    if name.endswith(".parquet") and place.exists():
         try:
-            return pq.read_table(BytesIO(data)).to_pylist()
+            return pq.read_table(BytesIO(place.parent.read_bytes(name))).to_pylist()
         except pa.ArrowInvalid as error:
             raise UserError(f"{file} is not Parquet: {error}", code="damaged", field="vocabulary") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        message = f"{file} is not UTF-8 text ({error}); save it as UTF-8"
-        raise UserError(message, code="not-utf-8", field="vocabulary") from error
+    text = given_text(file, "is no vocabulary", field="vocabulary")
     if name.endswith(".csv"):
-        return csv.DictReader(StringIO(text, newline=""))
+        try:
+            return csv_rows(text).rows
+        except ValueError as error:
+            raise UserError(f"{file} is not CSV: {error}", code="damaged", field="vocabulary") from error
     if name.endswith(".jsonl"):
         lines = enumerate(text.split("\n"), 1)  # a string of JSON may have other line separators within
         return [_object(line, f"{file}, line {number}") for number, line in lines if line.strip()]
@@ -116,7 +111,7 @@ def _rows(file: str | Path) -> Iterable[Mapping[str, Any]]:
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json_value(line)
     except ValueError as error:
         raise UserError(f"{where} is not JSON: {error}", code="damaged", field="vocabulary") from error
     if not isinstance(row, dict):
@@ -172,7 +167,7 @@ def _ids(value: Any, where: str, column: str) -> tuple[str, ...] | None:
         ids = value.split()
         if value.lstrip().startswith("["):
             with suppress(ValueError):
-                ids = json.loads(value)
+                ids = json_value(value)
     if not isinstance(ids, list) or not all(isinstance(id, str) and id for id in ids):
         raise UserError(f"{where} must be a list of ids, not {value!r:.60}", code="wrong-type", field=column)
     return tuple(dict.fromkeys(ids))

@@ -355,21 +355,22 @@ def advice(folder: Folder) -> Iterator[None]:
         raise
 
 
-def given_text(file: str | Path, what: str, *, field: str) -> str:
+def given_text(file: str | Path | Folder, what: str, *, field: str) -> str:
     """Return the text of a file that a user names, without a byte order mark.
 
     Args:
-        file: path or URI.
+        file: path or URI, or the same opened.
         what: words for the message where it is missing, such as "are no templates".
         field: of the errors.
 
     Raises:
         UserError: the file is missing (code ``missing``) or not UTF-8 (``not-utf-8``).
     """
-    place = Folder(file)
+    place = file if isinstance(file, Folder) else Folder(file)
+    shown = place.uri if isinstance(file, Folder) else file
     if not place.exists():
-        raise UserError(f"there {what} at {file}", code="missing", field=field)
+        raise UserError(f"there {what} at {shown}", code="missing", field=field)
     try:
         return place.parent.read_bytes(place.name).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text ({error})", code="not-utf-8", field=field) from error
+        raise UserError(f"{shown} is not UTF-8 text ({error})", code="not-utf-8", field=field) from error

@@ -11,14 +11,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import aiohttp
 from pydantic import BaseModel, Field, ValidationError
 
 from retrieval.assistant.address import check_address
 
-Task = Literal["rewrite", "ask", "judge", "list"]
+Task = Literal["rewrite", "ask", "judge", "list", "describe"]
 Reason = Literal["down", "busy", "late", "refused", "rejected", "malformed"]
 Outcome = Reason | Literal["answered", "cancelled"]
 
@@ -188,6 +188,15 @@ class Assistant:
             return _Completion.model_validate_json(data)
         except ValidationError:
             raise AssistantFault("malformed", "the assistant's answer is not one of this protocol") from None
+
+
+class Talks(Protocol):
+    """What can be asked: a ``Talk``, or a model of this machine."""
+
+    async def complete(
+        self, task: Task, messages: Sequence[Mapping[str, Any]], *, max_tokens: int, **options: Any
+    ) -> Choice:
+        """Return the model's answer, as ``Talk.complete``."""
 
 
 class Talk:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
-from retrieval.assistant.endpoint import MAX_REQUEST_BYTES, AssistantFault, Talk, Task
+from retrieval.assistant.endpoint import MAX_REQUEST_BYTES, AssistantFault, Talks, Task
 from retrieval.images import ImageRejected, decode_reduced
 
 MAX_GIVEN = 1_000
@@ -116,7 +116,7 @@ def messages(
 
 
 async def ask_for(
-    talk: Talk,
+    talk: Talks,
     task: Task,
     answer: type[Answer],
     instructions: str,
@@ -134,6 +134,20 @@ async def ask_for(
     Raises:
         AssistantFault: there is no answer, or (``malformed``) none that is such an object.
     """
+    return parsed(await said(talk, task, answer, instructions, data, pictures, max_tokens=max_tokens), answer)
+
+
+async def said(
+    talk: Talks,
+    task: Task,
+    answer: type[BaseModel],
+    instructions: str,
+    data: Mapping[str, Any],
+    pictures: Sequence[bytes] = (),
+    *,
+    max_tokens: int,
+) -> str:
+    """Ask for a JSON object and return what is answered, as ``ask_for`` but not looked at."""
     schema = answer.model_json_schema()
     choice = await talk.complete(
         task,
@@ -141,7 +155,7 @@ async def ask_for(
         max_tokens=max_tokens,
         response_format={"type": "json_schema", "json_schema": {"name": task, "schema": schema}},
     )
-    return parsed(choice.text, answer)
+    return choice.text
 
 
 def parsed(text: str, answer: type[Answer]) -> Answer:

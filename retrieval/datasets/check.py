@@ -71,12 +71,12 @@ def unreadable(contents: Contents, threads: int, done: Callable[[int], None]) ->
 
 
 def _blobs(contents: Contents) -> Iterator[tuple[str, Path | bytes | None]]:
-    if contents.parquet is None:
+    if contents.packed is None:
         for image in contents.images:
             yield image.path, contents.root / image.path
         return
-    paths = (path for path, _ in contents.parquet.rows())
-    blobs = (blob for table in contents.parquet.tables() for blob in table["image"].to_pylist())
+    paths = (path for path, _ in contents.packed.rows())
+    blobs = (blob for table in contents.packed.tables() for blob in table["image"].to_pylist())
     yield from zip(paths, blobs, strict=True)
 
 

@@ -13,7 +13,8 @@ from retrieval.datasets.disk import Disk
 from retrieval.datasets.findings import Finding
 from retrieval.datasets.on_disk import OnDisk, find_images, folder_images, listed_images
 from retrieval.datasets.parquet_files import ParquetFiles
-from retrieval.datasets.recipe import Folders, HuggingFace, Layout, Recipe
+from retrieval.datasets.pickled import PickledImages
+from retrieval.datasets.recipe import Folders, HuggingFace, Layout, Pickled, Recipe
 from retrieval.errors import UserError
 
 
@@ -36,7 +37,7 @@ class Contents:
         images: with their classes; those without one are findings.
         listed: images of each class that the set's own files list, None where they list none.
         findings: what is not as expected, but for the counts.
-        parquet: the files that have the images; None where they are files of their own.
+        packed: the files that have the images; None where they are files of their own.
     """
 
     layout: str
@@ -45,7 +46,7 @@ class Contents:
     images: list[Labelled]
     listed: Counter[str] | None
     findings: list[Finding]
-    parquet: ParquetFiles | None = None
+    packed: ParquetFiles | PickledImages | None = None
 
 
 def read_contents(recipe: Recipe, root: str | Path) -> Contents:
@@ -83,18 +84,23 @@ def read_contents(recipe: Recipe, root: str | Path) -> Contents:
 
 def expected_places(recipe: Recipe) -> list[str]:
     """Return in words how a data set may lie in its folder."""
-    places = [
-        f"a folder for each class in {layout.images or 'it'}"
-        if isinstance(layout, Folders)
-        else f"{' and '.join(table.file for table in layout.tables)}, with images as {layout.image}"
-        for layout in recipe.layouts
-    ]
+    places = [_in_words(layout) for layout in recipe.layouts]
     if hub := recipe.huggingface:
         places.append(f"{hub.files} of {hub.name} from the Hugging Face hub")
     return [*places, "Parquet with the columns image (bytes) and label (text)"]
 
 
+def _in_words(layout: Layout) -> str:
+    if isinstance(layout, Folders):
+        return f"a folder for each class in {layout.images or 'it'}"
+    if isinstance(layout, Pickled):
+        return f"the pickles {', '.join(layout.files)} and {layout.names.file}"
+    return f"{' and '.join(table.file for table in layout.tables)}, with images as {layout.image}"
+
+
 def _is_there(disk: Disk, layout: Layout, recipe: Recipe) -> bool:
+    if isinstance(layout, Pickled):
+        return any(map(disk.has, layout.files))
     if not isinstance(layout, Folders):
         return disk.has(layout.tables[0].file)
     folders = disk.folders(layout.images)
@@ -104,6 +110,10 @@ def _is_there(disk: Disk, layout: Layout, recipe: Recipe) -> bool:
 
 def _from_disk(recipe: Recipe, disk: Disk, layout: Layout) -> Contents:
     findings: list[Finding] = []
+    if isinstance(layout, Pickled):
+        pickled = PickledImages(disk, layout, findings)
+        classes = vocabulary(disk, recipe.classes, pickled.names, findings)
+        return _from_rows(f"pickles in {disk.root}", disk.root, pickled, classes, findings)
     if isinstance(layout, Folders):
         images = folder_images(disk, layout, findings)
         classes = vocabulary(disk, recipe.classes, {image.label for image in images}, findings)
@@ -145,10 +155,16 @@ def _from_parquet(recipe: Recipe, root: Path, files: list[Path]) -> Contents:
     findings: list[Finding] = []
     known = known_vocabulary(recipe.classes)
     parquet = ParquetFiles(files, hub.image, hub.label, list(known.names) if known and hub.ordered else None)
-    rows = [OnDisk(path, label or "") for path, label in parquet.rows()]
-    keys = parquet.names or sorted({row.label for row in rows} - {""})
+    keys = parquet.names or sorted({label for _, label in parquet.rows() if label})
     classes = known or Vocabulary({key: recipe.classes.name_of(key) for key in keys})
+    names = files[0].name if len(files) == 1 else f"{len(files)} files"
+    return _from_rows(f"Parquet, {names} in {files[0].parent}", root, parquet, classes, findings)
+
+
+def _from_rows(
+    where: str, root: Path, packed: ParquetFiles | PickledImages, classes: Vocabulary, findings: list[Finding]
+) -> Contents:
+    rows = [OnDisk(path, label or "") for path, label in packed.rows()]
     findings += [Finding("image-unlabelled", row.path, "the row has no label") for row in rows if not row.label]
     labelled = _labelled([(row, row) for row in rows if row.label], classes, findings)
-    names = files[0].name if len(files) == 1 else f"{len(files)} files"
-    return Contents(f"Parquet, {names} in {files[0].parent}", root, classes, labelled, None, findings, parquet)
+    return Contents(where, root, classes, labelled, None, findings, packed)

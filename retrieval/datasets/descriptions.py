@@ -2,71 +2,71 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import re
-from io import StringIO
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from retrieval.datasets.classes import Vocabulary
+from retrieval.datasets.description_file import Description, read_csv
 from retrieval.datasets.findings import Finding
+from retrieval.datasets.wording import names, spelled
 from retrieval.errors import UserError
 from retrieval.folder import Folder, given_text
+from retrieval.given import json_value
 
 
-def read_descriptions(file: str | Path, classes: Vocabulary) -> tuple[dict[str, str], list[Finding]]:
-    """Read a description of each class.
+def read_descriptions(file: str | Path, classes: Vocabulary) -> tuple[dict[str, list[str]], list[Finding]]:
+    """Read the descriptions of each class. Those that were rejected are left out.
 
     Args:
-        file: CSV with columns ``class`` and ``description``, or a JSON object of them; a class is given by its key or
+        file: CSV (``description_file``), or a JSON object of classes and descriptions; a class is given by its key or
             its name. A path or a URI.
         classes: of the data set.
 
     Returns:
-        The descriptions by the classes' keys; and what is missing, of no class, or names what it describes.
+        The descriptions by the classes' keys, for each class that has any; and what is missing, of no class, of several
+        classes, names what it describes, or was read by nobody.
 
     Raises:
         UserError: the file is missing, or neither CSV nor JSON of this form.
     """
-    descriptions: dict[str, str] = {}
+    given: defaultdict[str, list[Description]] = defaultdict(list)
     findings = []
-    for label, description in _pairs(file):
-        key = classes.match(label).key
+    for each in _given(file):
+        key = classes.match(each.label).key
         if key is None:
-            findings.append(Finding("description-extra", label, "is no class of the data set"))
-        elif key in descriptions:
-            findings.append(Finding("description-extra", label, "is described twice; the first is used"))
-        elif description.strip():
-            descriptions[key] = description.strip()
+            findings.append(Finding("description-extra", each.label, "is no class of the data set"))
+        elif each.text in [other.text for other in given[key]] and each.text:
+            findings.append(Finding("description-extra", each.label, "has the same description twice"))
+        else:
+            given[key].append(each)
+    used = {key: [each for each in given[key] if each.text and each.status != "rejected"] for key in classes.names}
+    of_words: defaultdict[str, list[str]] = defaultdict(list)
     for key, name in classes.names.items():
-        if key not in descriptions:
-            findings.append(Finding("description-missing", key, f"({name}) has no description"))
-        elif _names(descriptions[key], name):
+        if not used[key]:
+            rejected = " but rejected ones" if given[key] else ""
+            findings.append(Finding("description-missing", key, f"({name}) has no description{rejected}"))
+        if any(names(each.text, name) for each in used[key]):
             findings.append(Finding("description-names", key, f"the description has {name!r} in it"))
-    return descriptions, findings
+        if unread := sum(each.status == "made" for each in used[key]):
+            findings.append(Finding("description-unreviewed", key, f"{unread} of {len(used[key])} are not reviewed"))
+        for each in used[key]:
+            of_words[spelled(each.text)].append(key)
+    for keys in of_words.values():
+        if len(keys) > 1:
+            findings.append(Finding("description-same", keys[0], f"has the description of {', '.join(keys[1:])}"))
+    return {key: [each.text for each in those] for key, those in used.items() if those}, findings
 
 
-def _names(description: str, name: str) -> bool:
-    """Return whether a description has the name in it, as words, in the singular or with an s."""
-    words = r"\W+".join(re.escape(word) for word in re.findall(r"\w+", name.casefold()))
-    return re.search(rf"\b{words}(?:e?s)?\b", description.casefold()) is not None
-
-
-def _pairs(file: str | Path) -> list[tuple[str, str]]:
-    place, data = Folder(file), given_text(file, "are no descriptions", field="descriptions")
-    if place.name.endswith(".csv"):
-        reader = csv.DictReader(StringIO(data, newline=""))
-        if not {"class", "description"} <= set(reader.fieldnames or ()):
-            shown = ", ".join(reader.fieldnames or ()) or "nothing"
-            message = f"{file} needs the columns class and description; it has {shown}"
-            raise UserError(message, code="wrong-columns", field="descriptions")
-        return [(row["class"] or "", row["description"] or "") for row in reader]
+def _given(file: str | Path) -> list[Description]:
+    if Folder(file).name.endswith(".csv"):
+        return read_csv(file)
+    text = given_text(file, "are no descriptions", field="descriptions")
     try:
-        content: Any = json.loads(data)
+        content: Any = json_value(text)
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON: {error}", code="malformed", field="descriptions") from error
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         message = f"{file} must be an object of classes and their descriptions"
         raise UserError(message, code="malformed", field="descriptions")
-    return list(content.items())
+    return [Description(label, text.strip()) for label, text in content.items()]

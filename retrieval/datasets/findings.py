@@ -24,6 +24,8 @@ Kind = Literal[
     "description-missing",
     "description-extra",
     "description-names",
+    "description-same",
+    "description-unreviewed",
     "same-name",
 ]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -41,11 +43,15 @@ TITLES: Final[Mapping[Kind, str]] = {
     "outside": "names that lead out of the folder",
     "bad-line": "lines that cannot be read",
     "description-missing": "classes without a description",
-    "description-extra": "descriptions of no class",
+    "description-extra": "descriptions of no class, or given twice",
     "description-names": "descriptions that have the class's name in them",
+    "description-same": "classes with the description of another one",
+    "description-unreviewed": "classes with descriptions that a model made and nobody has reviewed",
     "same-name": "classes of one name",
 }
-WARNINGS: Final[frozenset[Kind]] = frozenset({"same-name", "description-names", "not-an-image"})
+WARNINGS: Final[frozenset[Kind]] = frozenset(
+    {"same-name", "description-names", "description-same", "description-unreviewed", "not-an-image"}
+)
 """What may be so in a whole download, and is said all the same."""
 
 

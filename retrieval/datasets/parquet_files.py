@@ -64,10 +64,11 @@ class ParquetFiles:
             raise UserError(message, code="wrong-columns", field="root")
 
     @property
-    def is_a_gallery(self) -> bool:
-        """Whether it is a source of a gallery as it is: one file with ``image``, ``path`` and labels in ``label``."""
+    def source(self) -> str | None:
+        """The file, if a gallery can be made of it as it is: one with ``image``, ``path`` and labels in ``label``."""
         columns = (self.image, self.label) == ("image", "label")
-        return columns and len(self.files) == 1 and self.has_paths and not self.names
+        usable = columns and len(self.files) == 1 and self.has_paths and not self.names
+        return str(self.files[0]) if usable else None
 
     def rows(self) -> Iterator[tuple[str, str | None]]:
         """Yield path and label of each row, without its image; numbers by their names, if those are known."""

@@ -72,8 +72,9 @@ def prepare(
     """Write what indexing and imagining read of a data set, beside a record of it.
 
     ``images.parquet``: a list of the images in place, with their labels; where labels in Parquet cannot be used as they
-    are, a folder ``images`` of Parquet with the images in it. ``queries.csv``: the classes as queries of each kind that
-    the recipe has; ``templates.txt``: its prompt templates; ``findings.csv``: what was not as expected.
+    are, and of pickled pixels, a folder ``images`` of Parquet with the images in it. ``queries.csv``: the classes as
+    queries of each kind that the recipe has; ``templates.txt``: its prompt templates; ``findings.csv``: what was not as
+    expected.
 
     Args:
         recipe: of the data set.
@@ -90,7 +91,7 @@ def prepare(
             ``read_contents`` and ``read_descriptions``.
     """
     checked = check_counts(recipe, root)
-    texts: dict[str, str] = {}
+    texts: dict[str, list[str]] = {}
     if descriptions is not None:
         texts, more = read_descriptions(descriptions, checked.contents.classes)
         checked = Checked(recipe, checked.contents, checked.counts, checked.findings + more)
@@ -139,24 +140,24 @@ def _in_short(findings: Sequence[Finding]) -> str:
 
 
 def _queries(
-    checked: Checked, descriptions: dict[str, str], labels: dict[str, str]
+    checked: Checked, descriptions: dict[str, list[str]], labels: dict[str, str]
 ) -> tuple[list[tuple[str, ...]], int]:
     """Return the rows of the query file, and of how many classes they are: of those that have an image."""
     rows: list[tuple[str, ...]] = []
     classes = [count for count in checked.counts if count.found]
     for count in classes:
-        given = {"name": count.name, "description": descriptions.get(count.key)}
         for kind in checked.recipe.query_kinds:
-            if all(given[part] for part in kind.split("+")):
-                text = query_text(kind, **given)
-                rows.append((count.name, text, kind, labels[count.key]))
+            for description in descriptions.get(count.key, []) if "description" in kind else [None]:
+                if count.name or "name" not in kind:
+                    text = query_text(kind, count.name, description)
+                    rows.append((count.name, text, kind, labels[count.key]))
     return rows, len(classes)
 
 
 def _write_images(contents: Contents, folder: Folder) -> tuple[str, dict[str, str]]:
     """Write what has the images, or the list of them; return where it is, and the label of each class in it."""
-    parquet = contents.parquet
-    if parquet is None:
+    packed = contents.packed
+    if packed is None:
         rows = sorted(contents.images)
         listed = {
             "path": [str(contents.root / image.path) for image in rows],
@@ -167,13 +168,13 @@ def _write_images(contents: Contents, folder: Folder) -> tuple[str, dict[str, st
         return (folder / _IMAGES).uri, {key: key for key in contents.classes.names}
     spellings = {image.label: image.key for image in contents.images}
     everything = not any(finding.kind in ("class-extra", "image-unlabelled") for finding in contents.findings)
-    if parquet.is_a_gallery and everything and len(set(spellings.values())) == len(spellings):
-        return str(parquet.files[0]), {key: label for label, key in spellings.items()}
+    if packed.source and everything and len(set(spellings.values())) == len(spellings):
+        return packed.source, {key: label for label, key in spellings.items()}
     folder.delete("images")
     waiting: list[pa.Table] = []
     number = 0
-    paths = iter(path for path, _ in parquet.rows())
-    for table in parquet.tables():
+    paths = iter(path for path, _ in packed.rows())
+    for table in packed.tables():
         here = [next(paths) for _ in range(len(table))]
         keys = [spellings.get(label or "") for label in table["label"].to_pylist()]
         names = [contents.classes.names[key] if key else None for key in keys]

@@ -131,6 +131,26 @@ class Listed(Joined):
     """What its label is."""
 
 
+class PickledNames(Settings):
+    """Where pickles say what the numbers of classes stand for."""
+
+    file: str
+    key: str
+    """Of the list of names in its dict."""
+
+
+class Pickled(Settings):
+    """Pickles with arrays of pixels, which are read as data alone (``retrieval.unpickle``)."""
+
+    kind: Literal["pickled"]
+    files: list[str] = Field(min_length=1)
+    label: str
+    """The key of the list of labels in the dict of each file."""
+    names: PickledNames
+    side: int = Field(ge=1)
+    """Of an image, in pixels."""
+
+
 class HuggingFace(Settings):
     """The set as Parquet on the Hugging Face hub: ``hf download NAME --repo-type dataset --local-dir ROOT``."""
 
@@ -154,7 +174,7 @@ class Expected(Settings):
     """Of each class: so many, or from so many to so many. Where the set's own files list images, they say it."""
 
 
-Layout = Annotated[Folders | Listed, Field(discriminator="kind")]
+Layout = Annotated[Folders | Listed | Pickled, Field(discriminator="kind")]
 
 
 class Recipe(Settings):

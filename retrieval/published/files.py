@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from retrieval.errors import UserError
-from retrieval.folder import Folder
+from retrieval.folder import Folder, given_text
+from retrieval.given import csv_rows, json_value
 
 T = TypeVar("T")
 
@@ -30,12 +28,9 @@ def read_text(folder: Folder, name: str) -> str:
     """Return a file as text.
 
     Raises:
-        UserError: as ``read_bytes``, or it is not UTF-8 (code ``damaged``).
+        UserError: it is not there (code ``missing``) or not UTF-8 (``not-utf-8``); the field is ``folder``.
     """
-    try:
-        return read_bytes(folder, name).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise damaged(folder, name, f"it is not UTF-8 ({error})") from error
+    return given_text(folder / name, "is nothing of the benchmark as its authors lay it out", field="folder")
 
 
 def read_json(folder: Folder, name: str, kind: type[T]) -> T:
@@ -63,9 +58,13 @@ def read_csv(folder: Folder, name: str, columns: Sequence[str]) -> list[dict[str
     """Return the rows of a CSV file that has some columns.
 
     Raises:
-        UserError: as ``read_text``, or it lacks a column or a row a value of one (code ``damaged``).
+        UserError: as ``read_text``, or it is not CSV, or a row lacks a value of a column (code ``damaged``).
     """
-    rows = list(csv.DictReader(io.StringIO(read_text(folder, name), newline="")))
+    text = read_text(folder, name)
+    try:
+        rows = csv_rows(text).rows
+    except ValueError as error:
+        raise damaged(folder, name, f"it is not CSV ({error})") from error
     for number, row in enumerate(rows, 1):
         if lacks := [column for column in columns if not row.get(column)]:
             raise damaged(folder, name, f"row {number} lacks {', '.join(lacks)}; it has {', '.join(map(str, row))}")
@@ -117,6 +116,6 @@ def no_truth(benchmark: str, part: str, where: str) -> UserError:
 
 def _parsed(folder: Folder, name: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        return json_value(text)
     except ValueError as error:
         raise damaged(folder, name, f"it is not JSON ({error})") from error

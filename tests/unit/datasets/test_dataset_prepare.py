@@ -134,7 +134,7 @@ def test_description_that_names_its_class(tmp_path: Path, description: str, name
     file = tmp_path / "descriptions.json"
     file.write_text(json.dumps({"red_star": description}))
     texts, findings = read_descriptions(file, Vocabulary({"red_star": "red star"}))
-    assert texts == {"red_star": description}
+    assert texts == {"red_star": [description]}
     assert [finding.kind for finding in findings] == (["description-names"] if named else [])
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
+import yaml
 from assistant_server import serving
+from command_line import Run
+from pictures import saved
 
 from cluster.loading import load_vlm
 from cluster.profile import load_profile
@@ -15,6 +21,7 @@ from demo.assistant_answers import GrammarAnswers
 from demo.grammar import Category, categories
 from demo.slots import merged, named, slots
 from demo.world import render
+from pipelines.vocabulary import read_vocabulary
 from retrieval.assistant.ask import asked_back
 from retrieval.assistant.blocking import talked
 from retrieval.assistant.endpoint import Assistant
@@ -85,6 +92,44 @@ def test_both_second_stages_there_and_back(assistant: Assistant, way: str) -> No
     assert (found.shortfall, found.spent.failed) == (None, 0)
     assert found.spent.calls == (4 if way == "judge" else 1)
     assert found.spent.tokens_in > 85
+
+
+def test_a_data_set_is_described_from_its_names_to_its_queries(
+    url: str, run: Run, tmp_path: Path, profile_settings: dict[str, Any]
+) -> None:
+    names = ["red striped star", "blue plain ring", "a boat"]
+    settings = copy.deepcopy(profile_settings)
+    settings["models"]["assistant"] = {"url": url, "model": MODEL, "seconds": 60}
+    recipe = {
+        "title": "Three",
+        "source": "made up",
+        "licence": "none",
+        "split": "test",
+        "templates": "none",
+        "expected": {"classes": 3, "images": 3, "per_class": 1},
+        "classes": {"listed": names},
+        "layouts": [{"kind": "folders", "images": ""}],
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "three.yaml").write_text(yaml.safe_dump(recipe))
+    for name in names:
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "0.png").write_bytes(saved("PNG"))
+    file, root = tmp_path / "d.csv", ["--root", tmp_path / "set"]
+    options = [*root, "--count", 2, "--profile", tmp_path / "own.yaml"]
+    made = run("dataset", "describe", tmp_path / "three.yaml", file, *options)
+    assert made.code == 0, made.err
+    assert "6 were missing, 4 were made, 1 more were rejected" in made.out
+    assert "a boat is empty" in made.out
+    assert "4 descriptions are still to be reviewed" in made.out
+    file.write_text(file.read_text().replace(",made,", ",reviewed,") + "a boat,,it floats,,,,\n")
+    prepared = run("dataset", "prepare", tmp_path / "three.yaml", tmp_path / "out", *root, "--descriptions", file)
+    assert prepared.code == 0, prepared.err
+    queries = [entry for entry in read_vocabulary(tmp_path / "out/queries.csv") if entry.kind == "description"]
+    assert [entry.label for entry in queries] == ["red striped star"] * 2 + ["blue plain ring"] * 2 + ["a boat"]
+    for entry in queries[:4]:
+        assert merged([entry.text]) == merged([entry.label or ""])
+        assert not any(word in entry.text.split() for word in (entry.label or "").split())
 
 
 @pytest.mark.parametrize(

@@ -131,4 +131,4 @@ def test_the_command_says_what_it_found_and_what_not(run: Run, tmp_path: Path) -
     assert said.code == 0
     assert "xtd10, it: 2 queries, 2 relevant images" in said.out
     assert "1 images are not in the gallery: COCO_val2014_2.jpg" in said.out
-    assert f"next:\n  mindseye queries '{tmp_path}/my q.jsonl' QUERIES" in said.out
+    assert f"next:\n  mindseye queries '{tmp_path}/my q.jsonl' QUERIES --profile PROFILE" in said.out

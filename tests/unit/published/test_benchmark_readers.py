@@ -227,7 +227,13 @@ def gnd(**changes: Any) -> bytes:
         ("circo", {"annotations/val.json": [CIRCO_ROW | {"gt_img_ids": ["9761"]}]}, "entry 0: gt_img_ids must be int"),
         ("circo", {"annotations/val.json": [{"gt_img_ids": [1], "id": 1}]}, "entry 0 lacks relative_caption"),
         ("inquire", {"inquire_annotations.csv": "query,image\n1,a.jpg\n"}, "row 1 lacks query_id, image_path"),
-        ("inquire", {"inquire_annotations.csv": b"query_id,image_path\n1,\xff\n"}, "it is not UTF-8"),
+        (
+            "inquire",
+            {"inquire_annotations.csv": f"query_id,image_path\n1,a.jpg\n2,{'b' * 140_000}\n"},
+            "inquire_annotations.csv cannot be read: it is not CSV (line 3: ",
+        ),
+        ("circo", {"annotations/val.json": "[" * 100_000}, "val.json cannot be read: it is not JSON (it is nested"),
+        ("visual-rag", {"v2_anno.jsonl": '{"a":' * 100_000}, "v2_anno.jsonl, line 1 cannot be read: it is not JSON"),
         ("ilias", {"zippy_999/query/Q999_00_bbox.txt": "1 2 3", "zippy_999/query/Q999_00.jpg": b""}, "x, y, width and"),
         ("revisited", {"gnd_roxford5k.pkl": pickle.dumps([1])}, "must be dict, not list"),
         ("revisited", {"gnd_roxford5k.pkl": gnd(qimlist=["a"])}, "has 1 queries in qimlist and 2 in gnd"),
@@ -246,6 +252,13 @@ def test_files_of_another_format_are_refused_by_place(
     with refused("damaged", "folder") as error:
         queries(root, name, "image" if name == "ilias" else None)
     assert fact in str(error.value)
+
+
+def test_a_file_that_is_no_text_is_refused(folder: Callable[[str], Path]) -> None:
+    root = write(folder("inquire"), {"inquire_annotations.csv": b"query_id,image_path\n1,\xff\n"})
+    with refused("not-utf-8", "folder") as error:
+        queries(root, "inquire")
+    assert f"{root}/inquire_annotations.csv" in str(error.value)
 
 
 def test_a_hostile_ground_truth_is_refused(tmp_path: Path) -> None:
