@@ -12,6 +12,12 @@ export class Fault extends Error {
     super(message);
     Object.assign(this, { status, code, field, requestId, retryAfter });
   }
+
+  /** The number of the piece of evidence that it is about; −1 for none of them. */
+  get piece() {
+    const [, number] = /^evidence\.(\d+)/.exec(this.field ?? "") ?? [];
+    return number === undefined ? -1 : Number(number);
+  }
 }
 
 /** Say how to ask the person for a key: a function that is told whether one was refused, and gives a key or null. */
