@@ -2,7 +2,7 @@
 
 import { empty, isEmpty } from "./address.js";
 import * as api from "./api.js";
-import { byPictures, imaginations, requestOf } from "./request.js";
+import { byPictures, imaginations, reading, requestOf } from "./request.js";
 import { imaginedAtOnce, mostResults } from "./service.js";
 import { sendAgain } from "./uploads.js";
 
@@ -14,7 +14,7 @@ export class Asking {
   answer = null;
   /** The round that the answer is to. */
   answered = null;
-  /** The imagined images of the round's words. */
+  /** The imagined images of the round's words, or of those that its pictures were read as. */
   imagined = [];
   /** Places in the ranking by words alone, to tell what has moved; null where pictures count too. */
   before = null;
@@ -48,7 +48,8 @@ export class Asking {
     const sameWords = before.text === round.text;
     const sameEvidence = sameWords && JSON.stringify(before.pieces) === JSON.stringify(round.pieces);
     if (!sameEvidence || isEmpty(round)) this.k = STEP;
-    if (!sameWords || before.seed !== round.seed) {
+    const sameReading = round.text || reading(before) === reading(round);
+    if (!sameWords || !sameReading || before.seed !== round.seed) {
       this.imagined = [];
       this.#hands.forgets();
     }

@@ -9,8 +9,10 @@ import { chooseFiles, takeFiles } from "./files.js";
 import { introduce } from "./introduction.js";
 import { askForKey } from "./key.js";
 import { notice, tell } from "./notices.js";
+import { Question } from "./question.js";
+import { reading } from "./request.js";
 import { added, changed, judged, pictureOf, ranked, removed, signOf, sizeOf, toggled, wordsOf } from "./rounds.js";
-import { learn } from "./service.js";
+import { info, learn } from "./service.js";
 import { Showing } from "./showing.js";
 import { say } from "./status.js";
 import { sendAll } from "./taking.js";
@@ -22,8 +24,14 @@ const asking = new Asking({
   begins: () => showing.busy(true),
   searches: (awaited) => showing.searching(awaited),
   imagines: () => showing.imaginedAnew(),
-  arrives: (answer, last) => showing.answer(answer, last),
-  fails: (error) => fail(error, () => asking.again()),
+  arrives: (answer, last) => {
+    showing.answer(answer, last);
+    if (last) offerQuestion();
+  },
+  fails: (error) => {
+    question.offer(false);
+    fail(error, () => asking.again());
+  },
   ends: () => showing.busy(false),
   forgets: () => showing.noImages(),
 });
@@ -38,9 +46,20 @@ const showing = new Showing(asking, {
   rank: (name, value) => change(ranked(asking.round, name, value)),
 });
 
+const question = new Question({
+  ask: (signal, busy) => api.question(asking.request, signal, busy),
+  choose: (word) => add(word, true),
+});
+
+function offerQuestion() {
+  question.offer(info?.assistant > 0 && asking.answer?.results.length > 0);
+}
+
 /** Change the round. Each change is an entry of the browser's history, and one hand on one control (`by`) is one. */
 function change(changes, { by = null, pause = 0 } = {}) {
   const next = { ...asking.round, ...changes };
+  // What is read anew is imagined anew: these are no longer the images that were left out.
+  if (info?.aspects.length && reading(next) !== reading(asking.round)) next.drop = new Set();
   if (sizeOf(next) > MOST && sizeOf(next) > sizeOf(asking.round)) {
     return faulty(`A search has up to ${MOST} pieces. Remove one first.`);
   }
@@ -54,6 +73,8 @@ function change(changes, { by = null, pause = 0 } = {}) {
 function go(next, pause = 0) {
   asking.turn(next);
   faulty(null);
+  question.dismiss();
+  if (!asking.answer) question.offer(false);
   if (isEmpty(next)) {
     asking.stop();
     return showing.start();
@@ -126,8 +147,9 @@ api.onKeyWanted(askForKey);
 api.onBusy(() => say("The service is busy: this search waits for its turn…"));
 
 async function begin() {
-  const info = await learn();
+  await learn();
   introduce(info, (text) => change({ text }));
+  offerQuestion();
   await showing.offer(info);
 }
 

@@ -67,7 +67,7 @@ export class Showing {
 
   /** All that follows from the round itself. */
   round() {
-    const { round } = this.#asking;
+    const { round, imagined } = this.#asking;
     const names = namesOf(round, this.#known);
     const title = headline(round, names);
     document.body.dataset.view = "answer";
@@ -79,7 +79,7 @@ export class Showing {
     byId("clear").hidden = !round.pieces.length;
     byId("search").classList.toggle("evidenced", Boolean(round.text && round.pieces.length));
     byId("query").placeholder = round.pieces.length ? "Words as well" : "Name or description";
-    this.#mind.showPicture(round, names.pieces);
+    this.#mind.showPicture(round, names.pieces, imagined);
     this.weight();
     this.#options.show(round.options);
     this.#grid.mark(this.#signOf);
@@ -88,7 +88,10 @@ export class Showing {
   /** An answer to the round is asked for. */
   busy(on) {
     byId("found").ariaBusy = String(on);
-    if (on) clearNotices();
+    if (!on) return;
+    clearNotices();
+    const { answer, round } = this.#asking;
+    if (answer && isJudged(round)) say("The assistant looks at the first pictures…");
   }
 
   /** It is made from nothing, with so many images to be imagined. */
@@ -103,13 +106,15 @@ export class Showing {
 
   imagined() {
     const { imagined, round, answer } = this.#asking;
-    this.#mind.showImagined(imagined, round, answer?.visual, this.#signOf);
+    this.#mind.showImagined(imagined, round, answer, this.#signOf);
   }
 
   /** The images have come, and are not yet ranked by. */
   imaginedAnew() {
     this.imagined();
-    say(`${found(this.#asking)} ${plural(this.#asking.imagined.length, "picture")} imagined; ranking again…`);
+    const { imagined, round } = this.#asking;
+    const next = isJudged(round) ? "the assistant looks at what they find" : "ranking again";
+    say(`${found(this.#asking)} ${plural(imagined.length, "picture")} imagined; ${next}…`);
   }
 
   weight() {
@@ -122,15 +127,14 @@ export class Showing {
     const { round, imagined, k } = this.#asking;
     for (const result of answer.results) this.#known.set(result.id, nameOf(result));
     this.round();
-    if (round.text && (last || imagined.length)) this.imagined();
+    if (imagined.length || (round.text && last)) this.imagined();
     this.#grid.show(answer.results, last ? this.#look : { ...this.#look, before: null });
     showAccount(answer, byPictures(round));
     suggest(byId("refinements"), "Narrow down", answer.refinements, this.#hands.add);
     const read = answer.recomposed ? `Read as “${answer.recomposed}”, from` : "Read from the picture";
     suggest(byId("words-read"), read, answer.words, this.#hands.add);
     byId("more").hidden = !last || answer.results.length < k || k >= mostResults();
-    const imagining = round.weight === 0 || !imaginations(round).length ? "" : "Imagining what you mean…";
-    say(`${found(this.#asking)} ${last ? moved(this.#asking) : imagining}`);
+    say(`${found(this.#asking)} ${last ? moved(this.#asking) : coming(round)}`);
     this.#shortcomings(answer, last);
   }
 
@@ -138,7 +142,8 @@ export class Showing {
   failed() {
     const { answer, answered, round, imagined } = this.#asking;
     if (!imagined.length) this.#mind.clear();
-    if (answer) return say(answered === round ? found(this.#asking) : "These are still the pictures of the search before.");
+    const old = "These are still the pictures of the search before.";
+    if (answer) return say(answered === round ? found(this.#asking) : old);
     byId("mind").hidden = true;
     this.#grid.clear();
     say("No results.");
@@ -150,9 +155,9 @@ export class Showing {
   }
 
   /** What the service has to offer. */
-  async offer({ aspects }) {
+  async offer(info) {
     if (!this.#asking.answer) this.weight();
-    await this.#options.offer(aspects, this.#asking.round.options);
+    await this.#options.offer(info, this.#asking.round.options);
   }
 
   /** How results are shown: what they are compared with, and what the parts of a score are called. */
@@ -180,3 +185,9 @@ export class Showing {
     for (const warning of warnings) notice("hint", "Note", sentence(warning));
   }
 }
+
+/** Whether an assistant is to look at what is found. */
+const isJudged = ({ options }) => ["judge", "list"].includes(options.rerank);
+
+/** What follows upon the ranking by words. */
+const coming = (round) => (round.weight === 0 || !imaginations(round).length ? "" : "Imagining what you mean…");
