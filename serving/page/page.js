@@ -10,7 +10,7 @@ import { introduce } from "./introduction.js";
 import { askForKey } from "./key.js";
 import { notice, tell } from "./notices.js";
 import { Question } from "./question.js";
-import { reading } from "./request.js";
+import { isInWords, reading } from "./request.js";
 import { added, changed, judged, pictureOf, ranked, removed, signOf, sizeOf, toggled, wordsOf } from "./rounds.js";
 import { info, learn } from "./service.js";
 import { Showing } from "./showing.js";
@@ -51,8 +51,10 @@ const question = new Question({
   choose: (word) => add(word, true),
 });
 
+/** Offer the assistant's question where there is one to ask by words about what was found. */
 function offerQuestion() {
-  question.offer(info?.assistant > 0 && asking.answer?.results.length > 0);
+  const { answer, round } = asking;
+  question.offer(info?.assistant > 0 && answer?.results.length > 0 && (isInWords(round) || answer.recomposed));
 }
 
 /** Change the round. Each change is an entry of the browser's history, and one hand on one control (`by`) is one. */
@@ -115,7 +117,7 @@ function fail(error, retry, otherwise) {
   if (error.name === "AbortError") return;
   if (!(error instanceof api.Fault)) {
     console.error(error);
-    notice("error", "Something went wrong", "The page could not make sense of the answer.", retry);
+    notice("error", "Something went wrong", "The page could not make sense of the answer.", ["Try again", retry]);
     return;
   }
   showing.failed();
@@ -126,7 +128,14 @@ function fail(error, retry, otherwise) {
     return faulty(text, error.piece, kind === "upload" ? choose : null);
   }
   const { title, text } = explain(error, otherwise);
-  notice("error", title, text, error.status === 422 || error.status === 413 ? null : retry, error.requestId);
+  notice("error", title, text, wayOut(error, retry), error.requestId);
+}
+
+/** What can be done about a fault: a button's words and what it does; null for nothing. */
+function wayOut({ status, field }, retry) {
+  const { round } = asking;
+  if (Object.hasOwn(round.options, field)) return ["Search without it", () => change(ranked(round, field, null))];
+  return status === 422 || status === 413 ? null : ["Try again", retry];
 }
 
 listen({

@@ -2,6 +2,9 @@
 
 export const isText = ({ kind }) => kind === "text";
 
+/** Whether words say what is wanted. */
+export const isInWords = ({ text, pieces }) => Boolean(text) || pieces.some((piece) => isText(piece) && piece.weight > 0);
+
 /** Whether pictures count as well as words. */
 export const byPictures = ({ pieces }) => pieces.some((piece) => !isText(piece));
 

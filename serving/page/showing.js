@@ -179,8 +179,9 @@ export class Showing {
     clearNotices();
     if (degraded) {
       const lacking = shards.answered < shards.total ? "Pictures may be missing. " : "";
+      const again = ["Try again", () => this.#asking.again()];
       const words = stage === "text" && last ? "These results are ranked by your words alone. " : "";
-      notice("hint", "Not the whole answer", `${words}${lacking}${sentence(degraded)}`, () => this.#asking.again());
+      notice("hint", "Not the whole answer", `${words}${lacking}${sentence(degraded)}`, again);
     }
     for (const warning of warnings) notice("hint", "Note", sentence(warning));
   }
