@@ -1,7 +1,7 @@
 /** How an answer came about. */
 
 import { byId, describe } from "./dom.js";
-import { duration } from "./words.js";
+import { duration, SECOND_LOOK } from "./words.js";
 
 const MEMORY = { hit: "imagined before", miss: "imagined now", off: "not used" };
 const STAGE = { text: "words", visual: "imagined pictures", fused: "words and imagined pictures" };
@@ -17,7 +17,7 @@ export function showAccount(answer, mixed) {
   describe(byId("account-list"), [
     ["Ranked by", mixed ? "evidence" : STAGE[answer.stage]],
     ...(answer.visual ? [["Looks taken from", VISUAL[answer.visual] ?? answer.visual]] : []),
-    ...(answer.reranked ? [["Second look", answer.reranked]] : []),
+    ...(answer.reranked ? [["Second look", SECOND_LOOK[answer.reranked] ?? answer.reranked]] : []),
     ["λ", answer.weight.toFixed(3)],
     ["Memory", MEMORY[answer.memory] ?? answer.memory],
     ["Time", stages.join(", ")],

@@ -12,6 +12,12 @@ export class Fault extends Error {
     super(message);
     Object.assign(this, { status, code, field, requestId, retryAfter });
   }
+
+  /** The number of the piece of evidence that it is about; −1 for none of them. */
+  get piece() {
+    const [, number] = /^evidence\.(\d+)/.exec(this.field ?? "") ?? [];
+    return number === undefined ? -1 : Number(number);
+  }
 }
 
 /** Say how to ask the person for a key: a function that is told whether one was refused, and gives a key or null. */
@@ -27,10 +33,10 @@ export function onBusy(tell) {
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
 /**
- * Fetch a path of the service. A service that is busy is asked again when it says so, within bounds. Raises Fault for
- * an answer that is an error, and AbortError if aborted.
+ * Fetch a path of the service. A service that is busy is asked again when it says so, within bounds: `busy` is called
+ * then. Raises Fault for an answer that is an error, and AbortError if aborted.
  */
-export async function call(path, init = {}) {
+export async function call(path, { busy = tellOfWaiting, ...init } = {}) {
   const begun = performance.now();
   for (;;) {
     const key = sessionStorage.getItem(KEY);
@@ -48,7 +54,7 @@ export async function call(path, init = {}) {
     const wait = 1000 * (fault.retryAfter ?? Infinity);
     if (response.status !== 503 || performance.now() - begun + wait > PATIENCE) throw fault;
     init.signal?.throwIfAborted();
-    if (init.method === "POST" && !["down", "starting"].includes(fault.code)) tellOfWaiting();
+    if (init.method === "POST" && !["down", "starting"].includes(fault.code)) busy();
     await pause(wait, init.signal);
   }
 }
@@ -81,6 +87,11 @@ export const info = async () => (await call("v1/info")).json();
 /** One answer to a SearchRequest. */
 export async function search(request, signal) {
   return (await call("v1/search", asJson(request, signal))).json();
+}
+
+/** A question that would narrow a search: its words to choose from, or why there is none. */
+export async function question(request, signal, busy) {
+  return (await call("v1/question", { ...asJson(request, signal), busy })).json();
 }
 
 /** The events of a search as [name, data], until `done`. Raises Fault for the event `error` and for a broken stream. */

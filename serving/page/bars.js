@@ -4,15 +4,15 @@ import { make } from "./dom.js";
 
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 
-/** What a result's bar is made of: sizes by what they are of, `words`, `pictures` or the number of a piece. */
+/** What a result's bar is made of: sizes by what they are of, `of-words`, `of-pictures` or the number of a piece. */
 export function partsOf(result) {
   if (result.shares?.length > 1) return result.shares.map((size, piece) => ({ size, of: piece }));
   return byHalves(result);
 }
 
 export const byHalves = ({ text_part, visual_part }) => [
-  { size: text_part, of: "words" },
-  { size: visual_part, of: "pictures" },
+  { size: text_part, of: "of-words" },
+  { size: visual_part, of: "of-pictures" },
 ];
 
 /** Length of what counts for a result. */

@@ -15,12 +15,16 @@ export class Mind {
     byId("mind-part").addEventListener("click", () => hands.part(Number(byId("mind-picture").dataset.number)));
   }
 
-  /** Beside the results stands what was imagined of the words, or the first picture where there are no words. */
-  showPicture({ text, pieces }, names) {
+  /**
+   * Beside the results stands what was imagined of the words; where there are none, the first picture, and what was
+   * imagined of the words that were read from it, if any were.
+   */
+  showPicture({ text, pieces }, names, imagined) {
     const number = text ? -1 : pieces.findIndex((piece) => !isText(piece) && piece.weight > 0);
     const piece = pieces[number];
-    byId("imagined").hidden = byId("mind-line").hidden = !text;
-    if (!text) byId("anew").hidden = true;
+    const bare = !text && !imagined.length;
+    byId("imagined").hidden = byId("mind-line").hidden = bare;
+    if (bare) byId("anew").hidden = true;
     byId("mind-title").textContent = text ? "Imagined" : capital(names[number] ?? "Your search");
     byId("mind-picture").hidden = !piece;
     byId("mind-part").hidden = !piece || piece.kind === "imagined";
@@ -42,12 +46,13 @@ export class Mind {
   }
 
   /** Show the imagined images of a round, or in words why there are none. */
-  showImagined(images, { drop, weight }, visual, signOf) {
-    if (!images.length) return this.clear(none(weight, visual));
+  showImagined(images, { drop, weight }, answer, signOf) {
+    if (!images.length) return this.clear(none(weight, answer?.visual));
     this.#strip.show(images, drop, signOf);
     const out = images.filter((image) => drop.has(image.index)).length;
     const amount = out === images.length ? "All" : count(out);
-    byId("mind-note").textContent = out ? `${amount} left out` : `${weighing(images)}Leave out what you do not mean.`;
+    const read = answer?.recomposed ? `Imagined as “${answer.recomposed}”. ` : weighing(images);
+    byId("mind-note").textContent = out ? `${amount} left out` : `${read}Leave out what you do not mean.`;
     byId("all").hidden = out === 0;
     byId("anew").hidden = false;
   }

@@ -4,16 +4,16 @@ import { byId, make } from "./dom.js";
 
 export const clearNotices = () => byId("notices").replaceChildren();
 
-/** Show a message and return its element: `kind` is error or hint; `retry` puts a button beside it. */
-export function notice(kind, title, text, retry = null, requestId = null) {
+/** Show a message and return its element: `kind` is error or hint; `again` is a button's words and what it does. */
+export function notice(kind, title, text, again = null, requestId = null) {
   const body = make("p", {}, make("strong", {}, title), ` ${text} `);
   if (requestId) body.append(make("small", {}, `Request ${requestId}`));
   const box = make("div", { class: `notice ${kind}`, role: kind === "error" ? "alert" : "note" }, body);
-  if (retry) {
-    const button = make("button", { type: "button", class: "link" }, "Try again");
+  if (again) {
+    const button = make("button", { type: "button", class: "link" }, again[0]);
     button.addEventListener("click", () => {
       box.remove();
-      retry();
+      again[1]();
     });
     box.append(button);
   }

@@ -2,16 +2,19 @@
 
 import { requestFields } from "./api.js";
 import { make } from "./dom.js";
+import { SECOND_LOOK } from "./words.js";
 
 const CHOICES = {
   fuse: ["Together by", { mean: "mean", max: "best picture", rrf: "rank" }],
-  rerank: ["Second look", { none: "none", neighbours: "neighbours", judge: "judge each", list: "judge a list" }],
+  rerank: ["Second look", { none: "none", ...SECOND_LOOK }],
   bridge: ["Pictures read into words", { auto: "with words", none: "never", words: "always" }],
   focus: ["Look at", {}],
   ignore: ["Overlook", {}],
 };
 /** Those that need a dictionary, which has aspects. */
 const OF_DICTIONARY = ["focus", "ignore", "bridge"];
+/** Values that need an assistant. */
+const OF_ASSISTANT = ["judge", "list"];
 /** Those that name aspects, and what none of them is called. */
 const OF_ASPECTS = { focus: "everything", ignore: "nothing" };
 
@@ -27,12 +30,13 @@ export class Options {
     this.#change = change;
   }
 
-  /** Offer what the service has; `aspects` are those that it can look at or overlook. */
-  async offer(aspects, chosen) {
+  /** Offer what the service has: `aspects` that it can look at or overlook, an `assistant` if it is more than 0. */
+  async offer({ aspects, assistant }, chosen) {
     const fields = await requestFields();
     const offers = Object.entries(CHOICES).flatMap(([name, [label, words]]) => {
       const has = fields[name] && (aspects?.length || !OF_DICTIONARY.includes(name));
-      const values = has ? valuesOf(fields[name], name in OF_ASPECTS ? aspects : []) : [];
+      const all = has ? valuesOf(fields[name], name in OF_ASPECTS ? aspects : []) : [];
+      const values = all.filter((value) => assistant || !OF_ASSISTANT.includes(value));
       return values.length ? [this.#offer(name, label, values, words, fields[name].default)] : [];
     });
     this.#list.replaceChildren(...offers);
@@ -43,7 +47,9 @@ export class Options {
   show(chosen) {
     for (const select of this.#list.querySelectorAll("select")) {
       const value = chosen[select.name] ?? "";
-      if (value && ![...select.options].some((option) => option.value === value)) select.append(new Option(value, value));
+      if (value && ![...select.options].some((option) => option.value === value)) {
+        select.append(new Option(CHOICES[select.name][1][value] ?? value, value));
+      }
       select.value = value;
     }
   }

@@ -63,6 +63,13 @@ export function movement(rank, before, among) {
     : { sign: `↓${rank - before}`, phrase: `down ${places} from the ranking by words alone`, up: false };
 }
 
+/** What the second stage is called, by the name that a request has for it. */
+export const SECOND_LOOK = {
+  neighbours: "neighbours",
+  judge: "assistant, one by one",
+  list: "assistant, side by side",
+};
+
 /** What is said of a piece of evidence that the service lacks, by its kind. */
 export const MISSING = {
   row: "The gallery does not have this picture, or no longer.",

@@ -90,11 +90,14 @@ def browser(chromium: str, address: str) -> Iterator[Any]:
 def visit(browser: Any, address: str) -> Iterator[Callable[..., Page]]:
     """Open the page at a path of the service, with settings of a browser context.
 
-    An error that it writes to the console or does not catch fails the test, unless it matches ``expected``.
+    An error that it writes to the console or does not catch fails the test, unless it matches ``expected``. With a
+    ``question`` the service has an assistant, which asks it.
     """
     contexts, faults = [], []
 
-    def open_page(path: str = "/", *, expected: str = "(?!)", **settings: Any) -> Page:
+    def open_page(
+        path: str = "/", *, expected: str = "(?!)", question: dict[str, Any] | None = None, **settings: Any
+    ) -> Page:
         context = browser.new_context(base_url=address, **settings)
         context.set_default_timeout(SOON)
         page = context.new_page()
@@ -106,6 +109,10 @@ def visit(browser: Any, address: str) -> Iterator[Callable[..., Page]]:
 
         page.on("console", lambda message: note(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: note(str(error)))
+        if question:
+            info = page.request.get("/v1/info").json() | {"assistant": 16}
+            page.route("**/v1/info", lambda route: route.fulfill(json=info))
+            page.route("**/v1/question", lambda route: route.fulfill(json=question))
         page.goto(path)
         return page
 
@@ -316,7 +323,8 @@ def test_it_is_said_when_all_imagined_pictures_count_about_the_same(
 
     page.route("**/v1/search", answered)
     search(page)  # its answer is in the memory now
-    page.get_by_label("Ranked by").press("ArrowRight")
+    with page.expect_response("**/v1/search"):
+        page.get_by_label("Ranked by").press("ArrowRight")
     note = "All count about the same. Leave out" if alike else "Leave out"
     expect(page.locator("#mind-note")).to_have_text(re.compile(f"^{re.escape(note)}"))
     expect(page.locator("#imagined li")).to_have_count(len(shares))
@@ -720,6 +728,137 @@ def test_words_that_are_offered_become_evidence(visit: Callable[..., Page]) -> N
     expect(words).to_be_editable()
 
 
+QUESTION = {
+    "question": f"Which pattern? {ATTACK}",
+    "choices": ["striped", ATTACK],
+    "degraded": None,
+    "request_id": "r-18",
+}
+
+
+def test_the_assistants_question_is_answered_by_a_word_and_undone(visit: Callable[..., Page]) -> None:
+    page = visit()
+    search(page)
+    expect(page.locator("#foot")).to_contain_text("48 pictures")
+    ask = page.get_by_role("button", name="Help me narrow this down")
+    expect(ask).to_be_hidden()  # this service has no assistant
+    page = visit(f"/?q={QUERY}", question=QUESTION)
+    held: list[Route] = []
+    page.route("**/v1/question", lambda route: held.append(route), times=1)
+    settled(page)
+    ask = page.get_by_role("button", name="Help me narrow this down")
+    text = page.locator("#question-text")
+    expect(text).to_have_attribute("aria-live", "polite")
+    ask.focus()
+    page.keyboard.press("Enter")
+    expect(text).to_have_text("The assistant is thinking of a question…")
+    expect(page.get_by_role("button", name="Cancel")).to_be_focused()
+    becomes(page, lambda: bool(held))
+    assert held[0].request.post_data_json == {"query": QUERY, "k": 24, "seed": 0, "drop": []}
+    held[0].fulfill(json=QUESTION)
+    expect(text).to_have_text(QUESTION["question"])
+    choices = page.get_by_role("group", name=QUESTION["question"]).get_by_role("button")
+    expect(choices).to_have_text([*QUESTION["choices"], "None of these"])
+    expect(choices.first).to_be_focused()
+    before = order(page)
+    page.keyboard.press("Escape")
+    expect(text).to_have_text("")
+    expect(ask).to_be_focused()
+    assert (evidence(page), order(page)) == ([], before)
+    page.keyboard.press("Enter")
+    expect(choices.first).to_be_focused()
+    page.keyboard.press("Enter")
+    shows(page, asked(page, evidence=[{"text": "striped"}]))
+    settled(page)
+    assert evidence(page) == ["1*text*striped"]
+    expect(page.get_by_role("textbox", name="Words", exact=True)).to_have_value("striped")
+    expect(ask).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(text).to_have_text(QUESTION["question"])
+    page.go_back()
+    shows(page, before)
+    assert evidence(page) == []
+    expect(ask).to_be_visible()  # the question was about other pictures
+    assert page.evaluate("window.attacked") is None
+
+
+def test_why_there_is_no_question_is_told_in_plain_words(visit: Callable[..., Page]) -> None:
+    nothing = {"question": None, "choices": [], "degraded": None, "request_id": "r-19"}
+    page = visit(f"/?q={QUERY}", expected="status of (422|429|5)", question=nothing)
+    settled(page)
+    box = page.get_by_role("group", name="The assistant’s question")
+    found = page.get_by_role("status").inner_text()
+    press(page, "Help me narrow this down")
+    expect(box).to_contain_text("There is nothing to ask about these pictures.")
+    press(page, "Close")
+
+    def answers(**answer: Any) -> None:
+        page.unroute("**/v1/question")
+        page.route("**/v1/question", lambda route: route.fulfill(**answer))
+
+    answers(json=nothing | {"degraded": "the assistant did not answer in time"})
+    press(page, "Help me narrow this down")
+    expect(box).to_contain_text("There is no question just now. The assistant did not answer in time.")
+    answers(status=429, headers={"Retry-After": "7"}, json=FAULT)
+    press(page, "Ask again")
+    expect(box).to_contain_text("Too many searches just now. All places are taken. Try again in 7 seconds.")
+    answers(status=503, headers={"Retry-After": "1"}, json=FAULT)
+    press(page, "Ask again")
+    expect(box).to_contain_text("The service is busy: the question waits for its turn…")
+    answers(status=422, json={"error": FAULT["error"] | {"message": "there is no assistant"}, "request_id": "r"})
+    expect(box).to_contain_text("The assistant was not asked. There is no assistant.")
+    expect(box.get_by_role("button")).to_have_text(["Close"])
+    press(page, "Close")
+    assert page.get_by_role("status").inner_text() == found
+    held: list[Route] = []
+    gone: list[str] = []
+    page.unroute("**/v1/question")
+    page.route("**/v1/question", lambda route: held.append(route))
+    page.on("requestfailed", lambda request: gone.append(urlsplit(request.url).path))
+    press(page, "Help me narrow this down")
+    becomes(page, lambda: bool(held))
+    page.get_by_role("slider", name="Ranked by").press("End")
+    expect(box.locator("#question-text")).to_have_text("")
+    becomes(page, lambda: gone == ["/v1/question"])
+    page.goto("/?e=1*row*id-003")
+    settled(page)
+    expect(page.locator("#foot")).to_contain_text("48 pictures")
+    expect(box).to_be_hidden()  # it asks by words, and there are none
+
+
+def test_what_a_photo_was_read_as_is_seen_and_left_out(visit: Callable[..., Page]) -> None:
+    page = visit()
+    images = page.request.post("/v1/search", data={"query": QUERY}).json()["imagined"]
+    info = page.request.get("/v1/info").json() | {"aspects": ["colour"]}
+    page.route("**/v1/info", lambda route: route.fulfill(json=info))
+    read = {"query": "", "words": ["red", "star"], "recomposed": "red star", "stage": "fused", "weight": 0.5}
+    answer = answer_by_text(page) | read
+    fused = answer | {"imagined": images, "visual": "imagined"}
+    event = ("imagined", {"imagined": images, "memory": "miss"})
+    streams(page, ("text", answer), event, ("fused", fused), ("done", {}))
+    asked_for: list[dict[str, Any]] = []
+
+    def ranked_anew(route: Route) -> None:
+        asked_for.append(route.request.post_data_json)
+        route.fulfill(json=fused)
+
+    page.route("**/v1/search", ranked_anew)
+    page.goto("/?e=1*row*id-003&bridge=words")
+    settled(page)
+    expect(page.locator("#mind-picture")).to_be_visible()
+    expect(page.locator("#mind-note")).to_have_text("Imagined as “red star”. Leave out what you do not mean.")
+    expect(page.locator("#imagined > li")).to_have_count(len(images))
+    page.locator("#imagined > li > button").first.click()
+    becomes(page, lambda: bool(asked_for))
+    assert (asked_for[-1]["drop"], asked_for[-1]["evidence"]) == ([0], [{"row": "id-003", "weight": 1}])
+    settled(page)
+    page.get_by_label("More words").fill("blue")
+    page.get_by_label("More words").press("Enter")
+    # It is read as something else now, and the image that was left out is not among its own.
+    becomes(page, lambda: evidence(page) == ["1*row*id-003", "-0.4*text*blue"])
+    assert "drop" not in parse_qs(urlsplit(page.url).query)
+
+
 def test_options_are_offered_as_far_as_the_service_has_them(visit: Callable[..., Page]) -> None:
     page = visit()
     schema = page.request.get("/openapi.json").json()
@@ -756,8 +895,12 @@ def test_options_are_offered_as_far_as_the_service_has_them(visit: Callable[...,
     assert (said["rerank"], said["focus"]) == (["neighbours"], ["colour"])
     page.get_by_label("Second look").select_option("none")
     becomes(page, lambda: "rerank" not in asked_for[-1])
+    looks = page.get_by_label("Second look").locator("option")
+    expect(looks).to_have_text(["none", "neighbours"])
+    info["assistant"] = 16
     page.reload()
     expect(page.get_by_label("Look at")).to_have_value("colour")
+    expect(looks).to_have_text(["none", "neighbours", "assistant, one by one", "assistant, side by side"])
 
 
 @pytest.mark.parametrize("answer", ["degraded", "shard"])
@@ -796,6 +939,15 @@ def test_a_refusal_is_told_in_plain_words(visit: Callable[..., Page]) -> None:
     alert.get_by_role("button", name="Try again").click()
     settled(page)
     shows(page, asked(page))
+
+
+def test_a_way_to_rank_that_the_service_lacks_can_be_given_up(visit: Callable[..., Page]) -> None:
+    page = visit(f"/?q={QUERY}&w=0&focus=colour", expected="status of 422")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("The service did not take this search")
+    alert.get_by_role("button", name="Search without it").click()
+    shows(page, asked(page, mode="text"))
+    assert "focus" not in parse_qs(urlsplit(page.url).query)
 
 
 def test_a_service_that_is_busy_for_a_moment_is_asked_again(visit: Callable[..., Page]) -> None:
@@ -910,14 +1062,19 @@ def test_a_key_is_asked_for_once_and_sent_with_everything(visit: Callable[..., P
 
 @pytest.mark.parametrize("path", ["/", f"/?q=fish{MIXED}"])
 def test_a_narrow_phone_needs_no_sideways_scrolling(visit: Callable[..., Page], path: str) -> None:
-    page = visit(path, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    phone: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+    page = visit(path, question=QUESTION, **phone)
     if "q=" in path:
         settled(page)
     expect(page.get_by_role("button", name="Find", exact=True)).to_be_in_viewport()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     if "q=" not in path:
         return
-    for control in page.locator(".evidence :is(button, input):visible, #results .judges button").all()[:30]:
+    press(page, "Help me narrow this down")
+    expect(page.locator(".choice")).to_have_count(2)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    of_evidence, of_question = ".evidence :is(button, input):visible", "#question button:visible"
+    for control in page.locator(f"{of_evidence}, {of_question}, #results .judges button").all()[:30]:
         place = control.bounding_box()
         assert place
         assert min(place["width"], place["height"]) >= 24  # WCAG 2.2, 2.5.8
