@@ -18,7 +18,7 @@ from retrieval.assistant.material import Wanted, small_jpeg
 from retrieval.assistant.rerank import Way, in_order, reranked
 from retrieval.assistant.rewrite import rewritten
 from serving import metrics
-from serving.answers import Shortfall
+from serving.asked import Shortfall
 from serving.breaker import Breaker
 from serving.deployments.calls import Deadline, Trouble, Unavailable
 from serving.deployments.messages import Row

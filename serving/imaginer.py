@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from retrieval.artifacts import Role
 from serving import metrics
-from serving.answers import Asked, AskedText, Shortfall
+from serving.asked import Asked, AskedText, Shortfall
 from serving.breaker import Breaker
 from serving.deployments.calls import Unavailable, call
 from serving.deployments.messages import START_SECONDS, Imagination, Model

@@ -160,9 +160,9 @@ def test_what_was_read_from_pictures_is_worded_and_judged_by(service: Service) -
 
     request = {"evidence": [{"row": "id-000"}], "mode": "text", "bridge": "words", "rerank": "list", "k": 3}
     with serving(answering) as url, api(service, url) as client:
-        search = client.app.search_of_tests  # type: ignore[attr-defined]
-        search._aspects = ["shape"]
-        search._parts = replace(search._parts, ranker=Reads(search._parts.ranker))
+        reading = client.app.search_of_tests._reading  # type: ignore[attr-defined]
+        reading.aspects = ["shape"]
+        reading._ranker = Reads(reading._ranker)
         first, second = (client.post("/v1/search", json=request).json() for _ in range(2))
     assert given(bodies[0]) == {"task": "rewrite", "picture": ["star"]}
     assert [given(body)["wanted"] for body in (bodies[1], bodies[3])] == [["a large star"], ["red star"]]
