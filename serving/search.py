@@ -24,7 +24,7 @@ from serving.given import GivenPictures
 from serving.imaginer import Imaginer
 from serving.memory.memory import Memory, PictureMemory
 from serving.pictures import GalleryPictures, Place, Places
-from serving.protocol import Mode, SearchAnswer, SearchRequest, UploadedPicture
+from serving.protocol import Mode, QuestionAnswer, SearchAnswer, SearchRequest, UploadedPicture
 from serving.ranking import Rankings
 from serving.reading import PictureReading
 from serving.stages import Event, Stages
@@ -96,11 +96,13 @@ class Search:
             PictureMemory(memory.store), memory, self.gallery, parts.vlm, parts.vision, models, seconds=self.seconds
         )
         at_once = max(1, settings.ingress.ongoing // SHARE_OF_ASSISTED)
-        assisting = Assisting(assistant, self._file_of, seconds=self.seconds, at_once=at_once) if assistant else None
+        self._assisting = (
+            Assisting(assistant, self._file_of, seconds=self.seconds, at_once=at_once) if assistant else None
+        )
         encoding = Encoding(parts.vlm, settings.vlm, self.pictures, models)
-        self._reading = PictureReading(parts.ranker, encoding, assisting)
+        self._reading = PictureReading(parts.ranker, encoding, self._assisting)
         rankings = Rankings(parts.ranker, settings, self.places, assistant)
-        self._stages = Stages(encoding, self._reading, self._imaginer, rankings, assisting)
+        self._stages = Stages(encoding, self._reading, self._imaginer, rankings, self._assisting)
 
     async def warm_up(self) -> None:
         """Ask every deployment once, as requests will. Texts are answered before there is a generator.
@@ -166,6 +168,23 @@ class Search:
         """
         return self._admitted(request, request_id, caller, each=True)
 
+    async def question(self, request: SearchRequest, request_id: str, *, caller: str = "") -> QuestionAnswer:
+        """Search, and have the assistant ask what would narrow that most.
+
+        Args:
+            caller: as of ``answer``.
+
+        Raises:
+            Unavailable: as of ``answer``; an assistant that does not answer is told in the question's place.
+            UserError: as of ``answer``; there is no assistant, or there are no words to ask by.
+        """
+        asked = self._asked(request, request_id, asks_back=True)
+        async with self.admission.place(caller, asked.deadline), aclosing(self._stages.of(asked, each=False)) as stages:
+            found = [data async for _, data in stages][-1]
+            assert isinstance(found, SearchAnswer)
+            assert self._assisting
+            return await self._assisting.question(asked.in_words, found, seconds=asked.deadline.left)
+
     async def by_picture(
         self,
         data: bytes,
@@ -216,7 +235,7 @@ class Search:
     async def _file_of(self, row: Row) -> bytes | None:
         return await self.gallery.file(Place(row.path, row.source))
 
-    def _asked(self, request: SearchRequest, request_id: str) -> Asked:
+    def _asked(self, request: SearchRequest, request_id: str, *, asks_back: bool = False) -> Asked:
         weight: float | None = {"text": 0.0, "visual": 1.0}.get(request.mode, request.weight)
         weight = self._weight if weight is None else float(weight)
         if weight is None:
@@ -233,7 +252,7 @@ class Search:
             deadline=Deadline(min(seconds, self.seconds)),
         )
         is_read = self._reading.due(asked)  # so that what cannot be is refused at once
-        if request.rerank in ("judge", "list"):
+        if asks_back or request.rerank in ("judge", "list"):
             check_can_judge(self.assistant, None if is_read else asked.in_words)
         return asked
 

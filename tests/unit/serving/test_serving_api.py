@@ -395,7 +395,9 @@ def test_the_api_describes_itself(client: TestClient) -> None:
     assert document["components"]["schemas"]["SearchRequest"]["examples"]
     stream = document["paths"]["/v1/search/stream"]
     assert {parameter["name"] for parameter in stream["get"]["parameters"]} >= {"query", "k", "drop", "evidence"}
-    assert set(document["components"]["schemas"]) >= {"EvidencePiece", "UploadedPicture"}
+    assert set(document["components"]["schemas"]) >= {"EvidencePiece", "UploadedPicture", "QuestionAnswer"}
+    question = document["paths"]["/v1/question"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert question == {"$ref": "#/components/schemas/SearchRequest"}
     assert "text/event-stream" in stream["post"]["responses"]["200"]["content"]
     assert client.get("/docs").status_code == 404  # its page would load scripts from elsewhere
 
@@ -464,7 +466,8 @@ def test_pictures_have_a_limit_of_their_own(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/v1/search"), ("GET", "/v1/search/stream"), ("POST", "/v1/search/image")]
+    ("method", "path"),
+    [("POST", "/v1/search"), ("GET", "/v1/search/stream"), ("POST", "/v1/search/image"), ("POST", "/v1/question")],
 )
 def test_a_search_without_a_place_is_refused_before_anything_of_it_is_read(
     service: Service, monkeypatch: pytest.MonkeyPatch, method: str, path: str
