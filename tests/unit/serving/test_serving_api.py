@@ -24,6 +24,7 @@ from retrieval.finder import Finder
 from retrieval.query import QueryEncoder
 from serving.deployments.calls import Unavailable
 from serving.ingress import Service
+from serving.memory.store import StoreError
 from serving.protocol import FaultAnswer, ImaginedEvent, Info, SearchAnswer, UploadedPicture
 
 LIMITS = Limits(query_characters=200, k=50, images=4, body_bytes=300_000, requests_per_minute=100_000)
@@ -290,6 +291,38 @@ def test_a_picture_is_sent_once_and_rounds_name_it(client: TestClient, collectio
     # A box of less than a pixel is one, and an unknown key keeps nothing from being sent again.
     tiny = {"evidence": [{"upload": picture.upload, "box": [0.999, 0.999, 1, 1]}]}
     assert client.post("/v1/search", json=tiny).status_code == 200
+
+
+def test_while_the_store_is_away_nothing_is_said_to_be_missing(
+    limited: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = limited.search()
+    with TestClient(limited.api(search, behind_serve=False), "http://127.0.0.1") as client:
+        assert client.portal
+        client.portal.call(search.warm_up)
+        paths = (f"/v1/pictures/{ABSENT}", f"/v1/imagined/{ABSENT}/0")
+        pieces: list[dict[str, Any]] = [{"upload": ABSENT}, {"imagined": f"{ABSENT}/0"}]
+        for path in paths:
+            fault(client.get(path), 404, "not-found")
+
+        def away(*_: Any) -> None:
+            raise StoreError("it is away")
+
+        for method in ("get", "claim"):
+            monkeypatch.setattr(search.memory.store, method, away)
+        for path in paths:
+            refusal = client.get(path)
+            assert "the query memory is not running" in fault(refusal, 503, "down")
+            assert refusal.headers["retry-after"] == "1"
+        for piece in pieces:
+            fault(client.post("/v1/search", json={"evidence": [piece]}), 503, "down")
+        # What this process knows, and what it can make, it answers.
+        png = BytesIO()
+        Image.new("RGB", (40, 30), "red").save(png, "PNG")
+        sent = client.post("/v1/pictures", content=png.getvalue(), headers={"Content-Type": "image/png"})
+        upload = sent.json()["upload"]
+        assert client.get(f"/v1/pictures/{upload}").status_code == 200
+        assert client.post("/v1/search", json={"evidence": [{"upload": upload}]}).status_code == 200
 
 
 @pytest.mark.parametrize("weight", [b"NaN", b"Infinity", b"-Infinity"])
