@@ -26,7 +26,7 @@ def answer(
     """Assemble an answer; the ``last`` one to a request is counted."""
     request, query = asked.request, asked.query
     stage: Stage = "text" if ranking.weight == 0 else "visual" if request.mode == "visual" else "fused"
-    shortfalls = _shortfalls(ranking, degraded)
+    shortfalls = _shortfalls(ranking, [*asked.shortfalls, *degraded])
     timings_ms = asked.timings_ms | {"total": asked.deadline.spent_ms}
     if last:
         _count(stage, shortfalls, asked.memory, timings_ms)

@@ -267,8 +267,6 @@ def within(request: SearchRequest, limits: Limits) -> SearchRequest:
     _check("k", request.k, limits.k)
     _check("images", request.images or 1, limits.images)
     _check("drop", len(request.drop), limits.images)
-    if request.drop and request.query is None:
-        raise UserError("drop names images of the query, and there is none", code="no-such-image", field="drop")
     return request
 
 

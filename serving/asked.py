@@ -108,6 +108,10 @@ class Asked:
     read: tuple[Reading, np.ndarray] | None = None
     """What pictures were read as, and the share of each given piece in each piece of ``evidence``, which is what the
     search is made of since."""
+    caller: str = ""
+    """Who asks, for ``admission.Admission``."""
+    shortfalls: list[Shortfall] = field(default_factory=list)
+    """Why the answer will not be the one asked for, whatever it is ranked by."""
     warnings: list[str] = field(default_factory=list)
     timings_ms: dict[str, float] = field(default_factory=dict)
 
@@ -162,6 +166,11 @@ class Asked:
         started = time.monotonic()
         yield
         self.timings_ms[stage] = (time.monotonic() - started) * 1000
+
+
+def no_images_to_drop() -> UserError:
+    """Return the error of a request that drops imagined images and has no text that is imagined as its query."""
+    return UserError("drop names images of the query, and there is none", code="no-such-image", field="drop")
 
 
 def asked_evidence(request: SearchRequest) -> list[AskedText | AskedPicture | RowPiece]:

@@ -63,7 +63,7 @@ class Rankings:
         second = (request.fuse, request.rerank, request.depth) if last else AS_EVER[:3]
         way, k = Way(*second, request.focus, tuple(request.ignore), refine=last), request.k
         if self._assistant and way.rerank in ("judge", "list"):  # by who asks the ranker, once the answer is known
-            way, k = way._replace(rerank="none"), max(k, min(request.depth, self._assistant.depth))
+            way, k = way._replace(rerank="none", refine=False), max(k, min(request.depth, self._assistant.depth))
         asking = Asking(asked.deadline, asked.pieces(visual=visual), weight, k, asked.version, way)
         with asked.timed(stage), metrics.waiting.one(part="ranker"):
             if SHARE_OF_SHARDS * asked.deadline.left < self._shard_seconds:
@@ -79,6 +79,13 @@ class Rankings:
         with suppress(Unavailable, UserError):
             return await self.of(asked, "nearest_rank", visual=True, last=True)
         return None
+
+    async def refinements(self, asked: Asked, ranking: Ranking) -> list[str]:
+        """Return the words that split rows best, whatever put them in order; none if they are not to be had."""
+        method, left = self._ranker.refinements, asked.deadline.left
+        with suppress(Unavailable):
+            return await call("the ranker", method, ranking.rows, ranking.version, left, seconds=left)
+        return []
 
     async def _rank_alone(self, asking: Asking) -> Ranking:
         [ranking] = await self._rank_each([asking], asking.deadline.left)

@@ -8,9 +8,10 @@ from ray.serve.handle import DeploymentHandle
 
 from retrieval.assistant.endpoint import AssistantFault
 from retrieval.assistant.material import Wanted
+from retrieval.assistant.rewrite import not_worded
 from retrieval.bridge import Said, bridges, merging
 from retrieval.errors import UserError
-from serving.asked import Asked, AskedText
+from serving.asked import Asked, AskedText, Shortfall, no_images_to_drop
 from serving.assisting import Assisting
 from serving.deployments.calls import Unavailable, call
 from serving.deployments.messages import RowPiece
@@ -47,7 +48,11 @@ class PictureReading:
 
     async def read(self, asked: Asked) -> None:
         """Read pictures into words, with what texts change of them; from then on the search is for the text that this
-        makes. If they cannot be read just now, it stays as it was given, with a warning.
+        makes. If they cannot be read just now, it stays as it was given, and the answer is degraded.
+
+        Raises:
+            Unavailable: a text or a picture could not be encoded.
+            UserError: a picture is not known, or images are to be dropped of words that pictures do not make.
         """
         given = asked.evidence
         await self._encoding.encode(asked)
@@ -61,8 +66,9 @@ class PictureReading:
                     "the ranker", method, pieces, said, asked.version, left, seconds=left, refusals=(UserError,)
                 )
         except Unavailable as error:
-            asked.warnings.append(f"pictures were not read into words: {error}")
+            asked.shortfalls.append(Shortfall(error.trouble, f"pictures were not read into words: {error}"))
             return
+        unworded: Shortfall | None = None
         if self._assisting and asked.request.bridge == "words":
             wanted = Wanted.of(((one.text, one.weight) for one in asked.texts), [word.value for word in reading.words])
             try:
@@ -70,10 +76,13 @@ class PictureReading:
                     worded = await self._assisting.reword(wanted, seconds=asked.deadline.left)
                 reading = replace(reading, text=worded)
             except (Unavailable, AssistantFault) as error:
-                asked.warnings.append(f"the assistant did not word the query: {error}")
+                unworded = Shortfall("assistant", not_worded(error))
         merged = merging(reading, [isinstance(one, AskedText) for one in given], [one.weight for one in given])
         if merged:
             kept, brings_EG = merged
             text = AskedText(normalised(reading.text), max(one.weight for one in given), "what was read")
             asked.evidence = [text, *(given[n] for n in kept)]
             asked.read = reading, brings_EG
+            asked.shortfalls += [unworded] if unworded else []
+        elif asked.request.drop and not asked.query:
+            raise no_images_to_drop()

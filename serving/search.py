@@ -15,7 +15,7 @@ from retrieval.assistant.rerank import check_can_judge
 from retrieval.errors import UserError
 from retrieval.lens import check_lens
 from serving.admission import Admission
-from serving.asked import Asked, asked_evidence
+from serving.asked import Asked, asked_evidence, no_images_to_drop
 from serving.assisting import Assisting
 from serving.deployments.calls import Deadline, Unavailable, call, call_every_replica
 from serving.deployments.messages import PROBE, START_SECONDS, EncodedText, Piece, Ranking, Row, Served
@@ -89,7 +89,7 @@ class Search:
         self._parts = parts
         self._weight: float | None = None
         self._imaginer = Imaginer(
-            memory, parts.generator, fingerprint=defaults.generator_fingerprint, seconds=self.seconds
+            memory, parts.generator, self.admission, fingerprint=defaults.generator_fingerprint, seconds=self.seconds
         )
         models = self._imaginer.models
         self.pictures = GivenPictures(
@@ -178,7 +178,7 @@ class Search:
             Unavailable: as of ``answer``; an assistant that does not answer is told in the question's place.
             UserError: as of ``answer``; there is no assistant, or there are no words to ask by.
         """
-        asked = self._asked(request, request_id, asks_back=True)
+        asked = self._asked(request, request_id, caller, asks_back=True)
         async with self.admission.place(caller, asked.deadline), aclosing(self._stages.of(asked, each=False)) as stages:
             found = [data async for _, data in stages][-1]
             assert isinstance(found, SearchAnswer)
@@ -202,7 +202,7 @@ class Search:
             ImageRejected: there is no picture in ``data`` that can be read.
         """
         given = {"evidence": [{"upload": "0" * 64}], "k": k, "mode": mode, "weight": weight}
-        asked = self._asked(SearchRequest.model_validate(given), request_id)
+        asked = self._asked(SearchRequest.model_validate(given), request_id, caller)
         [picture] = asked.pictures
         async with self.admission.place(caller, asked.deadline):
             with asked.timed("text"):
@@ -227,7 +227,7 @@ class Search:
     async def _admitted(
         self, request: SearchRequest, request_id: str, caller: str, *, each: bool
     ) -> AsyncGenerator[Event]:
-        asked = self._asked(request, request_id)
+        asked = self._asked(request, request_id, caller)
         async with self.admission.place(caller, asked.deadline), aclosing(self._stages.of(asked, each=each)) as stages:
             async for stage in stages:
                 yield stage
@@ -235,7 +235,7 @@ class Search:
     async def _file_of(self, row: Row) -> bytes | None:
         return await self.gallery.file(Place(row.path, row.source))
 
-    def _asked(self, request: SearchRequest, request_id: str, *, asks_back: bool = False) -> Asked:
+    def _asked(self, request: SearchRequest, request_id: str, caller: str = "", *, asks_back: bool = False) -> Asked:
         weight: float | None = {"text": 0.0, "visual": 1.0}.get(request.mode, request.weight)
         weight = self._weight if weight is None else float(weight)
         if weight is None:
@@ -250,8 +250,11 @@ class Search:
             weight=weight,
             images=request.images or self.defaults.images,
             deadline=Deadline(min(seconds, self.seconds)),
+            caller=caller,
         )
         is_read = self._reading.due(asked)  # so that what cannot be is refused at once
+        if request.drop and request.query is None and not is_read:
+            raise no_images_to_drop()
         if asks_back or request.rerank in ("judge", "list"):
             check_can_judge(self.assistant, None if is_read else asked.in_words)
         return asked

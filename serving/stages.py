@@ -62,7 +62,8 @@ class Stages:
         await asyncio.gather(*(self._imaginer.recall(asked, text) for text in texts))
         await self._encoding.encode(asked)
         unknown = [text for text in texts if not text.known]
-        making = [asyncio.create_task(self._imaginer.obtain(asked, text)) for text in unknown if text.key]
+        with_keys = [text for text in unknown if text.key]
+        making = asyncio.create_task(self._imaginer.obtain_each(asked, with_keys)) if with_keys else None
         by_text: Ranking | None = None
         standing_in: asyncio.Task[Ranking | None] | None = None
         without: Ranking | None = None
@@ -74,15 +75,14 @@ class Stages:
                 # Now, since there is no time left for it once the images have not come.
                 standing_in = asyncio.create_task(self._rankings.standing_in(asked))
                 with asked.timed("imagine"):
-                    await asyncio.gather(*making)
+                    await making
                 if all(text.lacks_images for text in unknown):
                     without = await standing_in
         finally:
             # If the client has gone, and nobody else waits for these images, their making ends.
-            for task in making:
-                task.cancel()
-            if standing_in:
-                standing_in.cancel()
+            for task in (making, standing_in):
+                if task:
+                    task.cancel()
         images = self._imagined(asked)
         if images:
             yield "imagined", ImaginedEvent(imagined=images, memory=asked.memory)
@@ -149,5 +149,7 @@ class Stages:
                 replace(ranking.rows[place], rerank_score=share) for place, share in found.places(len(ranking.rows))
             ]
             ranking = replace(ranking, rows=rows[: asked.request.k], reranked=way if found.order else None)
+            if self._reading.aspects is not None:
+                ranking = replace(ranking, refinements=await self._rankings.refinements(asked, ranking))
             shortfalls = [*shortfalls, *([found.shortfall] if found.shortfall else [])]
         return answer(asked, ranking, images, degraded=shortfalls)

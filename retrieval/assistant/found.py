@@ -14,7 +14,7 @@ from retrieval.assistant.endpoint import Assistant, AssistantFault, Spent, Talk
 from retrieval.assistant.judge import SIDE
 from retrieval.assistant.material import Wanted, small_jpeg
 from retrieval.assistant.rerank import Reranked, Way, check_can_judge, reranked
-from retrieval.assistant.rewrite import rewritten
+from retrieval.assistant.rewrite import not_worded, rewritten
 from retrieval.bridge import Reading
 from retrieval.evidence import Evidence, Text
 from retrieval.sources.lookup import ImageLookup
@@ -87,7 +87,8 @@ def asked_of(
 def reworded(assistant: Assistant, evidence: Sequence[Evidence], read: Sequence[str]) -> AskedFor[str]:
     """Return one text for the texts of evidence and what was read from its pictures; as ``asked_of``."""
     wanted = _texts(evidence, read)
-    return _asked(check_can_judge(assistant, wanted), lambda talk: rewritten(talk, wanted))
+    asked = _asked(check_can_judge(assistant, wanted), lambda talk: rewritten(talk, wanted))
+    return asked._replace(shortfall=not_worded(asked.shortfall)) if asked.shortfall else asked
 
 
 def _asked(assistant: Assistant, ask: Callable[[Talk], Awaitable[T]]) -> AskedFor[T]:

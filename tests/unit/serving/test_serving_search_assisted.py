@@ -28,6 +28,7 @@ from retrieval.evidence import Text
 from retrieval.finder import Answer, Finder
 from retrieval.query import QueryEncoder
 from retrieval.words import Word
+from serving.deployments.calls import Unavailable
 from serving.ingress import Service
 from serving.protocol import QuestionAnswer
 
@@ -140,10 +141,11 @@ def test_a_fused_answer_and_a_stream_are_put_in_order_at_their_end(service: Serv
 
 
 class Reads:
-    """A ranker that has read a picture."""
+    """A ranker that has read a picture, or cannot read one."""
 
-    def __init__(self, ranker: Any) -> None:
+    def __init__(self, ranker: Any, error: Exception | None = None) -> None:
         self._ranker = ranker
+        self._error = error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ranker, name)
@@ -151,6 +153,8 @@ class Reads:
     @property
     def read(self) -> Any:
         async def read(*given: Any) -> tuple[Reading, None]:
+            if self._error:
+                raise self._error
             return Reading([Word("shape", "star", 1.0)], "red star", [], 0.0), None
 
         return SimpleNamespace(remote=lambda *given: asyncio.ensure_future(read(*given)))
@@ -170,12 +174,18 @@ def test_what_was_read_from_pictures_is_worded_and_judged_by(service: Service) -
         reading.aspects = ["shape"]
         reading._ranker = Reads(reading._ranker)
         first, second = (client.post("/v1/search", json=request).json() for _ in range(2))
+        reading._ranker = Reads(reading._ranker, Unavailable("the ranker", "late"))
+        unread, question = (client.post(f"/v1/{path}", json=request).json() for path in ("search", "question"))
     assert given(bodies[0]) == {"task": "rewrite", "picture": ["star"]}
     assert [given(body)["wanted"] for body in (bodies[1], bodies[3])] == [["a large star"], ["red star"]]
-    assert (first["reranked"], first["warnings"]) == ("list", [])
-    assert second["warnings"] == [
-        "the assistant did not word the query: the assistant's answer is not what was asked for"
-    ]
+    assert (first["reranked"], first["degraded"], first["warnings"]) == ("list", None, [])
+    why = "the assistant did not word the query: the assistant's answer is not what was asked for"
+    assert (second["reranked"], second["degraded"], second["warnings"]) == ("list", why, [])
+    assert unread["degraded"] == (
+        "pictures were not read into words: the ranker did not answer in time;"
+        " the assistant judges by words, and none were read"
+    )
+    assert (question["question"], question["degraded"]) == (None, "the assistant asks by words, and none were read")
 
 
 def test_it_is_refused_without_an_assistant_without_words_and_to_whom_it_was_not_offered(service: Service) -> None:
