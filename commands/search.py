@@ -84,7 +84,8 @@ def search(
     aggregator
         A trained aggregator; by default the profile's. Without one, the images are averaged.
     ask
-        Have the profile's assistant ask what would narrow the search: it is sent the labels of what was found.
+        Have the profile's assistant ask what would narrow the search: it is sent the labels of what was found, and
+        the dictionary's words that split it.
     focus
         The aspect that counts alone, by the dictionary's words for it, such as colour.
     ignore
@@ -178,7 +179,8 @@ def _read(file: Path) -> Image.Image:
 def _ask(assistant: Assistant | None, evidence: list[Evidence], answer: Answer) -> None:
     from retrieval.assistant.found import asked_of
 
-    asked = asked_of(assistant, evidence, [found.label for found in answer if found.label])
+    labels, refinements = [found.label for found in answer], [word.text for word in answer.refinements]
+    asked = asked_of(assistant, evidence, labels, refinements, answer.words)
     if asked.answer:
         out.print(f"{asked.answer.question} {', '.join(asked.answer.choices)}", markup=False)
     else:

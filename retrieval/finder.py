@@ -82,7 +82,7 @@ class Answer:
         visual: where the visual half came from: images that were imagined; the nearest real images of the gallery, for
             one text at least that has no imagined ones; pictures or rows that were given; None if there is none.
         reranked: by which second stage; None without one, or if an assistant gave no order.
-        spent: what an assistant was asked for it; None if none was.
+        spent: what an assistant was asked for it, to word it and to put it in order; None if none was.
         words: what was read from pictures and rows, and the text that was searched for in their place; None where
             nothing was read. The shares of that text are given to pieces by how many of its words they have told.
         refinements: words of the dictionary that split the results best; none without a dictionary.
@@ -261,7 +261,7 @@ class Finder:
         checked_depth(depth)
         check_evidence(evidence)
         glass = lens(self.dictionary, focus, ignore)
-        evidence, reading, brings_EG = self._bridged(evidence, bridge, seed)
+        evidence, reading, brings_EG, spent = self._bridged(evidence, bridge, seed)
         judging = None
         if rerank == "judge" or rerank == "list":
             from retrieval.assistant.found import Judging  # its HTTP client is for those alone who ask an assistant
@@ -283,11 +283,11 @@ class Finder:
             joint_MD = self._joint(places, ranking[:depth])
             ranking = put_in_order(ranking, neighbours(pooled_1D[0], weight, joint_MD, self.encoder.vlm.dim))
         reranked: str | None = None if rerank == "none" else rerank
-        shortfalls, spent = [known.degraded, reading.shortfall if reading else None], None
+        shortfalls = [known.degraded, reading.shortfall if reading else None]
         if judging:
             rows = [self._row(*places[one.id]) for one in ranking[: min(depth, judging.assistant.depth)]]
             found = judging.reranked(rows, self.index.manifest.sources)
-            reranked, spent = rerank if found.order else None, found.spent
+            reranked, spent = rerank if found.order else None, spent + found.spent if spent else found.spent
             shortfalls.append(found.shortfall)
             ranking = [ranking[place]._replace(rerank_score=share) for place, share in found.places(len(ranking))]
         ranking = ranking[:k]
@@ -308,18 +308,20 @@ class Finder:
 
     def _bridged(
         self, given: Sequence[Evidence], bridge: Bridge, seed: int
-    ) -> tuple[Sequence[Evidence], Reading | None, NDArray[np.float64]]:
+    ) -> tuple[Sequence[Evidence], Reading | None, NDArray[np.float64], Spent | None]:
         """Read pictures and rows that are wanted into words, if that is asked for.
 
         Returns:
-            The evidence to search for; what was read; and the share that each given piece has in each piece of it.
+            The evidence to search for; what was read; the share that each given piece has in each piece of it; and
+            what an assistant was asked to word it.
         """
-        as_given = given, None, np.eye(len(given))
+        spent: Spent | None = None
+        share_EG = np.eye(len(given))
         texts = [piece for piece in given if isinstance(piece, Text)]
         pictures = [piece for piece in given if not isinstance(piece, Text) and piece.weight > 0]
         aspects = self.dictionary.aspects if self.dictionary else None
         if not bridges(bridge, aspects, pictures=bool(pictures), texts=bool(texts)) or not self.dictionary:
-            return as_given
+            return given, None, share_EG, None
         hits = self._hits(compiled(self._known(pictures, None, seed).encoded, DEFAULT_WEIGHT)[0], NEIGHBOURS)
         near_ND = self._joint(_places(hits), _lists(hits)[0])
         vlm_BD1 = self.encoder.text_vectors([text.text for text in texts]) if texts else ()
@@ -329,12 +331,13 @@ class Finder:
             from retrieval.assistant.found import reworded
 
             asked = reworded(self.assistant, texts, [word.value for word in reading.words])
-            reading = replace(reading, text=asked.answer or reading.text, shortfall=asked.shortfall)
+            reading, spent = replace(reading, text=asked.answer or reading.text, shortfall=asked.shortfall), asked.spent
         merged = merging(reading, [isinstance(piece, Text) for piece in given], [piece.weight for piece in given])
         if merged is None:
-            return as_given
+            return given, None, share_EG, spent
         kept, brings_EG = merged
-        return [Text(reading.text, max(piece.weight for piece in given)), *(given[n] for n in kept)], reading, brings_EG
+        text = Text(reading.text, max(piece.weight for piece in given))
+        return [text, *(given[n] for n in kept)], reading, brings_EG, spent
 
     def rank(self, query_D: NDArray[np.float32], k: int = 10) -> list[Found]:
         """Find the k best images for one joint query [(1 - λ)t ; λv], (D,) or (1, D), of ``fusion.fused_query``.

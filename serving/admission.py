@@ -89,6 +89,20 @@ class Admission:
         finally:
             self._leave(caller)
 
+    @contextmanager
+    def more(self, caller: str, most: int) -> Iterator[int]:
+        """Have further places while a block lasts, for a search that has one and much to do: so many, or as many as
+        leave half of those that are free to others. Yields how many they are.
+        """
+        taken = min(most, self._free // 2)
+        self._free -= taken
+        self._running[caller] += taken
+        try:
+            yield taken
+        finally:
+            for _ in range(taken):
+                self._leave(caller)
+
     async def _wait(self, caller: str, deadline: Deadline) -> None:
         if len(self._hopeful()) >= self._room:
             self._make_room(caller)

@@ -2,178 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
 from urllib.parse import quote
 
-import numpy as np
-
-from retrieval.assistant.material import Wanted
-from retrieval.bridge import Reading, given_shares
+from retrieval.bridge import given_shares
 from retrieval.errors import UserError
 from serving import metrics
-from serving.deployments.calls import Deadline, Unavailable
-from serving.deployments.messages import Piece, Ranking, Row, RowPiece, Tokens
+from serving.asked import Asked, Shortfall
+from serving.deployments.messages import Ranking, Row
 from serving.memory.entry import Remembered
-from serving.memory.picture import RememberedPicture
-from serving.protocol import (
-    EvidencePiece,
-    ImaginedImage,
-    MemoryUse,
-    Result,
-    SearchAnswer,
-    SearchRequest,
-    Shards,
-    Stage,
-    Visual,
-)
-
-
-class Shortfall(NamedTuple):
-    """Why an answer is not the one asked for: a word for ``metrics.degraded``, a sentence for people."""
-
-    reason: str
-    sentence: str
-
-    @classmethod
-    def of(cls, error: Unavailable) -> Shortfall:
-        return cls(error.trouble, str(error))
-
-
-@dataclass
-class AskedText:
-    """A text of a search, the query or evidence: normalised, and what is known of it so far.
-
-    Attributes:
-        name: what to call it in warnings.
-        key: that it is remembered by, if it has one yet.
-        known: as it was imagined.
-        kept: places of the imagined images that count; all, but for those that the request drops.
-        shortfall: why it has no imagined images.
-    """
-
-    text: str
-    weight: float
-    name: str
-    memory: MemoryUse = "off"
-    key: str | None = None
-    vlm_D1: np.ndarray | None = None
-    known: Remembered | None = None
-    kept: list[int] = field(default_factory=list)
-    shortfall: Shortfall | None = None
-
-    def learn(self, known: Remembered) -> None:
-        """Take note of what it was imagined as."""
-        self.known, self.vlm_D1 = known, known.vlm_D1
-        self.kept = list(range(len(known.seeds)))
-        if not self.kept:
-            reasons = ", ".join(sorted(set(known.rejected)))
-            self.shortfall = Shortfall("rejected", f"no image could be imagined ({reasons})")
-
-    @property
-    def lacks_images(self) -> bool:
-        """Nothing was imagined; what was dropped had been."""
-        return not self.known or not len(self.known.seeds)
-
-    def piece(self, *, visual: bool) -> Piece:
-        """The text as the ranker takes it; if images count with its own, or else with the nearest real ones."""
-        assert self.vlm_D1 is not None
-        vision = self.known.vision_KD2[self.kept] if visual and self.known and self.kept else None
-        return Piece(self.weight, self.vlm_D1, vision, nearest=visual and self.lacks_images, text=True)
-
-
-@dataclass
-class AskedPicture:
-    """A picture of a search, and once it is known as both towers saw it."""
-
-    given: EvidencePiece
-    field: str
-    seen: RememberedPicture | None = None
-
-    @property
-    def weight(self) -> float:
-        return self.given.weight
-
-    def piece(self, *, visual: bool) -> Piece:
-        """The picture as the ranker takes it: with λ = 0 its visual half does not count by itself."""
-        assert self.seen
-        return Piece(self.weight, self.seen.vlm_D1, self.seen.vision_D2)
-
-
-@dataclass
-class Asked:
-    """A search under way: the request with the defaults filled in, and what is known of how it went so far.
-
-    ``evidence`` is all of it in its order, the query first.
-    """
-
-    request: SearchRequest
-    request_id: str
-    evidence: list[AskedText | AskedPicture | RowPiece]
-    weight: float
-    images: int
-    deadline: Deadline
-    version: str | None = None
-    read: tuple[Reading, np.ndarray] | None = None
-    """What pictures were read as, and the share of each given piece in each piece of ``evidence``, which is what the
-    search is made of since."""
-    warnings: list[str] = field(default_factory=list)
-    timings_ms: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def texts(self) -> list[AskedText]:
-        return [one for one in self.evidence if isinstance(one, AskedText)]
-
-    @property
-    def pictures(self) -> list[AskedPicture]:
-        return [one for one in self.evidence if isinstance(one, AskedPicture)]
-
-    @property
-    def query(self) -> AskedText | None:
-        """The request's main text."""
-        first = self.evidence[0]
-        main = self.request.query is not None or self.read
-        return first if isinstance(first, AskedText) and main else None
-
-    @property
-    def memory(self) -> MemoryUse:
-        """Whether all texts were remembered that are imagined."""
-        uses = {text.memory for text in self.texts}
-        return "miss" if "miss" in uses else "hit" if "hit" in uses else "off"
-
-    @property
-    def in_words(self) -> Wanted:
-        """What is searched for, as far as it is in words."""
-        return Wanted.of((text.text, text.weight) for text in self.texts)
-
-    def pieces(self, *, visual: bool) -> list[Piece | RowPiece]:
-        """The evidence as the ranker takes it, its texts with or without their images."""
-        return [one if isinstance(one, RowPiece) else one.piece(visual=visual) for one in self.evidence]
-
-    @property
-    def visual(self) -> Visual | None:
-        """Where the visual half of what is wanted comes from, if it has one."""
-        if any(text.lacks_images for text in self.texts):
-            return "nearest"
-        if any(text.kept for text in self.texts if text.weight > 0):
-            return "imagined"
-        given = [one for one in self.evidence if not isinstance(one, AskedText)]
-        return "given" if any(one.weight > 0 for one in given) else None
-
-    def warn_of(self, text: AskedText, tokens: Tokens) -> None:
-        if tokens.given > tokens.read:
-            self.warnings.append(
-                f"{text.name} has {tokens.given} tokens, and the text model reads the first {tokens.read}"
-            )
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self.timings_ms[stage] = (time.monotonic() - started) * 1000
+from serving.protocol import ImaginedImage, MemoryUse, Result, SearchAnswer, Shards, Stage
 
 
 def answer(
@@ -187,7 +26,7 @@ def answer(
     """Assemble an answer; the ``last`` one to a request is counted."""
     request, query = asked.request, asked.query
     stage: Stage = "text" if ranking.weight == 0 else "visual" if request.mode == "visual" else "fused"
-    shortfalls = _shortfalls(ranking, degraded)
+    shortfalls = _shortfalls(ranking, [*asked.shortfalls, *degraded])
     timings_ms = asked.timings_ms | {"total": asked.deadline.spent_ms}
     if last:
         _count(stage, shortfalls, asked.memory, timings_ms)

@@ -28,7 +28,16 @@ from serving.guards.keys import Key, Keys, LoopbackNames
 from serving.guards.limits import BodyLimit, RateLimit
 from serving.guards.middleware import FetchWhenAsked, LastResort, RequestId, SecurityHeaders, request_id
 from serving.guards.places import Places, party
-from serving.protocol import FaultAnswer, IndexSwitch, Info, Mode, SearchAnswer, SearchRequest, UploadedPicture
+from serving.protocol import (
+    FaultAnswer,
+    IndexSwitch,
+    Info,
+    Mode,
+    QuestionAnswer,
+    SearchAnswer,
+    SearchRequest,
+    UploadedPicture,
+)
 from serving.search import Search
 
 PAGE = Path(__file__).parent / "page"
@@ -36,7 +45,7 @@ OPEN_PATHS = ("/", "/page/*", "/healthz", "/readyz", "/openapi.json")
 """What needs no API key."""
 ADMIN_PATHS = ("/v1/index",)
 """What needs an admin key, where there are keys: with an old version, rows come back that were removed since."""
-SEARCH_PATHS = ("/v1/search", "/v1/search/*", "/v1/pictures")
+SEARCH_PATHS = ("/v1/search", "/v1/search/*", "/v1/question", "/v1/pictures")
 """What needs a place."""
 PICTURE_PATHS = ("/v1/images/*", "/v1/imagined/*", "/v1/pictures/*")
 """What counts as a picture and not as a request: a page shows dozens of them for each search."""
@@ -142,6 +151,13 @@ def make_api(
         return await search.by_picture(
             await request.body(), request_id.get(), k=k, mode=mode, weight=weight, caller=party(request.scope)
         )
+
+    @api.post("/v1/question", tags=["search"])
+    async def ask_back(body: SearchRequest, request: Request) -> QuestionAnswer:
+        """Have the assistant ask what would narrow a search most. The body is that of the search, which is done again:
+        from its memory, if it was done before.
+        """
+        return await search.question(within(body, limits), request_id.get(), caller=party(request.scope))
 
     @api.post("/v1/pictures", tags=["search"], openapi_extra=PICTURE_BODY)
     async def upload_picture(request: Request) -> UploadedPicture:
@@ -251,16 +267,7 @@ def within(request: SearchRequest, limits: Limits) -> SearchRequest:
     _check("k", request.k, limits.k)
     _check("images", request.images or 1, limits.images)
     _check("drop", len(request.drop), limits.images)
-    if request.drop and request.query is None and not _may_be_read(request):
-        raise UserError("drop names images of the query, and there is none", code="no-such-image", field="drop")
     return request
-
-
-def _may_be_read(request: SearchRequest) -> bool:
-    """Whether the query may become what is read from pictures, which has images of its own."""
-    pictures = any(piece.text is None and piece.weight > 0 for piece in request.evidence)
-    texts = any(piece.text is not None for piece in request.evidence)
-    return pictures and (request.bridge == "words" or (request.bridge == "auto" and texts))
 
 
 def _check_is_picture(request: Request) -> None:

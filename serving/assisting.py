@@ -7,28 +7,34 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from cachetools import LRUCache
 
 from retrieval.assistant import grid
-from retrieval.assistant.endpoint import Assistant, AssistantFault, Call
+from retrieval.assistant.ask import NOTHING_TO_ASK, AskedBack, asked_back, differing
+from retrieval.assistant.endpoint import Assistant, AssistantFault, Call, Talk
 from retrieval.assistant.judge import SIDE
 from retrieval.assistant.material import Wanted, small_jpeg
 from retrieval.assistant.rerank import Way, in_order, reranked
 from retrieval.assistant.rewrite import rewritten
 from serving import metrics
-from serving.answers import Shortfall
+from serving.asked import Shortfall
 from serving.breaker import Breaker
 from serving.deployments.calls import Deadline, Trouble, Unavailable
 from serving.deployments.messages import Row
+from serving.protocol import QuestionAnswer, SearchAnswer
+
+T = TypeVar("T")
 
 PAUSE_SECONDS = 30.0
 """How long nobody asks an assistant that was found down, busy or silent."""
 SHARE, SHARE_OF_PICTURES, SHARE_OF_WORDS = 0.9, 0.4, 0.3
-"""Of the time that a request has left: all of the second stage, reading the pictures for it, and wording a query."""
-ORDERS = 1_000
-"""Orders that are cached: what was paid for is not asked again by a page that is loaded again."""
+"""Of the time that a request has left: all of the second stage, or a question; reading the pictures for the first; and
+wording a query.
+"""
+CACHED = 1_000
+"""Orders, and questions, that are cached: what was paid for is not asked again by a page that is loaded again."""
 _TRIPS: frozenset[Trouble] = frozenset({"down", "busy", "late"})
 _TROUBLES: dict[str, Trouble] = {"down": "down", "busy": "busy", "late": "late"}
 
@@ -50,7 +56,7 @@ class Reordered(NamedTuple):
 
 
 class Assisting:
-    """Has an assistant put results in order. It fails no search. For one event loop.
+    """Has an assistant put results in order, ask back, and word queries. It fails no search. For one event loop.
 
     Args:
         assistant: of the profile.
@@ -73,7 +79,8 @@ class Assisting:
         """How long it must have been waited for to be called silent: else who gives it no time would end it for all."""
         self._free = at_once
         self._breaker = Breaker("the assistant", partial(asyncio.sleep, PAUSE_SECONDS), _TRIPS)
-        self._orders: LRUCache[tuple[str, ...], Reordered] = LRUCache(ORDERS)
+        self._orders: LRUCache[tuple[str, ...], Reordered] = LRUCache(CACHED)
+        self._questions: LRUCache[tuple[str, ...], AskedBack] = LRUCache(CACHED)
 
     @property
     def depth(self) -> int:
@@ -123,13 +130,44 @@ class Assisting:
             Unavailable: the assistant is not asked just now.
             AssistantFault: it gave none.
         """
-        allowed = SHARE_OF_WORDS * seconds
+        return await self._asked(lambda talk: rewritten(talk, wanted), SHARE_OF_WORDS * seconds)
+
+    async def question(self, wanted: Wanted, found: SearchAnswer, *, seconds: float) -> QuestionAnswer:
+        """Return what would narrow a search most, or why there is no question.
+
+        Args:
+            wanted: in words, as far as they are known.
+            found: what the search has found.
+            seconds: that the request has left.
+        """
+        words = differing([result.label for result in found.results], found.refinements)
+        key = (repr(wanted.fields()), *words)
+        asked, sentence = self._questions.get(key), None
+        if not wanted:
+            sentence = "the assistant asks by words, and none were read"
+        elif not words:
+            sentence = NOTHING_TO_ASK
+        elif not asked:
+            try:
+                asked = await self._asked(lambda talk: asked_back(talk, wanted, words), SHARE * seconds)
+                self._questions[key] = asked
+            except (Unavailable, AssistantFault) as error:
+                sentence = str(error)
+                metrics.degraded.count(reason="assistant")
+        return QuestionAnswer(
+            question=asked.question if asked else None,
+            choices=asked.choices if asked else [],
+            degraded=sentence,
+            request_id=found.request_id,
+        )
+
+    async def _asked(self, ask: Callable[[Talk], Awaitable[T]], seconds: float) -> T:
         with self._place():
             try:
-                return await rewritten(self._assistant.talk(allowed), wanted)
+                return await ask(self._assistant.talk(seconds))
             except AssistantFault as fault:
                 log.warning("%s", fault)
-                self._record(fault, allowed)
+                self._record(fault, seconds)
                 raise
 
     @contextmanager

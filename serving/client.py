@@ -27,6 +27,7 @@ from serving.protocol import (
     FaultAnswer,
     ImaginedEvent,
     Info,
+    QuestionAnswer,
     SearchAnswer,
     SearchRequest,
     UploadedPicture,
@@ -79,6 +80,16 @@ def stream(
                 raise ServiceFault(200, FaultAnswer.model_validate_json(data).error)
             yield (ImaginedEvent if name == "imagined" else SearchAnswer).model_validate_json(data)
     raise ConnectionError("the answer broke off before it was complete")
+
+
+def question(url: str, query: str | None = None, *, key: str | None = None, **options: Any) -> QuestionAnswer:
+    """Have the service's assistant ask what would narrow a search most; its ``choices`` are texts to add to it.
+
+    Args and errors are those of ``search``; a service without an assistant answers with a ServiceFault.
+    """
+    request = SearchRequest(query=query, **options)
+    with _open(url, "POST", "/v1/question", request.model_dump(), key) as response:
+        return QuestionAnswer.model_validate_json(response.read())
 
 
 def upload(url: str, picture: bytes, *, key: str | None = None) -> UploadedPicture:

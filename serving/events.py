@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from serving import metrics
 from serving.faults import EXPECTED, fault_of
 from serving.guards.middleware import INTERNAL, request_id
-from serving.search import Event
+from serving.stages import Event
 
 log = logging.getLogger("ray.serve")
 

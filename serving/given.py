@@ -92,8 +92,12 @@ class GivenPictures:
             raise Unavailable("the image encoder", "late") from error
 
     async def jpeg(self, key: str) -> bytes | None:
-        """Return what is kept of an upload, None if nothing is."""
-        found = await self._memory.recall(key)
+        """Return what is kept of an upload, None if nothing is.
+
+        Raises:
+            Unavailable: the store of what is kept does not answer.
+        """
+        found = await self._memory.look_up(key)
         return found.jpeg or None if found else None
 
     async def of(self, piece: EvidencePiece, field: str, deadline: Deadline) -> RememberedPicture:
@@ -117,7 +121,7 @@ class GivenPictures:
 
     async def _upload(self, upload: str, box: Box | None, field: str, deadline: Deadline) -> RememberedPicture:
         try:
-            whole = await asyncio.wait_for(self._memory.recall(upload), deadline.left)
+            whole = await asyncio.wait_for(self._memory.look_up(upload), deadline.left)
         except TimeoutError as error:
             raise Unavailable("the query memory", "late") from error
         if whole is None or not whole.jpeg:
@@ -152,7 +156,7 @@ class GivenPictures:
         query, _, index = name.partition("/")
 
         async def make() -> RememberedPicture:
-            known = await self._queries.recall(query, unfinished=True)
+            known = await self._queries.look_up(query, unfinished=True)
             place = known.place(int(index)) if known else None
             if known is None or place is None:
                 raise _missing("imagined image", name, field, "search for its text again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -11,7 +12,8 @@ from ray.serve.handle import DeploymentHandle
 
 from retrieval.artifacts import Role
 from serving import metrics
-from serving.answers import Asked, AskedText, Shortfall
+from serving.admission import Admission
+from serving.asked import Asked, AskedText, Shortfall
 from serving.breaker import Breaker
 from serving.deployments.calls import Unavailable, call
 from serving.deployments.messages import START_SECONDS, Imagination, Model
@@ -24,6 +26,7 @@ SHARE_OF_MEMORY = 0.25
 log = logging.getLogger("ray.serve")
 
 _STARTING = Shortfall.of(Unavailable("the generator", "starting"))
+_LATE = Shortfall("deadline", "no image was imagined by the deadline")
 
 
 class Imaginer:
@@ -31,6 +34,7 @@ class Imaginer:
 
     Args:
         generator: without one, only remembered queries have images.
+        admission: whose free places are for further texts of one search.
         fingerprint: of the generator whose images are remembered, if none runs, and until the one that runs is known.
         seconds: how long one call of the generator may take.
 
@@ -39,11 +43,18 @@ class Imaginer:
     """
 
     def __init__(
-        self, memory: Memory, generator: DeploymentHandle | None, *, fingerprint: str | None, seconds: float
+        self,
+        memory: Memory,
+        generator: DeploymentHandle | None,
+        admission: Admission,
+        *,
+        fingerprint: str | None,
+        seconds: float,
     ) -> None:
         self.models: dict[Role, Model] = {}
         self._memory = memory
         self._generator = generator
+        self._admission = admission
         self._fingerprint = fingerprint
         self._seconds = seconds
         self._breaker = Breaker("the generator", self._model_of_generator)
@@ -81,6 +92,24 @@ class Imaginer:
             await self._recall(asked, text, unfinished="generator" not in self.models)
             text.memory = "hit" if text.known else "miss"
 
+    async def obtain_each(self, asked: Asked, texts: Sequence[AskedText]) -> None:
+        """Have texts imagined, one after another by the place that their search has; several at once, as far as
+        others leave places free. So a search of many texts takes no more of the generator than as many searches.
+        """
+        with self._admission.more(asked.caller, len(texts) - 1) as further:
+            turns = asyncio.Semaphore(1 + further)
+
+            async def obtain(text: AskedText) -> None:
+                async with turns:
+                    await self.obtain(asked, text)
+
+            tasks = [asyncio.create_task(obtain(text)) for text in texts]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+
     async def obtain(self, asked: Asked, text: AskedText) -> None:
         """Have a text imagined, or say why it is not. All who ask for the same one wait for one generation."""
         text.shortfall = await self._obtain(asked, text) or text.shortfall
@@ -91,12 +120,14 @@ class Imaginer:
         generator = self.models.get("generator")
         if not generator or text.key != self._key(asked, text, generator.record.fingerprint):  # not known yet, then
             return _STARTING
+        if not asked.deadline.left:  # before its turn came: nothing is begun that nobody waits for
+            return _LATE
         try:
             known, remembered = await self._memory.obtain(
                 text.key, lambda: self._imagine(asked, text), seconds=asked.deadline.left
             )
         except TimeoutError:
-            return Shortfall("deadline", "no image was imagined by the deadline")
+            return _LATE
         except Unavailable as error:
             await self._recall(asked, text, unfinished=True)
             text.memory = "hit" if text.known else text.memory

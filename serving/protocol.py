@@ -218,6 +218,19 @@ class ImaginedEvent(BaseModel):
     memory: MemoryUse
 
 
+class QuestionAnswer(BaseModel):
+    """What would narrow a search most, as an assistant asks it.
+
+    ``question`` is null where there is none, and ``degraded`` says why. ``choices`` are words in which the results
+    differ: each is meant to be added to the search as a text.
+    """
+
+    question: str | None
+    choices: list[str]
+    degraded: str | None
+    request_id: str
+
+
 class Info(BaseModel):
     """What the service serves, and its limits."""
 

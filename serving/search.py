@@ -1,65 +1,38 @@
-"""A search from request to answer: which deployments are asked for what, in which order. Runs inside the ingress."""
+"""Searches as the API has them answered: what each may ask for, its place, its stages. Runs inside the ingress."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
 from cluster.profile import ServeSettings
-from retrieval.assistant.endpoint import Assistant, AssistantFault
-from retrieval.assistant.material import Wanted
+from retrieval.assistant.endpoint import Assistant
 from retrieval.assistant.rerank import check_can_judge
-from retrieval.bridge import Said, bridges, merging
 from retrieval.errors import UserError
 from retrieval.lens import check_lens
-from serving import metrics
 from serving.admission import Admission
-from serving.answers import Asked, AskedPicture, AskedText, Shortfall, answer, imagined_images
+from serving.asked import Asked, asked_evidence, no_images_to_drop
 from serving.assisting import Assisting
 from serving.deployments.calls import Deadline, Unavailable, call, call_every_replica
-from serving.deployments.gathering import Gathering
-from serving.deployments.messages import (
-    AS_EVER,
-    PROBE,
-    SHARE_OF_SHARDS,
-    START_SECONDS,
-    EncodedText,
-    Piece,
-    Question,
-    Ranking,
-    Row,
-    RowPiece,
-    Served,
-    Way,
-)
+from serving.deployments.messages import PROBE, START_SECONDS, EncodedText, Piece, Ranking, Row, Served
+from serving.encoding import Encoding
 from serving.given import GivenPictures
 from serving.imaginer import Imaginer
-from serving.memory.entry import normalised
 from serving.memory.memory import Memory, PictureMemory
 from serving.pictures import GalleryPictures, Place, Places
-from serving.protocol import (
-    EvidencePiece,
-    ImaginedEvent,
-    ImaginedImage,
-    Mode,
-    SearchAnswer,
-    SearchRequest,
-    UploadedPicture,
-)
-
-Event = tuple[Literal["text", "imagined", "fused"], SearchAnswer | ImaginedEvent]
+from serving.protocol import Mode, QuestionAnswer, SearchAnswer, SearchRequest, UploadedPicture
+from serving.ranking import Rankings
+from serving.reading import PictureReading
+from serving.stages import Event, Stages
 
 EXAMPLES, EXAMPLES_FROM = 6, 100
 """Labels to try, out of those of so many images."""
 SHARE_OF_ASSISTED = 4
 """One in so many places may be taken by a search that waits for the assistant."""
-SPECIAL_TOKENS = 3
-"""A tokenizer adds its start and end, and some a space; each other token stands for a byte at least."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +51,6 @@ class Defaults:
 
     images: int
     generator_fingerprint: str | None = None
-
-
-class Asking(NamedTuple):
-    """What the ranker is to be asked: a ``Question`` whose time is not known until it is sent."""
-
-    deadline: Deadline
-    pieces: list[Piece | RowPiece]
-    weight: float
-    k: int
-    version: str | None
-    way: Way
 
 
 class Search:
@@ -119,34 +81,28 @@ class Search:
         self.assistant = assistant
         self.ready = False
         self.examples: list[str] = []
-        self._parts = parts
         self.seconds = settings.deadline_ms / 1000
         """The longest that an answer may take."""
-        self._shard_seconds = settings.shard_timeout_ms / 1000
-        self._weight: float | None = None
-        self._aspects: list[str] | None = None
         self.admission = Admission(settings.ingress.ongoing, settings.ingress.queued)
-        self._texts: Gathering[str, EncodedText] = Gathering.of("the text encoder", self._encode_each, settings.vlm)
-        self._rankings: Gathering[Asking, Ranking] = Gathering.of("the ranker", self._rank_each, settings.ranker)
         self.places = Places(parts.ranker, seconds=self.seconds)
         self.gallery = GalleryPictures(self.places)
+        self._parts = parts
+        self._weight: float | None = None
         self._imaginer = Imaginer(
-            memory, parts.generator, fingerprint=defaults.generator_fingerprint, seconds=self.seconds
+            memory, parts.generator, self.admission, fingerprint=defaults.generator_fingerprint, seconds=self.seconds
         )
+        models = self._imaginer.models
         self.pictures = GivenPictures(
-            PictureMemory(memory.store),
-            memory,
-            self.gallery,
-            parts.vlm,
-            parts.vision,
-            self._imaginer.models,
-            seconds=self.seconds,
+            PictureMemory(memory.store), memory, self.gallery, parts.vlm, parts.vision, models, seconds=self.seconds
         )
-
         at_once = max(1, settings.ingress.ongoing // SHARE_OF_ASSISTED)
         self._assisting = (
             Assisting(assistant, self._file_of, seconds=self.seconds, at_once=at_once) if assistant else None
         )
+        encoding = Encoding(parts.vlm, settings.vlm, self.pictures, models)
+        self._reading = PictureReading(parts.ranker, encoding, self._assisting)
+        rankings = Rankings(parts.ranker, settings, self.places, assistant)
+        self._stages = Stages(encoding, self._reading, self._imaginer, rankings, self._assisting)
 
     async def warm_up(self) -> None:
         """Ask every deployment once, as requests will. Texts are answered before there is a generator.
@@ -157,7 +113,7 @@ class Search:
         vlm, vision, generator, ranker = self._parts.vlm, self._parts.vision, self._parts.generator, self._parts.ranker
         learn = self._imaginer.learn
         served: Served = await _start("the ranker", ranker.served)
-        self._weight, self._aspects = served.weight, served.aspects
+        self._weight, self._reading.aspects = served.weight, served.aspects
         encoded: EncodedText = await _start("the text encoder", vlm.encode_text, PROBE)
         near: Ranking = await _start(
             "the ranker", ranker.rank, [Piece(1.0, encoded.vlm_D1, None)], 0.0, EXAMPLES_FROM, None, START_SECONDS
@@ -212,6 +168,23 @@ class Search:
         """
         return self._admitted(request, request_id, caller, each=True)
 
+    async def question(self, request: SearchRequest, request_id: str, *, caller: str = "") -> QuestionAnswer:
+        """Search, and have the assistant ask what would narrow that most.
+
+        Args:
+            caller: as of ``answer``.
+
+        Raises:
+            Unavailable: as of ``answer``; an assistant that does not answer is told in the question's place.
+            UserError: as of ``answer``; there is no assistant, or there are no words to ask by.
+        """
+        asked = self._asked(request, request_id, caller, asks_back=True)
+        async with self.admission.place(caller, asked.deadline), aclosing(self._stages.of(asked, each=False)) as stages:
+            found = [data async for _, data in stages][-1]
+            assert isinstance(found, SearchAnswer)
+            assert self._assisting
+            return await self._assisting.question(asked.in_words, found, seconds=asked.deadline.left)
+
     async def by_picture(
         self,
         data: bytes,
@@ -229,12 +202,12 @@ class Search:
             ImageRejected: there is no picture in ``data`` that can be read.
         """
         given = {"evidence": [{"upload": "0" * 64}], "k": k, "mode": mode, "weight": weight}
-        asked = self._asked(SearchRequest.model_validate(given), request_id)
+        asked = self._asked(SearchRequest.model_validate(given), request_id, caller)
         [picture] = asked.pictures
         async with self.admission.place(caller, asked.deadline):
             with asked.timed("text"):
                 picture.seen = await self.pictures.encoded(data, asked.deadline)
-            stages = [stage async for stage in self._stages(asked, each=False)]
+            stages = [stage async for stage in self._stages.of(asked, each=False)]
         [(_, found)] = stages
         assert isinstance(found, SearchAnswer)
         return found
@@ -254,261 +227,38 @@ class Search:
     async def _admitted(
         self, request: SearchRequest, request_id: str, caller: str, *, each: bool
     ) -> AsyncGenerator[Event]:
-        asked = self._asked(request, request_id)
-        async with self.admission.place(caller, asked.deadline), aclosing(self._stages(asked, each=each)) as stages:
+        asked = self._asked(request, request_id, caller)
+        async with self.admission.place(caller, asked.deadline), aclosing(self._stages.of(asked, each=each)) as stages:
             async for stage in stages:
                 yield stage
-
-    async def _stages(self, asked: Asked, *, each: bool) -> AsyncGenerator[Event]:
-        if self._is_read(asked):
-            await self._read(asked)
-        texts = asked.texts
-        if asked.weight == 0:
-            await self._encode(asked)
-            yield "text", await self._answer(asked, await self._rank(asked, "rank", visual=False, last=True))
-            return
-        for text in texts:
-            self._imaginer.set_key(asked, text)
-        await asyncio.gather(*(self._imaginer.recall(asked, text) for text in texts))
-        await self._encode(asked)
-        unknown = [text for text in texts if not text.known]
-        making = [asyncio.create_task(self._imaginer.obtain(asked, text)) for text in unknown if text.key]
-        by_text: Ranking | None = None
-        standing_in: asyncio.Task[Ranking | None] | None = None
-        without: Ranking | None = None
-        try:
-            if texts and (each or unknown):
-                by_text = await self._rank(asked, "text_rank", visual=False)
-                yield "text", answer(asked, by_text, last=False)
-            if making:
-                # Now, since there is no time left for it once the images have not come.
-                standing_in = asyncio.create_task(self._stand_in(asked))
-                with asked.timed("imagine"):
-                    await asyncio.gather(*making)
-                if all(text.lacks_images for text in unknown):
-                    without = await standing_in
-        finally:
-            # If the client has gone, and nobody else waits for these images, their making ends.
-            for task in making:
-                task.cancel()
-            if standing_in:
-                standing_in.cancel()
-        images = self._imagined(asked)
-        if images:
-            yield "imagined", ImaginedEvent(imagined=images, memory=asked.memory)
-        yield "fused", await self._by_both(asked, images, by_text, without)
-
-    def _is_read(self, asked: Asked) -> bool:
-        pictures = any(one.weight > 0 for one in asked.evidence if not isinstance(one, AskedText))
-        return bridges(asked.request.bridge, self._aspects, pictures=pictures, texts=bool(asked.texts))
-
-    async def _read(self, asked: Asked) -> None:
-        """Read pictures into words, with what texts change of them; from then on the search is for the text that this
-        makes. If they cannot be read just now, it stays as it was given, with a warning.
-        """
-        given = asked.evidence
-        await self._encode(asked)
-        pictures = [one for one in given if not isinstance(one, AskedText) and one.weight > 0]
-        pieces = [one if isinstance(one, RowPiece) else one.piece(visual=True) for one in pictures]
-        said = [Said(one.text, one.vlm_D1, one.weight > 0) for one in asked.texts if one.vlm_D1 is not None]
-        method, left = self._parts.ranker.read, asked.deadline.left
-        try:
-            with asked.timed("read"):
-                reading, asked.version = await call(
-                    "the ranker", method, pieces, said, asked.version, left, seconds=left, refusals=(UserError,)
-                )
-        except Unavailable as error:
-            asked.warnings.append(f"pictures were not read into words: {error}")
-            return
-        if self._assisting and asked.request.bridge == "words":
-            wanted = Wanted.of(((one.text, one.weight) for one in asked.texts), [word.value for word in reading.words])
-            try:
-                with asked.timed("reword"):
-                    worded = await self._assisting.reword(wanted, seconds=asked.deadline.left)
-                reading = replace(reading, text=worded)
-            except (Unavailable, AssistantFault) as error:
-                asked.warnings.append(f"the assistant did not word the query: {error}")
-        merged = merging(reading, [isinstance(one, AskedText) for one in given], [one.weight for one in given])
-        if merged:
-            kept, brings_EG = merged
-            text = AskedText(normalised(reading.text), max(one.weight for one in given), "what was read")
-            asked.evidence = [text, *(given[n] for n in kept)]
-            asked.read = reading, brings_EG
-
-    async def _stand_in(self, asked: Asked) -> Ranking | None:
-        """The ranking by the nearest real images of the texts that have no images yet, if there can be one."""
-        with suppress(Unavailable, UserError):
-            return await self._rank(asked, "nearest_rank", visual=True, last=True)
-        return None
-
-    def _imagined(self, asked: Asked) -> list[ImaginedImage]:
-        """What is told of the query's images, after leaving out those that the request drops."""
-        query = asked.query
-        if not query or not query.key or not query.known:
-            return []
-        images = imagined_images(query.key, query.known, set(asked.request.drop))
-        if images and all(image.dropped for image in images):
-            query.shortfall = Shortfall("dropped", "every imagined image was left out")
-        query.kept = [place for place, image in enumerate(images) if not image.dropped]
-        return images
-
-    async def _by_both(
-        self, asked: Asked, images: list[ImaginedImage], by_text: Ranking | None, without: Ranking | None
-    ) -> SearchAnswer:
-        """The answer by texts and images, which is ``without`` if no image came; by the VLM's halves, if every image
-        was dropped, or images cannot be ranked by.
-        """
-        shortfalls = [text.shortfall for text in asked.texts if text.shortfall]
-        if asked.visual:
-            counted = asyncio.create_task(self._count_tokens(asked))
-            try:
-                ranking = without or await self._rank(asked, "rank", visual=True, last=True)
-                await counted
-            except Unavailable as error:
-                if not by_text:
-                    raise
-                shortfalls.append(Shortfall.of(error))
-            else:
-                if asked.query:
-                    shares = dict(zip(asked.query.kept, ranking.attention, strict=True))
-                    images = [image.model_copy(update={"attention": shares.get(i)}) for i, image in enumerate(images)]
-                return await self._answer(asked, ranking, images, shortfalls)
-            finally:
-                counted.cancel()
-        if not by_text or (asked.request.rerank != "none" and not asked.visual):
-            by_text = await self._rank(asked, "rank", visual=False, last=True)
-            return await self._answer(asked, by_text, images, shortfalls)
-        return answer(asked, by_text, images, degraded=shortfalls)
-
-    async def _answer(
-        self,
-        asked: Asked,
-        ranking: Ranking,
-        images: Sequence[ImaginedImage] = (),
-        shortfalls: Sequence[Shortfall] = (),
-    ) -> SearchAnswer:
-        """The last answer, put in order by the assistant if that is asked for."""
-        way = asked.request.rerank
-        if self._assisting and (way == "judge" or way == "list"):
-            with asked.timed("assistant"):
-                found = await self._assisting.reorder(
-                    way,
-                    asked.in_words,
-                    ranking.rows[: asked.request.depth],
-                    ranking.version,
-                    seconds=asked.deadline.left,
-                )
-            rows = [
-                replace(ranking.rows[place], rerank_score=share) for place, share in found.places(len(ranking.rows))
-            ]
-            ranking = replace(ranking, rows=rows[: asked.request.k], reranked=way if found.order else None)
-            shortfalls = [*shortfalls, *([found.shortfall] if found.shortfall else [])]
-        return answer(asked, ranking, images, degraded=shortfalls)
 
     async def _file_of(self, row: Row) -> bytes | None:
         return await self.gallery.file(Place(row.path, row.source))
 
-    def _asked(self, request: SearchRequest, request_id: str) -> Asked:
+    def _asked(self, request: SearchRequest, request_id: str, caller: str = "", *, asks_back: bool = False) -> Asked:
         weight: float | None = {"text": 0.0, "visual": 1.0}.get(request.mode, request.weight)
         weight = self._weight if weight is None else float(weight)
         if weight is None:
             raise Unavailable("the service", "starting")
         seconds = self.seconds if request.deadline_ms is None else request.deadline_ms / 1000
-        query = [] if request.query is None else [AskedText(_normalised(request.query, "query"), 1.0, "the query")]
-        check_lens(self._aspects, request.focus, request.ignore)
+        evidence = asked_evidence(request)
+        check_lens(self._reading.aspects, request.focus, request.ignore)
         asked = Asked(
             request=request,
             request_id=request_id,
-            evidence=[*query, *(_asked_piece(piece, f"evidence.{n}") for n, piece in enumerate(request.evidence))],
+            evidence=evidence,
             weight=weight,
             images=request.images or self.defaults.images,
             deadline=Deadline(min(seconds, self.seconds)),
+            caller=caller,
         )
-        is_read = self._is_read(asked)  # so that what cannot be is refused at once
-        if request.rerank in ("judge", "list"):
+        is_read = self._reading.due(asked)  # so that what cannot be is refused at once
+        if request.drop and request.query is None and not is_read:
+            raise no_images_to_drop()
+        if asks_back or request.rerank in ("judge", "list"):
             check_can_judge(self.assistant, None if is_read else asked.in_words)
         return asked
-
-    async def _encode(self, asked: Asked) -> None:
-        """Encode what is not known yet: texts by the text tower, pictures by both image towers."""
-        texts = [text for text in asked.texts if text.vlm_D1 is None]
-        pictures = [picture for picture in asked.pictures if not picture.seen]
-        if texts or pictures:
-            with asked.timed("text"):
-                await asyncio.gather(
-                    *(self._encode_text(asked, text) for text in texts),
-                    *(self._see(asked, picture) for picture in pictures),
-                )
-
-    async def _encode_text(self, asked: Asked, text: AskedText) -> None:
-        with metrics.waiting.one(part="text"):
-            encoded = await self._texts.ask(text.text, seconds=asked.deadline.left)
-        text.vlm_D1 = encoded.vlm_D1
-        asked.warn_of(text, encoded.tokens)
-
-    async def _see(self, asked: Asked, picture: AskedPicture) -> None:
-        picture.seen = await self.pictures.of(picture.given, picture.field, asked.deadline)
-
-    async def _encode_each(self, texts: list[str], seconds: float) -> list[EncodedText]:
-        return await call("the text encoder", self._parts.vlm.encode_texts, texts, seconds=seconds)
-
-    async def _count_tokens(self, asked: Asked) -> None:
-        """Warn of texts whose vectors were remembered, as encoding would have. Most are too short to be counted."""
-        model = self._imaginer.models.get("vlm")
-        if not model:
-            return
-        longest = max(len(template.encode()) for template in model.templates) if model.templates else 0
-        for text in asked.texts:
-            if text.memory == "hit" and len(text.text.encode()) + longest + SPECIAL_TOKENS > model.context:
-                with suppress(Unavailable):  # an answer without the warning is better than none
-                    tokens = self._parts.vlm.tokens
-                    counted = await call("the text encoder", tokens, text.text, seconds=asked.deadline.left)
-                    asked.warn_of(text, counted)
-
-    async def _rank(self, asked: Asked, stage: str, *, visual: bool, last: bool = False) -> Ranking:
-        """Rank as asked, or by the VLM's halves alone; by one index version throughout a search. What is shown until
-        the ``last`` ranking comes has no second stage, which takes its time.
-        """
-        weight, request = asked.weight if visual else 0.0, asked.request
-        second = (request.fuse, request.rerank, request.depth) if last else AS_EVER[:3]
-        way, k = Way(*second, request.focus, tuple(request.ignore), refine=last), request.k
-        if self.assistant and way.rerank in ("judge", "list"):  # by who asks the ranker, once the answer is known
-            way, k = way._replace(rerank="none"), max(k, min(request.depth, self.assistant.depth))
-        asking = Asking(asked.deadline, asked.pieces(visual=visual), weight, k, asked.version, way)
-        with asked.timed(stage), metrics.waiting.one(part="ranker"):
-            if SHARE_OF_SHARDS * asked.deadline.left < self._shard_seconds:
-                ranking = await self._rank_alone(asking)  # beside others it would wait for a hung shard as they may
-            else:
-                ranking = await self._rankings.ask(asking, seconds=asked.deadline.left)
-        asked.version = ranking.version
-        self.places.keep(ranking.rows, ranking.version)
-        return ranking
-
-    async def _rank_alone(self, asking: Asking) -> Ranking:
-        [ranking] = await self._rank_each([asking], asking.deadline.left)
-        if isinstance(ranking, Exception):
-            raise ranking
-        return ranking
-
-    async def _rank_each(self, asking: list[Asking], seconds: float) -> list[Ranking | Exception]:
-        questions = [Question(*one[1:-1], one.deadline.left, one.way) for one in asking]
-        return await call("the ranker", self._parts.ranker.rank_each, questions, seconds=seconds)
 
 
 async def _start(part: str, method: Any, *arguments: Any) -> Any:
     return await call(part, method, *arguments, seconds=START_SECONDS)
-
-
-def _asked_piece(piece: EvidencePiece, field: str) -> AskedText | AskedPicture | RowPiece:
-    if piece.text is not None:
-        return AskedText(_normalised(piece.text, f"{field}.text"), piece.weight, f"the text {piece.text[:40]!r}")
-    if piece.row is not None and piece.box is None:
-        return RowPiece(piece.weight, piece.row, f"{field}.row")
-    return AskedPicture(piece, field)
-
-
-def _normalised(text: str, field: str) -> str:
-    try:
-        return normalised(text)
-    except UserError as error:
-        raise UserError(str(error), code=error.code, field=field) from error

@@ -5,13 +5,14 @@ As ChatIR (Levy et al. 2023) and PlugIR (Lee et al. 2024) let a chat model ask; 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel
 
 from retrieval.assistant.endpoint import AssistantFault, Talk
-from retrieval.assistant.material import Wanted, ask_for, cleaned, taken
+from retrieval.assistant.material import MAX_TAKEN, Wanted, ask_for, clean, cleaned, taken
 
 _INSTRUCTIONS = (
     "Somebody looks for images: 'wanted', 'unwanted' and 'picture' say for what. 'found' holds words that the images"
@@ -19,6 +20,7 @@ _INSTRUCTIONS = (
     " and give the numbers of the words that could answer it, 2 to 8 of them, the likeliest first."
 )
 MAX_CHOICES = 8
+NOTHING_TO_ASK = "there are no words that the results differ in"
 
 
 class _Asked(BaseModel):
@@ -34,11 +36,26 @@ class AskedBack:
     choices: list[str]
 
 
+def differing(labels: Sequence[str | None], refinements: Sequence[str]) -> list[str]:
+    """Return the words that results differ in, those that split them best first; none, if there are not two.
+
+    Args:
+        labels: of all results; one that all of them have says nothing, and one that is longer than a text to search
+            for (MAX_TAKEN) answers nothing.
+        refinements: words of a dictionary that split the results (``retrieval.bridge.refinements``).
+    """
+    counts = Counter(label for label in labels if label)
+    some = [label for label, count in counts.most_common() if count < len(labels)]
+    words = dict.fromkeys(clean(text, MAX_TAKEN + 1) for text in (*refinements, *some))
+    kept = [word for word in words if 0 < len(word) <= MAX_TAKEN]
+    return kept if len(kept) > 1 else []
+
+
 async def asked_back(talk: Talk, wanted: Wanted, found: Sequence[str]) -> AskedBack:
     """Return the next question to somebody who searches.
 
     Args:
-        found: words that results differ in: captions, labels, entries of a vocabulary; the first MAX_TEXTS are used.
+        found: words that results differ in (``differing``); the first MAX_TEXTS are used.
 
     Raises:
         AssistantFault: the assistant gave none, or named a word that was not given.
@@ -49,4 +66,4 @@ async def asked_back(talk: Talk, wanted: Wanted, found: Sequence[str]) -> AskedB
     numbers = list(dict.fromkeys(answer.choices))
     if not numbers or not given.keys() >= set(numbers):
         raise AssistantFault("malformed", "the assistant chose words that were not given")
-    return AskedBack(taken(answer.question), [found[number - 1] for number in numbers[:MAX_CHOICES]])
+    return AskedBack(taken(answer.question), [given[number] for number in numbers[:MAX_CHOICES]])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import aiohttp
@@ -114,6 +114,10 @@ class Spent:
         self.failed += call.outcome != "answered"
         self.tokens_in += call.tokens_in
         self.tokens_out += call.tokens_out
+
+    def __add__(self, other: Spent) -> Spent:
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Spent(*(mine + theirs for mine, theirs in pairs))
 
 
 class Assistant:

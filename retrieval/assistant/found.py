@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from retrieval.assistant import grid
-from retrieval.assistant.ask import AskedBack, asked_back
+from retrieval.assistant.ask import NOTHING_TO_ASK, AskedBack, asked_back, differing
 from retrieval.assistant.blocking import talked
 from retrieval.assistant.endpoint import Assistant, AssistantFault, Spent, Talk
 from retrieval.assistant.judge import SIDE
 from retrieval.assistant.material import Wanted, small_jpeg
 from retrieval.assistant.rerank import Reranked, Way, check_can_judge, reranked
-from retrieval.assistant.rewrite import rewritten
+from retrieval.assistant.rewrite import not_worded, rewritten
+from retrieval.bridge import Reading
 from retrieval.evidence import Evidence, Text
 from retrieval.sources.lookup import ImageLookup
 
@@ -60,24 +60,35 @@ class AskedFor(NamedTuple, Generic[T]):
     spent: Spent
 
 
-def asked_of(assistant: Assistant | None, evidence: Sequence[Evidence], found: Iterable[str]) -> AskedFor[AskedBack]:
+def asked_of(
+    assistant: Assistant | None,
+    evidence: Sequence[Evidence],
+    labels: Sequence[str | None],
+    refinements: Sequence[str] = (),
+    reading: Reading | None = None,
+) -> AskedFor[AskedBack]:
     """Return the next question to whoever searches by evidence; it does not fail if the assistant does.
 
     Args:
-        found: words that the results differ in, such as their labels; the most frequent are given.
+        labels, refinements: of the results, as ``differing``.
+        reading: what pictures were read as, whose text was searched for in the place of what is wanted.
 
     Raises:
         UserError: as ``check_can_judge``.
     """
-    wanted = _texts(evidence)
-    words = [word for word, _ in Counter(found).most_common()]
-    return _asked(check_can_judge(assistant, wanted), lambda talk: asked_back(talk, wanted, words))
+    against = [piece for piece in evidence if piece.weight < 0]
+    wanted = _texts([Text(reading.text), *against] if reading else evidence)
+    asked, words = check_can_judge(assistant, wanted), differing(labels, refinements)
+    if not words:
+        return AskedFor(None, NOTHING_TO_ASK, Spent())
+    return _asked(asked, lambda talk: asked_back(talk, wanted, words))
 
 
 def reworded(assistant: Assistant, evidence: Sequence[Evidence], read: Sequence[str]) -> AskedFor[str]:
     """Return one text for the texts of evidence and what was read from its pictures; as ``asked_of``."""
     wanted = _texts(evidence, read)
-    return _asked(check_can_judge(assistant, wanted), lambda talk: rewritten(talk, wanted))
+    asked = _asked(check_can_judge(assistant, wanted), lambda talk: rewritten(talk, wanted))
+    return asked._replace(shortfall=not_worded(asked.shortfall)) if asked.shortfall else asked
 
 
 def _asked(assistant: Assistant, ask: Callable[[Talk], Awaitable[T]]) -> AskedFor[T]:

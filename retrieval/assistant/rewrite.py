@@ -23,6 +23,11 @@ class _Rewritten(BaseModel):
     text: str
 
 
+def not_worded(why: object) -> str:
+    """Return the sentence by which an answer says that the dictionary's own words were searched for."""
+    return f"the assistant did not word the query: {why}"
+
+
 async def rewritten(talk: Talk, wanted: Wanted) -> str:
     """Return one text for what is wanted.
 

@@ -319,9 +319,7 @@ class Ranker:
         rows, several, words = rows[:k], len(prepared.encoded.weights_E) > 1, list[str]()
         if several or (way.refine and self._dictionary):
             vectors = await self._vectors(rows, index, deadline.left)
-            if way.refine and vectors:
-                joint_ND = np.stack(list(vectors.values()))
-                words = [word.text for word in refinements(self._dictionary, joint_ND, _means(index))]
+            words = self._refinements(vectors, index) if way.refine else []
             rows = self._with_shares(rows, vectors, prepared) if several else rows
         return Ranking(
             rows,
@@ -353,6 +351,19 @@ class Ranker:
         if not vectors:
             raise Unavailable("every shard of the index", "down")
         return read(self._dictionary, np.stack(list(vectors.values())), _means(index), texts), near.version
+
+    async def refinements(self, rows: Sequence[Row], version: str, seconds: float) -> list[str]:
+        """Return the words that split rows best (``retrieval.bridge.refinements``), as far as shards answer; none
+        without a dictionary.
+        """
+        deadline = Deadline(seconds)
+        index = await bounded("the ranker", self._version(version), seconds=seconds)
+        vectors = await self._vectors(rows, index, deadline.left)
+        return self._refinements(vectors, index)
+
+    def _refinements(self, vectors: Mapping[str, np.ndarray], index: Index) -> list[str]:
+        joint_ND = np.stack(list(vectors.values())) if vectors else np.empty((0, 0), np.float16)
+        return [word.text for word in refinements(self._dictionary, joint_ND, _means(index))]
 
     async def _by_neighbours(
         self, ranking: Sequence[Scored], vectors: Mapping[str, np.ndarray], prepared: _Prepared

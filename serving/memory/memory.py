@@ -96,6 +96,22 @@ class EntryMemory(Generic[E]):
             self._recent[key] = found
         return found
 
+    async def look_up(self, key: str, *, unfinished: bool = False) -> E | None:
+        """Return an entry that exists, None only where the store says that there is none.
+
+        Args:
+            unfinished: as of ``recall``.
+
+        Raises:
+            Unavailable: the store does not answer, and this process does not know the entry.
+        """
+        from serving.deployments.calls import Unavailable  # loads Ray, which a process that only warms need not
+
+        found = await self.recall(key, unfinished=unfinished)
+        if found is None and self._backs_off():
+            raise Unavailable("the query memory", "down")
+        return found
+
     async def obtain(
         self, key: str, make: Callable[[], Awaitable[E]], *, seconds: float | None = None
     ) -> tuple[E, bool]:
@@ -189,9 +205,13 @@ class EntryMemory(Generic[E]):
     def _save(self, key: str, entry: E) -> None:
         self.store.put(self._prefix + key, entry.to_bytes())
 
+    def _backs_off(self) -> bool:
+        """Whether the store has failed just now, and is not asked."""
+        return time.monotonic() < self._failed_until
+
     async def _ask(self, otherwise: T, method: Callable[..., T], *values: Any) -> T:
         """Return what the store answers, ``otherwise`` if it cannot."""
-        if time.monotonic() < self._failed_until:
+        if self._backs_off():
             return otherwise
         try:
             return await asyncio.to_thread(method, *values)
@@ -208,8 +228,8 @@ class Memory(EntryMemory[Remembered]):
         super().__init__(Remembered, store, entries, lease_seconds=lease_seconds)
 
     async def remembered_image(self, key: str, index: int) -> bytes | None:
-        """Return the thumbnail of an imagined image, None if there is no such entry or image."""
-        found = await self.recall(key, unfinished=True)
+        """Return the thumbnail of an imagined image, None if there is no such entry or image; errors as ``look_up``."""
+        found = await self.look_up(key, unfinished=True)
         return found.thumbnail(index) if found else None
 
 

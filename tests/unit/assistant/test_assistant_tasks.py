@@ -15,7 +15,7 @@ from assistant_server import Answering, Body, completion, given, logprobs, servi
 from PIL import Image
 
 from retrieval.assistant import grid
-from retrieval.assistant.ask import AskedBack, asked_back
+from retrieval.assistant.ask import AskedBack, asked_back, differing
 from retrieval.assistant.blocking import talked
 from retrieval.assistant.endpoint import Assistant, AssistantFault, Spent, Talk
 from retrieval.assistant.judge import SIDE, judged
@@ -131,8 +131,17 @@ def test_a_question_with_choices_among_what_was_found() -> None:
     bodies: list[Body] = []
     answer = '{"question": "Which  colour?\\n", "choices": [2, 1, 2]}'
     found = asked(saying(answer, bodies), lambda talk: asked_back(talk, FISH, ["red", "blue\n", "\x00"]))
-    assert found == AskedBack("Which colour?", ["blue\n", "red"])
+    assert found == AskedBack("Which colour?", ["blue", "red"])
     assert given(bodies[0])["found"] == {"1": "red", "2": "blue"}
+
+
+def test_results_differ_in_words_that_some_of_them_have_and_that_could_be_searched_for() -> None:
+    labels = ["star", "red\n fish", "star", None, "\x00", "red fish", "moon", "x" * (MAX_TAKEN + 1)]
+    assert differing(labels, ["striped", "moon"]) == ["striped", "moon", "star", "red fish"]
+    assert differing(["star", "star"], []) == []
+    assert differing(["star", "star"], ["red", "blue"]) == ["red", "blue"]
+    assert differing(["star", None], []) == []  # one word leaves no choice
+    assert differing([], []) == []
 
 
 @pytest.mark.parametrize(

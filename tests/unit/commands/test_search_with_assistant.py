@@ -120,4 +120,5 @@ def test_what_was_read_from_a_picture_is_reworded_with_the_texts() -> None:
         }
         second = reworded(assistant, [], ["fish"])
         assert (second.answer, second.spent.calls) == (None, 1)
-        assert second.shortfall == "the assistant's answer is not what was asked for"
+        why = "the assistant's answer is not what was asked for"
+        assert second.shortfall == f"the assistant did not word the query: {why}"

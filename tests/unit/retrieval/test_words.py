@@ -266,7 +266,7 @@ def test_pictures_may_be_searched_by_their_words(finder: Finder, collection: Col
 def test_an_assistant_words_what_was_read_and_where_it_fails_the_dictionary_does(
     query_encoder: QueryEncoder, collection: Collection, words: QuerySet
 ) -> None:
-    answers = iter(['{"text": "a large blue star"}', "nonsense"])
+    answers = iter(['{"text": "a large blue star"}', *["nonsense"] * 3])
     bodies: list[Body] = []
 
     async def answering(request: web.Request, body: Body) -> web.Response:
@@ -278,7 +278,9 @@ def test_an_assistant_words_what_was_read_and_where_it_fails_the_dictionary_does
         finder = Finder(query_encoder, collection.index, words=words, assistant=Assistant(url, "model"))
         plain = finder.find(evidence, 3, images=1)
         assert not bodies
-        first, second = (finder.find(evidence, 3, images=1, bridge="words") for _ in range(2))
+        first, second, both = (
+            finder.find(evidence, 3, images=1, bridge="words", rerank=rerank) for rerank in ("none", "none", "list")
+        )
     assert plain.words
     assert first.words
     assert second.words
@@ -287,5 +289,9 @@ def test_an_assistant_words_what_was_read_and_where_it_fails_the_dictionary_does
     assert [one.id for one in first] == [one.id for one in finder.find([Text("a large blue star")], 3, images=1)]
     assert (second.words.text, second.degraded) == (
         plain.words.text,
-        "the assistant's answer is not what was asked for",
+        "the assistant did not word the query: the assistant's answer is not what was asked for",
     )
+    calls = [one.spent.calls if one.spent else 0 for one in (plain, first, second, both)]
+    assert calls == [0, 1, 1, 2]
+    assert both.spent
+    assert (both.spent.tokens_in, both.spent.tokens_out) == (14, 6)

@@ -127,6 +127,32 @@ def test_a_search_that_has_its_place_counts_once() -> None:
     run(check())
 
 
+def test_further_places_are_those_that_are_free_and_half_of_them_stay_so() -> None:
+    async def check() -> None:
+        callers = Callers(running=6, waiting=1)
+        more = callers.admission.more
+        await callers.come("ann 1")
+        with more("ann", 9) as first, more("ann", 9) as second, more("ann", 1) as third:
+            assert (first, second, third) == (2, 1, 1)
+            for name in ("ann 2", "bob 1"):
+                await callers.come(name)
+            assert callers.running == ["ann 1", "ann 2"]
+            with more("bob", 1) as none:
+                assert none == 0
+            await callers.come("ann 3")  # ann has more searches here than bob
+            await callers.go("ann 1")
+            assert callers.running == ["ann 2", "bob 1"]
+        with more("ann", 9) as again:
+            assert again == 2
+        await callers.go("ann 2", "bob 1")
+        with more("ann", 1) as one:
+            assert one == 1
+        assert callers.admission._free == 6
+        assert not callers.admission._running
+
+    run(check())
+
+
 def test_those_who_ask_for_as_much_refuse_one_another_nothing() -> None:
     async def check() -> None:
         callers = Callers(1, 1)

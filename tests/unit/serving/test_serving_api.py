@@ -24,6 +24,7 @@ from retrieval.finder import Finder
 from retrieval.query import QueryEncoder
 from serving.deployments.calls import Unavailable
 from serving.ingress import Service
+from serving.memory.store import StoreError
 from serving.protocol import FaultAnswer, ImaginedEvent, Info, SearchAnswer, UploadedPicture
 
 LIMITS = Limits(query_characters=200, k=50, images=4, body_bytes=300_000, requests_per_minute=100_000)
@@ -292,6 +293,38 @@ def test_a_picture_is_sent_once_and_rounds_name_it(client: TestClient, collectio
     assert client.post("/v1/search", json=tiny).status_code == 200
 
 
+def test_while_the_store_is_away_nothing_is_said_to_be_missing(
+    limited: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = limited.search()
+    with TestClient(limited.api(search, behind_serve=False), "http://127.0.0.1") as client:
+        assert client.portal
+        client.portal.call(search.warm_up)
+        paths = (f"/v1/pictures/{ABSENT}", f"/v1/imagined/{ABSENT}/0")
+        pieces: list[dict[str, Any]] = [{"upload": ABSENT}, {"imagined": f"{ABSENT}/0"}]
+        for path in paths:
+            fault(client.get(path), 404, "not-found")
+
+        def away(*_: Any) -> None:
+            raise StoreError("it is away")
+
+        for method in ("get", "claim"):
+            monkeypatch.setattr(search.memory.store, method, away)
+        for path in paths:
+            refusal = client.get(path)
+            assert "the query memory is not running" in fault(refusal, 503, "down")
+            assert refusal.headers["retry-after"] == "1"
+        for piece in pieces:
+            fault(client.post("/v1/search", json={"evidence": [piece]}), 503, "down")
+        # What this process knows, and what it can make, it answers.
+        png = BytesIO()
+        Image.new("RGB", (40, 30), "red").save(png, "PNG")
+        sent = client.post("/v1/pictures", content=png.getvalue(), headers={"Content-Type": "image/png"})
+        upload = sent.json()["upload"]
+        assert client.get(f"/v1/pictures/{upload}").status_code == 200
+        assert client.post("/v1/search", json={"evidence": [{"upload": upload}]}).status_code == 200
+
+
 @pytest.mark.parametrize("weight", [b"NaN", b"Infinity", b"-Infinity"])
 def test_a_weight_that_is_no_number_is_refused(client: TestClient, weight: bytes) -> None:
     body = b'{"query": "x", "weight": ' + weight + b"}"
@@ -395,7 +428,9 @@ def test_the_api_describes_itself(client: TestClient) -> None:
     assert document["components"]["schemas"]["SearchRequest"]["examples"]
     stream = document["paths"]["/v1/search/stream"]
     assert {parameter["name"] for parameter in stream["get"]["parameters"]} >= {"query", "k", "drop", "evidence"}
-    assert set(document["components"]["schemas"]) >= {"EvidencePiece", "UploadedPicture"}
+    assert set(document["components"]["schemas"]) >= {"EvidencePiece", "UploadedPicture", "QuestionAnswer"}
+    question = document["paths"]["/v1/question"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert question == {"$ref": "#/components/schemas/SearchRequest"}
     assert "text/event-stream" in stream["post"]["responses"]["200"]["content"]
     assert client.get("/docs").status_code == 404  # its page would load scripts from elsewhere
 
@@ -464,7 +499,8 @@ def test_pictures_have_a_limit_of_their_own(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/v1/search"), ("GET", "/v1/search/stream"), ("POST", "/v1/search/image")]
+    ("method", "path"),
+    [("POST", "/v1/search"), ("GET", "/v1/search/stream"), ("POST", "/v1/search/image"), ("POST", "/v1/question")],
 )
 def test_a_search_without_a_place_is_refused_before_anything_of_it_is_read(
     service: Service, monkeypatch: pytest.MonkeyPatch, method: str, path: str

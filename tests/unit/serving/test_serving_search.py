@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Coroutine
+from contextlib import AsyncExitStack
 from dataclasses import fields
 from typing import Any
 
@@ -773,6 +774,57 @@ def test_every_kind_of_search_has_a_place_until_its_answer_is_complete() -> None
         assert (await world.answer("six", mode="text")).stage == "text"
         world.generator.may.set()
         assert {answer.stage for answer in await asyncio.gather(*answers)} == {"fused"}
+
+    run(check())
+
+
+class Counting(Generator):
+    """Counts the texts that are imagined at a time."""
+
+    now = most = 0
+
+    async def imagine(self, text: str, images: int, seed: int) -> Imagination:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await asyncio.sleep(0.01)
+            return await super().imagine(text, images, seed)
+        finally:
+            self.now -= 1
+
+
+@pytest.mark.parametrize(("others", "at_once"), [(0, 4), (5, 2), (6, 1)])
+def test_a_search_of_many_texts_imagines_as_many_at_once_as_it_has_places(others: int, at_once: int) -> None:
+    async def check() -> None:
+        world = World()
+        world.generator = Counting()
+        world.search._imaginer._generator = Handle(world.generator)  # type: ignore[assignment]
+        await world.warmed()
+        admission = world.search._imaginer._admission = world.search.admission = Admission(running=8, waiting=1)
+        world.generator.most = 0
+        request = {"evidence": [{"text": f"star {i}"} for i in range(8)]}
+        async with AsyncExitStack() as stack:
+            for _ in range(others):
+                await stack.enter_async_context(admission.place("others", Deadline(60)))
+            answer = await world.search.answer(SearchRequest.model_validate(request), "id", caller="ann")
+        assert (answer.stage, answer.degraded, len(world.generator.asked)) == ("fused", None, 8)
+        assert world.generator.most == at_once
+        assert admission._free == 8
+
+    run(check())
+
+
+def test_what_has_had_no_turn_by_the_deadline_is_not_begun_after_it() -> None:
+    async def check() -> None:
+        world = await World().warmed()
+        world.search._imaginer._admission = Admission(running=1, waiting=0)
+        world.generator.may.clear()
+        request = {"evidence": [{"text": "a star"}, {"text": "a moon"}], "deadline_ms": 300}
+        answer = await world.search.answer(SearchRequest.model_validate(request), "id")
+        assert answer.degraded == "no image was imagined by the deadline"
+        world.generator.may.set()
+        await until(lambda: not world.memory._flights)
+        assert world.generator.asked == ["a star"]  # which continues, for who asks next
 
     run(check())
 

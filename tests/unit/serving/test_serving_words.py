@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from aiohttp import web
+from assistant_server import Body, completion, given, serving
 from errors import refused
 from serving_graph import local_service
 from tiny_artifacts import Collection, write_words
 
 from cluster.loading import find_words, open_index
-from cluster.profile import Profile
+from cluster.profile import AssistantSettings, Profile
+from retrieval.assistant.endpoint import Assistant
+from retrieval.assistant.found import asked_of
 from retrieval.evidence import Evidence, Row, Text
 from retrieval.finder import Finder
 from retrieval.folder import Folder
 from retrieval.index.files import vector_text
 from retrieval.query import QueryEncoder
-from serving.api import within
-from serving.protocol import SearchAnswer, SearchRequest
+from serving.ingress import Service
+from serving.protocol import QuestionAnswer, SearchAnswer, SearchRequest
 from serving.search import Search
 
 
@@ -39,12 +44,22 @@ def target(tmp_path_factory: pytest.TempPathFactory, collection: Collection, que
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(target: Path, profile: Profile) -> Service:
+    """A service that holds its shards itself."""
+    return local_service(target=str(target), profile=profile, store="memory:")
+
+
+def in_deployments(target: Path, profile: Profile) -> Service:
+    settings = profile.serve.model_copy(update={"local_index_bytes": 0})
+    return local_service(target=str(target), profile=profile.model_copy(update={"serve": settings}), store="memory:")
+
+
 @pytest.mark.parametrize("local", [True, False])
 def test_what_is_read_and_seen_through_lenses_equals_one_process(
-    target: Path, profile: Profile, query_encoder: QueryEncoder, local: bool
+    target: Path, profile: Profile, whole: Service, query_encoder: QueryEncoder, local: bool
 ) -> None:
-    settings = profile.serve.model_copy(update={"local_index_bytes": 2**20 if local else 0})
-    service = local_service(target=str(target), profile=profile.model_copy(update={"serve": settings}), store="memory:")
+    service = whole if local else in_deployments(target, profile)
     finder = Finder(query_encoder, open_index(target), words=find_words(target))
     assert finder.means is not None
     row, against = {"row": "id-007"}, {"text": "striped", "weight": -0.4}
@@ -66,27 +81,87 @@ def test_what_is_read_and_seen_through_lenses_equals_one_process(
     async def check() -> None:
         search: Search = service.search()
         await search.warm_up()
-        for given, evidence, options in asked if local else asked[4:]:
+        for said, evidence, options in asked if local else asked[4:]:
             plain = finder.find(evidence, 6, images=1, **options)
             for _ in range(2 if not options and len(evidence) == 2 else 1):  # made, and remembered
-                answer = await search.answer(
-                    SearchRequest.model_validate({**given, **options, "k": 6, "images": 1}), ""
-                )
+                answer = await search.answer(SearchRequest.model_validate({**said, **options, "k": 6, "images": 1}), "")
                 same(answer, plain, pieces=len(evidence))
-            assert answer.query == given.get("query", "")
+            assert answer.query == said.get("query", "")
         request = SearchRequest.model_validate({"query": "blue", "evidence": [row], "k": 6, "images": 1})
         first, *_, last = [data async for _, data in search.stages(request, "")]
         assert isinstance(first, SearchAnswer)
         assert isinstance(last, SearchAnswer)
         assert first.recomposed == last.recomposed
-        # What is read without a query of its own has images that can be left out.
-        given = {"evidence": [row], "bridge": "words", "drop": [0], "k": 6, "images": 1}
-        read = within(SearchRequest.model_validate(given), profile.serve.limits)
-        assert [image.dropped for image in (await search.answer(read, "")).imagined] == [True]
         assert (await search.served()).aspects == ["pattern", "shape", "colour"]
         with refused("unknown", "focus") as error:
             await search.answer(SearchRequest(query="red", focus="size"), "")
         assert "pattern, shape, colour" in str(error.value)
+
+    asyncio.run(check())
+
+
+def test_what_an_assistant_has_ordered_is_refined_and_asked_about_as_in_one_process(
+    target: Path, whole: Service, query_encoder: QueryEncoder
+) -> None:
+    bodies: list[Body] = []
+
+    async def answering(request: web.Request, body: Body) -> web.Response:
+        bodies.append(body)
+        if given(body)["task"] == "list":
+            return completion('{"order": [8, 3, 7]}')
+        return completion('{"question": "Which?", "choices": [1]}')
+
+    options: dict[str, Any] = {"rerank": "list", "depth": 8, "mode": "text"}
+    request = SearchRequest.model_validate({"query": "red", "k": 3, **options})
+
+    async def ask(url: str) -> tuple[SearchAnswer, QuestionAnswer]:
+        named = AssistantSettings(url=url, model="model", depth=8)
+        models = whole.profile.models.model_copy(update={"assistant": named})
+        search = replace(whole, profile=whole.profile.model_copy(update={"models": models})).search()
+        await search.warm_up()
+        assert search.assistant
+        try:
+            return await search.answer(request, ""), await search.question(request, "")
+        finally:
+            await search.assistant.close()
+
+    with serving(answering) as url:
+        answer, question = asyncio.run(ask(url))
+        assistant = Assistant(url, "model", depth=8)
+        finder = Finder(query_encoder, open_index(target), words=find_words(target), assistant=assistant)
+        plain = finder.find([Text("red")], 3, **options)
+        labels, words = [found.label for found in plain], [word.text for word in plain.refinements]
+        asked = asked_of(assistant, [Text("red")], labels, words, plain.words)
+    same(answer, plain, pieces=1)
+    assert answer.reranked == "list"
+    assert words  # of three rows, not of eight
+    assert words != [word.text for word in finder.find([Text("red")], 8, mode="text").refinements]
+    assert [given(body)["task"] for body in bodies] == ["list", "ask", "list", "ask"]  # the order was cached
+    assert given(bodies[1]) == given(bodies[3])
+    assert list(given(bodies[1])["found"].values())[: len(words)] == words
+    assert asked.answer
+    assert (
+        (question.question, question.choices) == (asked.answer.question, asked.answer.choices) == ("Which?", [words[0]])
+    )
+
+
+def test_images_of_what_was_read_are_dropped_without_a_query(whole: Service) -> None:
+    asked = {"evidence": [{"row": "id-007"}], "bridge": "words", "k": 6, "images": 2}
+
+    async def check() -> None:
+        search: Search = whole.search()
+        await search.warm_up()
+        every, without = [
+            await search.answer(SearchRequest.model_validate({**asked, "drop": drop}), "") for drop in ([], [1])
+        ]
+        assert [image.dropped for image in without.imagined] == [False, True]
+        assert without.recomposed == every.recomposed
+        alone = await search.answer(SearchRequest(query=every.recomposed, k=6, images=2, drop=[1]), "")
+        assert [one.score for one in without.results] == [one.score for one in alone.results]
+        assert [one.score for one in without.results] != [one.score for one in every.results]
+        for drop, other in (([2], asked), ([0], {**asked, "bridge": "none"})):
+            with refused("no-such-image", "drop"):
+                await search.answer(SearchRequest.model_validate({**other, "drop": drop}), "")
 
     asyncio.run(check())
 
