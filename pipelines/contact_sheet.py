@@ -27,6 +27,8 @@ from retrieval.sources.lookup import ImageLookup
 
 SIDE, GAP, MARGIN = 72, 4, 16
 CAPTION_WIDTH, TITLE_HEIGHT, SECTION_GAP = 96, 24, 10
+IMAGINED = 16
+"""Imagined images of a query that are drawn at most."""
 RIGHT, WRONG, NEUTRAL = (46, 160, 67), (218, 54, 51), (150, 150, 150)
 
 
@@ -100,7 +102,7 @@ def sections_of(
     for i, (title, thumbnails, truth) in enumerate(
         zip(titles, queries["thumbnails"].to_pylist(), truths_of(queries), strict=True)
     ):
-        imagined = [Image.open(BytesIO(data)) for data in thumbnails if data]
+        imagined = [Image.open(BytesIO(data)) for data in thumbnails if data][:IMAGINED]
         strips = [Strip("imagined", imagined, [None] * len(imagined))]
         for caption, found in (("by text alone", best[i]), (f"fused, λ = {weight:.2f}", best[len(titles) + i])):
             right = [truth.judge(row["id"], row["label"]) for row in found]

@@ -188,7 +188,7 @@ def _ranked(
     joint_MD, positives = np.concatenate(list(joint.values())), found.positives * len(systems)
     of_rankings = found.of_queries * len(systems)
     measured = np.zeros((len(positives), len(MEASURES)))
-    for m, values in exact_measures(gallery, joint_MD, found.truths, of_rankings, found.rows, positives, _all_measures):
+    for m, values in exact_measures(gallery, joint_MD, found.truths, of_rankings, found.rows, positives, all_measures):
         measured[m] = values
     columns = {name: queries[name].to_pylist() * len(systems) for name in ("id", "text", "kind", "label")}
     table = pa.table(
@@ -205,5 +205,6 @@ def _ranked(
     return Evaluation(table, weights, gallery.manifest.rows, found.left_out)
 
 
-def _all_measures(ranks: np.ndarray, positives: int) -> list[float]:
+def all_measures(ranks: np.ndarray, positives: int) -> list[float]:
+    """Return each of ``MEASURES`` of a ranking."""
     return [measure(ranks, positives) for measure in MEASURES.values()]

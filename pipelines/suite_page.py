@@ -150,7 +150,7 @@ def _seconds(one: Measurement) -> str:
     each = ", ".join(f"{step} {seconds / one.spent.queries:.3f} s" for step, seconds in one.spent.seconds.items())
     return (
         f"A query with {one.images} images took, on {one.spent.device}: {each}; mean of {one.spent.queries:,} queries."
-        " Fewer images are taken to need their share of it."
+        " Of fewer images the plot has their share of that."
     )
 
 
