@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.evidence_file import EvidenceQuery
 from pipelines.evidence_vectors import Known, read_piece
+from pipelines.pooling import pooled
 from pipelines.ranking import best_rows
 from pipelines.truth import truths_of
 from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
@@ -22,11 +23,12 @@ from retrieval.artifacts.queryset import text_vectors, vision_vectors
 from retrieval.evidence import compiled
 from retrieval.fusion import fused_query
 from retrieval.images import ImageRejected, decode
-from retrieval.query import pool
 from retrieval.sources.lookup import ImageLookup
 
 SIDE, GAP, MARGIN = 72, 4, 16
 CAPTION_WIDTH, TITLE_HEIGHT, SECTION_GAP = 96, 24, 10
+IMAGINED = 16
+"""Imagined images of a query that are drawn at most."""
 RIGHT, WRONG, NEUTRAL = (46, 160, 67), (218, 54, 51), (150, 150, 150)
 
 
@@ -77,20 +79,36 @@ def contact_sheet(
     """
     query_table = query_set.table()
     queries = query_table.take(pa.array(_spread(query_table["kind"].to_pylist(), rows)))
+    titles = [f"{query['text']}   [{query['kind']}]" for query in queries.select(["text", "kind"]).to_pylist()]
+    return draw(sections_of(gallery, queries, titles, weight, aggregator=aggregator, k=k))
+
+
+def sections_of(
+    gallery: Gallery,
+    queries: pa.Table,
+    titles: Sequence[str],
+    weight: float,
+    *,
+    aggregator: TrainedAggregator | None = None,
+    k: int,
+) -> list[Section]:
+    """Return a section for each query of a table with all columns of a query set; the others as ``contact_sheet``."""
     text_QD1 = text_vectors(queries)
-    visual_QD2 = pool(*vision_vectors(queries), aggregator.network() if aggregator else None)
+    visual_QD2 = pooled(*vision_vectors(queries), aggregator)
     joint = np.concatenate([fused_query(text_QD1, visual_QD2, value) for value in (0.0, weight)])
     best = best_rows(gallery, joint, k)
     pictures = gallery_pictures(gallery.manifest.sources, [row for found in best for row in found])
     sections = []
-    for i, (query, truth) in enumerate(zip(queries.to_pylist(), truths_of(queries), strict=True)):
-        imagined = [Image.open(BytesIO(data)) for data in query["thumbnails"] if data]
+    for i, (title, thumbnails, truth) in enumerate(
+        zip(titles, queries["thumbnails"].to_pylist(), truths_of(queries), strict=True)
+    ):
+        imagined = [Image.open(BytesIO(data)) for data in thumbnails if data][:IMAGINED]
         strips = [Strip("imagined", imagined, [None] * len(imagined))]
-        for caption, found in (("by text alone", best[i]), (f"fused, λ = {weight:.2f}", best[len(queries) + i])):
+        for caption, found in (("by text alone", best[i]), (f"fused, λ = {weight:.2f}", best[len(titles) + i])):
             right = [truth.judge(row["id"], row["label"]) for row in found]
             strips.append(Strip(caption, [pictures[row["batch"], row["path"]] for row in found], right))
-        sections.append(Section(f"{query['text']}   [{query['kind']}]", strips))
-    return draw(sections)
+        sections.append(Section(title, strips))
+    return sections
 
 
 def evidence_sheet(
@@ -169,8 +187,10 @@ def _picture(data: bytes | None) -> Image.Image:
         return Image.new("RGB", (SIDE, SIDE), NEUTRAL)
 
 
-def draw(sections: Sequence[Section]) -> bytes:
-    """Draw sections below one another, pictures framed green where right and red where wrong; return PNG bytes."""
+def draw(sections: Sequence[Section], *, quality: int | None = None) -> bytes:
+    """Draw sections below one another, pictures framed green where right and red where wrong; return PNG bytes, or a
+    JPEG of the quality that is given.
+    """
     # Pillow's own font has no Greek letters; this one comes with matplotlib.
     font = findfont("DejaVu Sans")
     heading, small = ImageFont.truetype(font, 14), ImageFont.truetype(font, 10)
@@ -194,5 +214,8 @@ def draw(sections: Sequence[Section]) -> bytes:
             y += SIDE + 2 * GAP
         y += SECTION_GAP
     out = BytesIO()
-    sheet.save(out, "PNG", optimize=True)
+    if quality is None:
+        sheet.save(out, "PNG", optimize=True)
+    else:
+        sheet.save(out, "JPEG", quality=quality, subsampling=0)
     return out.getvalue()

@@ -5,8 +5,9 @@ Shapes: Q queries, K images, D1 VLM dimensions, D2 vision dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +15,9 @@ import pyarrow.compute as pc
 
 from pipelines.evidence_file import EvidenceQuery
 from pipelines.evidence_vectors import Known
-from pipelines.ranking import exact_ranks
+from pipelines.pooling import pooled
+from pipelines.ranking import exact_measures
 from pipelines.truth import LeftOut, Measurable, measurable, measurable_among
-from retrieval.aggregator import Aggregator
 from retrieval.artifacts import Gallery, QuerySet, TrainedAggregator
 from retrieval.artifacts.compatibility import check_disjoint, check_same_models
 from retrieval.artifacts.queryset import text_vectors, vision_vectors
@@ -25,7 +26,9 @@ from retrieval.evidence import compiled
 from retrieval.fusion import DEFAULT_WEIGHT, fused_query
 from retrieval.metrics import MEASURES, Interval, bootstrap_mean, paired_bootstrap
 from retrieval.prompts import KINDS
-from retrieval.query import pool
+
+if TYPE_CHECKING:  # it loads torch, which a driver should not
+    from retrieval.aggregator import Aggregator
 
 
 @dataclass(frozen=True)
@@ -109,15 +112,15 @@ def evaluate(
 
     text_QD1, (features_QKD2, mask_QK) = text_vectors(queries), vision_vectors(queries)
     features_QKD2, mask_QK = features_QKD2[:, :images], mask_QK[:, :images]
-    mean_QD2 = pool(features_QKD2, mask_QK)
+    mean_QD2 = pooled(features_QKD2, mask_QK)
     weights = {"text": 0.0, "visual": 1.0, "fused": weight, **(extra or {})}
     joint = {system: fused_query(text_QD1, mean_QD2, value) for system, value in weights.items()}
     for system, aggregator in (aggregators or {}).items():
         aggregator.check_fits(query_set)
         check_disjoint(aggregator.learned_labels, set(queries["label"].drop_null().to_pylist()), query_set.uri)
         weights[system] = aggregator.manifest.weight
-        pooled_QD2 = pool(features_QKD2, mask_QK, aggregator.network())
-        joint[system] = fused_query(text_QD1, pooled_QD2, weights[system])
+        visual_QD2 = pooled(features_QKD2, mask_QK, aggregator)
+        joint[system] = fused_query(text_QD1, visual_QD2, weights[system])
 
     return _ranked(gallery, found, weights, joint)
 
@@ -152,11 +155,10 @@ def evaluate_evidence(
             "text": [query.text for query in queries],
             "kind": [query.kind for query in queries],
             "label": pa.nulls(len(by_id), pa.string()),
-            "relevant": pa.array([query.truth.relevant for query in queries], pa.list_(pa.string())),
-            "junk": pa.array([query.truth.junk for query in queries], pa.list_(pa.string())),
         }
     )
-    found = measurable_among(gallery, table, queries[0].where.rpartition(", line ")[0])
+    truths = [query.truth for query in queries]
+    found = measurable_among(gallery, table, truths, queries[0].where.rpartition(", line ")[0])
     measured = [by_id[id] for id in found.queries["id"].to_pylist()]
     weights = {"text": 0.0, "visual": 1.0, "fused": weight}
     joint = {system: _compiled(measured, known, value) for system, value in weights.items()}
@@ -182,36 +184,27 @@ def _ranked(
     gallery: Gallery, found: Measurable, weights: dict[str, float], joint: Mapping[str, np.ndarray]
 ) -> Evaluation:
     """Measure joint queries (Q, D) of each system."""
-    ranks = exact_ranks(gallery, np.concatenate(list(joint.values())), found.truths * len(joint), found.rows)
-    table = _accuracies(found.queries, found.positives, list(joint), ranks)
-    return Evaluation(table, weights, gallery.manifest.rows, found.left_out)
-
-
-def _accuracies(
-    queries: pa.Table, of_queries: list[int], systems: list[str], ranks: Iterable[tuple[int, np.ndarray]]
-) -> pa.Table:
-    """Return the table of an Evaluation, system by system.
-
-    Args:
-        queries: that were measured.
-        of_queries: how many rows are relevant to each.
-        systems: that they were ranked by.
-        ranks: of the relevant rows of each ranking, by the number of its row in the table.
-    """
+    queries, systems = found.queries, list(joint)
+    joint_MD, positives = np.concatenate(list(joint.values())), found.positives * len(systems)
+    of_rankings = found.of_queries * len(systems)
+    measured = np.zeros((len(positives), len(MEASURES)))
+    for m, values in exact_measures(gallery, joint_MD, found.truths, of_rankings, found.rows, positives, all_measures):
+        measured[m] = values
     columns = {name: queries[name].to_pylist() * len(systems) for name in ("id", "text", "kind", "label")}
-    positives = np.array(of_queries * len(systems), np.int64)
-    measured = {name: np.zeros(len(positives)) for name in MEASURES}
-    for row, hits in ranks:
-        for name, measure in MEASURES.items():
-            measured[name][row] = measure(hits, int(positives[row]))
-    return pa.table(
+    table = pa.table(
         {
             "query": columns["id"],
             "text": columns["text"],
             "kind": columns["kind"],
             "label": pa.array(columns["label"], pa.string()),
             "system": [system for system in systems for _ in range(queries.num_rows)],
-            "positives": positives,
-            **measured,
+            "positives": pa.array(positives, pa.int64()),
+            **dict(zip(MEASURES, measured.T.copy(), strict=True)),
         }
     )
+    return Evaluation(table, weights, gallery.manifest.rows, found.left_out)
+
+
+def all_measures(ranks: np.ndarray, positives: int) -> list[float]:
+    """Return each of ``MEASURES`` of a ranking."""
+    return [measure(ranks, positives) for measure in MEASURES.values()]

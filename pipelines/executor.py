@@ -123,6 +123,13 @@ class Executor(Protocol):
     ) -> Iterator[T]:
         """Call a function with the arguments of each item; yield the results as they come, holding none."""
 
+    def reduce(
+        self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], join: Callable[[T, T], T]
+    ) -> Shared[T]:
+        """Call a function with the arguments of each item, and join the results two at a time, in any order, as they
+        come, where they are made; leave there what remains. At least one item is given.
+        """
+
     def stream(
         self, function: Callable[..., Iterator[T]], items: Iterable[tuple[Any, ...]], *, ahead: int
     ) -> Iterator[T]:

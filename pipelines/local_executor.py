@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -52,6 +53,11 @@ class LocalExecutor:
         self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], *, place: Placement = ONE_CPU
     ) -> Iterator[T]:
         return (function(*item) for item in items)
+
+    def reduce(
+        self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], join: Callable[[T, T], T]
+    ) -> Shared[T]:
+        return LocalShared(functools.reduce(join, (function(*item) for item in items)))
 
     def stream(
         self, function: Callable[..., Iterator[T]], items: Iterable[tuple[Any, ...]], *, ahead: int

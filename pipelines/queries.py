@@ -27,7 +27,7 @@ from pipelines.running import current_executor
 from pipelines.unfinished_queries import ENTRY, JOB, QUERIES, Job, OpenQueries, open_queries
 from pipelines.vocabulary import VocabularyEntry, read_vocabulary
 from retrieval.artifacts import QuerySet
-from retrieval.artifacts.manifests import QuerySetManifest
+from retrieval.artifacts.manifests import QuerySetManifest, SpentRecord
 from retrieval.artifacts.queryset import queryset_schema
 from retrieval.errors import UserError
 from retrieval.folder import Folder
@@ -118,20 +118,23 @@ def build_queries(
     with hold(folder, f"mindseye queries to {folder.uri}", take_over=take_over):
         QuerySet.check_new(folder)  # another job may have published meanwhile
         models = describe_query_models(profile)
-        job = Job(images=images, seed=seed, templates=prompt_templates(profile), models=models)
+        job = Job(images=images, seed=seed, templates=prompt_templates(profile), models=models.records)
         unfinished = open_queries(folder, vocabulary, job)
         check_shared(unfinished.folder, JOB)
         if unfinished.done:
             log(f"resuming: {unfinished.done:,} of {unfinished.entries:,} queries are done")
-        _imagine(folder, unfinished, job, profile)
+        seconds = _imagine(folder, unfinished, job, profile)
+        made = unfinished.entries - unfinished.done
+        spent = SpentRecord(device=models.device, queries=made, seconds=seconds) if seconds else None
         aspects = dict.fromkeys(entry.aspect for entry in vocabulary if entry.aspect)
-        return _published(folder, unfinished, job, list(aspects))
+        return _published(folder, unfinished, job, list(aspects), spent)
 
 
-def _imagine(target: Folder, unfinished: OpenQueries, job: Job, profile: Profile) -> None:
+def _imagine(target: Folder, unfinished: OpenQueries, job: Job, profile: Profile) -> dict[str, float]:
+    """Imagine what is left; return the seconds of each step."""
     left, stage = unfinished.entries - unfinished.done, profile.imagine
     if not left:
-        return
+        return {}
     with progress("imagining queries", left) as counter:
         current_executor().write(
             unfinished.source(stage.batch),
@@ -139,10 +142,13 @@ def _imagine(target: Folder, unfinished: OpenQueries, job: Job, profile: Profile
             sink=QueriesSink(target / QUERIES),
             checkpoint=unfinished.checkpoint,
         )
+        return {step: round(seconds, 3) for step, seconds in counter.seconds().items()}
 
 
-def _published(target: Folder, unfinished: OpenQueries, job: Job, aspects: list[str]) -> QuerySet:
-    manifest = QuerySetManifest(queries=unfinished.entries, aspects=aspects, **dict(job))
+def _published(
+    target: Folder, unfinished: OpenQueries, job: Job, aspects: list[str], spent: SpentRecord | None
+) -> QuerySet:
+    manifest = QuerySetManifest(queries=unfinished.entries, aspects=aspects, spent=spent, **dict(job))
     arrived = sum(target.count_rows(target.files(QUERIES, ".parquet")))
     if arrived != unfinished.entries:
         raise RuntimeError(f"{arrived} queries of {unfinished.entries} arrived in {target.uri}")
@@ -189,9 +195,11 @@ class Imaginer:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return the rows with their numbers and the columns of ``queryset_schema``."""
-        encoded = self.encoder.encode(batch["text"].to_pylist(), self.images, seed=self.seed)
+        seconds: dict[str, float] = {}
+        encoded = self.encoder.encode(batch["text"].to_pylist(), self.images, seed=self.seed, seconds=seconds)
         rows = [row | _as_columns(query) for row, query in zip(batch.to_pylist(), encoded, strict=True)]
-        self.counter.add(len(rows))
+        self.counter.add(len(rows), **seconds)
+        self.counter.flush()
         return pa.Table.from_pylist(rows, schema=self.schema)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cachetools import LRUCache, cached
 
@@ -31,9 +31,16 @@ def query_models(profile: Profile) -> QueryEncoder:
     return load_query_encoder(profile)
 
 
+class Described(NamedTuple):
+    """The models of a query, and the name of the hardware that they run on."""
+
+    records: dict[Role, ModelRecord]
+    device: str
+
+
 @cached(LRUCache(8), _key, Lock())
-def describe_query_models(profile: Profile) -> dict[Role, ModelRecord]:
-    """Load the models where the stage ``imagine`` runs, and return their records.
+def describe_query_models(profile: Profile) -> Described:
+    """Load the models where the stage ``imagine`` runs, and say which they are.
 
     Raises:
         UserError: a model cannot be loaded.
@@ -41,6 +48,8 @@ def describe_query_models(profile: Profile) -> dict[Role, ModelRecord]:
     return current_executor().run(_described, profile, place=profile.imagine).get()
 
 
-def _described(profile: Profile) -> dict[Role, ModelRecord]:
+def _described(profile: Profile) -> Described:
+    from retrieval.models.devices import device_name
+
     encoder = query_models(profile)
-    return {role: record_of(getattr(encoder, role)) for role in _ROLES}
+    return Described({role: record_of(getattr(encoder, role)) for role in _ROLES}, device_name(encoder.vlm.device))

@@ -2,8 +2,9 @@
 
 Neither queries × gallery nor the gallery itself is ever held. Every positive's exact rank is found in two passes over
 blocks of rows: the first collects the scores of all positives, the second counts how many rows of each block come
-before each of them (``retrieval.metrics.count_better``), summed where they are counted. Positives of many rankings can
-be as many as queries × gallery, so rankings are taken in groups, each of which passes over the gallery.
+before each of them (``retrieval.metrics.count_better``). Positives of many rankings can be as many as queries ×
+gallery, so rankings are taken in groups, each of which passes over the gallery, and all that is known of positives goes
+from task to task: a driver is given measures.
 
 Shapes: M rankings (systems × queries), N rows of a block, D = D1 + D2 joint dimensions, P positives of all rankings.
 """
@@ -11,7 +12,7 @@ Shapes: M rankings (systems × queries), N rows of a block, D = D1 + D2 joint di
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -21,34 +22,22 @@ import pyarrow.compute as pc
 
 from cluster.progress import ProgressCounter, progress
 from pipelines.executor import Shared
+from pipelines.gallery_rows import ROWS_READ, Run, runs
 from pipelines.running import current_executor
-from pipelines.truth import Targets, Truth
+from pipelines.truth import Targets, Truths
 from retrieval.artifacts import Gallery
 from retrieval.artifacts.columns import matrix
-from retrieval.folder import Folder
 from retrieval.fusion import products
-from retrieval.metrics import count_better, without_junk
+from retrieval.metrics import count_better, id_places, without_junk
 
 BLOCK_ELEMENTS = 4_000_000
-"""Scores (M × N) held at once by one worker: 32 MB as float64."""
+"""Elements of vectors (N × D), and scores of some of the rankings, held at once by one worker: 32 MB each as float64.
+"""
 POSITIVES_AT_ONCE = 2_000_000
 """Positives (P) of a group of rankings: 24 MB of scores and ranks. A ranking that has more is a group of its own."""
-_ROWS_READ = 8192
-_RUNS, _ROWS_PER_RUN = 16, 65_536
-"""A gallery is ranked in so many tasks, or more where each would have more rows than that."""
-
-
-class _Run(NamedTuple):
-    """What one task reads."""
-
-    folder: Folder
-    parts: list[str]
-    rows: int
-    """At once."""
-
-    def blocks(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        for part in self.parts:
-            yield from self.folder.tables(part, columns, rows=self.rows)
+Measure = Callable[[np.ndarray, int], Sequence[float]]
+"""Of a ranking: the sorted 0-based ranks of the relevant rows that the gallery has, int64, in the ranking without its
+junk; and how many rows are relevant. A function of a module, that tasks call."""
 
 
 class _Rankings(NamedTuple):
@@ -61,42 +50,55 @@ class _Rankings(NamedTuple):
 
 
 class _Wanted(NamedTuple):
-    """What the second pass counts rows before: for each truth, its rows' ids, and their scores in each ranking."""
+    """What the second pass counts rows before: the rows of each truth, and their scores in each of its rankings."""
 
-    ids: list[pa.Array]
+    ids: pa.Array
+    """Of all rows, each once, sorted."""
+    places: list[np.ndarray]
+    """Of the rows of each truth among the ids."""
     scores: list[np.ndarray]
+    junk: list[np.ndarray]
+    """Which rows of each truth are junk."""
 
 
-def exact_ranks(
-    gallery: Gallery, joint_MD: np.ndarray, truths: Sequence[Truth], rows: Mapping[Truth, int]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Rank a gallery by each of M joint queries; yield where its relevant rows are, in groups of rankings.
+def exact_measures(
+    gallery: Gallery,
+    joint_MD: np.ndarray,
+    truths: Shared[Truths],
+    of_M: Sequence[int],
+    rows: Sequence[int],
+    positives_M: Sequence[int],
+    measure: Measure,
+) -> Iterator[tuple[int, Sequence[float]]]:
+    """Rank a gallery by each of M joint queries, in groups of rankings; yield what is measured of where its relevant
+    rows are.
 
     Args:
         gallery: the gallery to rank.
         joint_MD: fused queries (``retrieval.fusion.fused_query``), float32.
-        truths: of each ranking, which rows are relevant and which are junk.
-        rows: how many rows of the gallery are relevant or junk to each.
+        truths: which rows are relevant and which are junk.
+        of_M: which of these is the truth of each ranking, by its place.
+        rows: of each truth, how many rows of the gallery are relevant or junk.
+        positives_M: of each ranking, how many rows are relevant, found or not.
+        measure: as above.
 
     Yields:
-        Each ranking once, in any order: its place among the M, and the sorted 0-based ranks of the relevant rows that
-        the gallery has, int64, in the ranking without its junk.
+        Each ranking once, in any order: its place among the M, and its measures.
     """
-    numbers = {truth: number for number, truth in enumerate(dict.fromkeys(truths))}
-    truth_of_M = [numbers[truth] for truth in truths]
-    groups = list(_groups(truth_of_M, [rows[truth] for truth in numbers]))
+    groups = list(_groups(of_M, rows))
     with progress("ranking the gallery", gallery.manifest.rows * len(groups)) as counter:
         for group in groups:
-            of_group = _ranks(gallery, joint_MD[group], [truths[m] for m in group], counter)
-            yield from zip(group, of_group, strict=True)
+            of_group, positives = [of_M[m] for m in group], [positives_M[m] for m in group]
+            values = _measured(gallery, joint_MD[group], truths, of_group, positives, measure, counter)
+            yield from zip(group, values, strict=True)
 
 
-def _groups(truth_of_M: Sequence[int], rows: Sequence[int]) -> Iterator[list[int]]:
+def _groups(of_M: Sequence[int], rows: Sequence[int]) -> Iterator[list[int]]:
     """Yield rankings, sorted by truth, in groups of at most ``POSITIVES_AT_ONCE`` rows that are relevant or junk."""
     group: list[int] = []
     held = 0
-    for m in sorted(range(len(truth_of_M)), key=truth_of_M.__getitem__):
-        count = rows[truth_of_M[m]]
+    for m in sorted(range(len(of_M)), key=of_M.__getitem__):
+        count = rows[of_M[m]]
         if group and held + count > POSITIVES_AT_ONCE:
             yield group
             group, held = [], 0
@@ -106,37 +108,57 @@ def _groups(truth_of_M: Sequence[int], rows: Sequence[int]) -> Iterator[list[int
         yield group
 
 
-def _ranks(
-    gallery: Gallery, joint_MD: np.ndarray, truths: Sequence[Truth], counter: ProgressCounter
-) -> list[np.ndarray]:
-    """Return the sorted ranks of the relevant rows of each ranking of a group, in which equal truths are neighbours."""
+def _measured(
+    gallery: Gallery,
+    joint_MD: np.ndarray,
+    truths: Shared[Truths],
+    of_M: Sequence[int],
+    positives_M: Sequence[int],
+    measure: Measure,
+    counter: ProgressCounter,
+) -> list[Sequence[float]]:
+    """Return the measures of each ranking of a group, in which equal truths are neighbours."""
     executor = current_executor()
-    different = list(dict.fromkeys(truths))
-    bounds = np.cumsum([0, *Counter(truths).values()])
-    rankings = executor.share(_Rankings(joint_MD, Targets.of(different), bounds))
-    runs = _runs(gallery, max(64, BLOCK_ELEMENTS // len(joint_MD)))
-
-    found = pa.concat_tables(executor.as_completed(_find_wanted, [(run, rankings) for run in runs]))
-    found = found.sort_by("truth").combine_chunks()
-    starts = np.searchsorted(found["truth"].to_numpy(), np.arange(len(different) + 1))
-    ids, scores, junk = [], [], []
-    for truth, (start, end) in enumerate(pairwise(starts)):
-        rows = found.slice(start, end - start)
-        ids.append(pa.concat_arrays([pa.array([], pa.string()), *rows["id"].chunks]))
-        of_rows = pc.list_flatten(rows["scores"]).to_numpy().reshape(len(rows), bounds[truth + 1] - bounds[truth])
-        scores.append(np.ascontiguousarray(of_rows.T))
-        junk += [rows["junk"].to_numpy()] * len(scores[-1])
-    wanted = executor.share(_Wanted(ids, scores))
-    del found, ids, scores
-
-    ranks_P = np.zeros(sum(map(len, junk)), np.int64)
-    for counts_P in executor.as_completed(_count_better, [(run, rankings, wanted, counter) for run in runs]):
-        ranks_P += counts_P
-    of_rankings = np.split(ranks_P, np.cumsum([len(of_ranking) for of_ranking in junk])[:-1])
-    return [without_junk(ranks, is_junk) for ranks, is_junk in zip(of_rankings, junk, strict=True)]
+    read = runs(gallery, max(64, BLOCK_ELEMENTS // joint_MD.shape[1]))
+    rankings = executor.run(_rankings, joint_MD, truths, of_M)
+    found = executor.reduce(_find_wanted, [(run, rankings) for run in read], _below)
+    wanted = executor.run(_sorted, found, rankings)
+    counts = executor.reduce(_count_better, [(run, rankings, wanted, counter) for run in read], _sum)
+    return executor.run(_measures, counts, wanted, positives_M, measure).get()
 
 
-def _find_wanted(run: _Run, rankings: Shared[_Rankings]) -> pa.Table:
+def _rankings(joint_MD: np.ndarray, truths: Shared[Truths], of_M: Sequence[int]) -> _Rankings:
+    different = truths.get().different
+    targets = Targets.of([different[number] for number in dict.fromkeys(of_M)])
+    return _Rankings(joint_MD, targets, np.cumsum([0, *Counter(of_M).values()]))
+
+
+def _below(rows: pa.Table, more: pa.Table) -> pa.Table:
+    return pa.concat_tables([rows, more])
+
+
+def _sum(counts_P: np.ndarray, more_P: np.ndarray) -> np.ndarray:
+    return counts_P + more_P
+
+
+def _sorted(shared: Shared[pa.Table], rankings: Shared[_Rankings]) -> _Wanted:
+    """Return what was found, truth by truth."""
+    bounds, found = rankings.get().bounds, shared.get().sort_by("truth").combine_chunks()
+    starts = np.searchsorted(found["truth"].to_numpy(), np.arange(len(bounds)))
+    ids = found["id"].unique()
+    ids = ids.take(pc.sort_indices(ids))
+    places = pc.index_in(found["id"], value_set=ids).to_numpy()
+    junk, scores = found["junk"].to_numpy(), pc.list_flatten(found["scores"]).to_numpy()
+    wanted = _Wanted(ids, np.split(places, starts[1:-1]), [], np.split(junk, starts[1:-1]))
+    at = 0
+    for rows, rankings_of_truth in zip(np.diff(starts), np.diff(bounds), strict=True):
+        of_truth = scores[at : at + rows * rankings_of_truth].reshape(rows, rankings_of_truth)
+        wanted.scores.append(np.ascontiguousarray(of_truth.T))
+        at += of_truth.size
+    return wanted
+
+
+def _find_wanted(run: Run, rankings: Shared[_Rankings]) -> pa.Table:
     """Return the wanted rows among some: ``truth`` (its place), ``id``, ``junk``, ``scores`` in its rankings."""
     joint_MD, targets, bounds = rankings.get()
     schema = pa.schema(
@@ -160,20 +182,39 @@ def _find_wanted(run: _Run, rankings: Shared[_Rankings]) -> pa.Table:
 
 
 def _count_better(
-    run: _Run, rankings: Shared[_Rankings], wanted: Shared[_Wanted], counter: ProgressCounter
+    run: Run, rankings: Shared[_Rankings], wanted: Shared[_Wanted], counter: ProgressCounter
 ) -> np.ndarray:
     """Return how many of some rows come before each wanted one, ranking by ranking, (P,) int64."""
     joint_MD = rankings.get().joint_MD
-    ids_of_truths, scores_of_truths = wanted.get()
+    ids, places_of_truths, scores_of_truths, _ = wanted.get()
+    ids_U = ids.to_numpy(zero_copy_only=False)
     scores = [row for of_truth in scores_of_truths for row in of_truth]
-    ids: list[np.ndarray] = []
-    for ids_of_truth, of_truth in zip(ids_of_truths, scores_of_truths, strict=True):
-        ids += [ids_of_truth.to_numpy(zero_copy_only=False)] * len(of_truth)
+    places = [of for of, rows in zip(places_of_truths, scores_of_truths, strict=True) for _ in rows]
     better_P = np.zeros(sum(map(len, scores)), np.int64)
     for block in run.blocks(["id", "vlm", "vision"]):
-        better_P += np.concatenate(count_better(_scores(joint_MD, block), block["id"].to_numpy(), scores, ids))
+        places_N, places_U = id_places(block["id"].to_numpy(), ids_U)
+        gallery_ND, at_once = _vectors(block), max(1, BLOCK_ELEMENTS // len(block))
+        counts: list[np.ndarray] = []
+        for start in range(0, len(joint_MD), at_once):
+            some = slice(start, start + at_once)
+            scores_MN = products(joint_MD[some], gallery_ND).astype(np.float32)
+            counts += count_better(scores_MN, places_N, scores[some], [places_U[of] for of in places[some]])
+        better_P += np.concatenate(counts)
         counter.add(block.num_rows)
     return better_P
+
+
+def _measures(
+    counts: Shared[np.ndarray], wanted: Shared[_Wanted], positives_M: Sequence[int], measure: Measure
+) -> list[Sequence[float]]:
+    """Return the measures of each ranking, of how many rows come before its wanted ones."""
+    scores, junk = wanted.get()[2:]
+    junk_M = [of_truth for of_truth, rankings in zip(junk, scores, strict=True) for _ in rankings]
+    ranks_M = np.split(counts.get(), np.cumsum([len(of_ranking) for of_ranking in junk_M])[:-1])
+    return [
+        measure(without_junk(ranks, is_junk), count)
+        for ranks, is_junk, count in zip(ranks_M, junk_M, positives_M, strict=True)
+    ]
 
 
 def best_rows(gallery: Gallery, joint_QD: np.ndarray, k: int) -> list[list[dict[str, Any]]]:
@@ -191,12 +232,12 @@ def best_rows(gallery: Gallery, joint_QD: np.ndarray, k: int) -> list[list[dict[
     executor = current_executor()
     joint = executor.share(joint_QD)
     best: list[list[dict[str, Any]]] = [[] for _ in joint_QD]
-    for found in executor.as_completed(_best_of_run, [(run, joint, k) for run in _runs(gallery, _ROWS_READ)]):
+    for found in executor.as_completed(_best_of_run, [(run, joint, k) for run in runs(gallery, ROWS_READ)]):
         best = [_best(rows + more, k) for rows, more in zip(best, found, strict=True)]
     return best
 
 
-def _best_of_run(run: _Run, joint: Shared[np.ndarray], k: int) -> list[list[dict[str, Any]]]:
+def _best_of_run(run: Run, joint: Shared[np.ndarray], k: int) -> list[list[dict[str, Any]]]:
     """Return for each query its k best of some rows, as ``best_rows``."""
     joint_QD, columns = joint.get(), ["id", "path", "label", "batch"]
     best: list[list[dict[str, Any]]] = [[] for _ in joint_QD]
@@ -213,13 +254,6 @@ def _best_of_run(run: _Run, joint: Shared[np.ndarray], k: int) -> list[list[dict
 
 def _best(rows: list[dict[str, Any]], k: int) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (-row["score"], row["id"]))[:k]
-
-
-def _runs(gallery: Gallery, rows: int) -> list[_Run]:
-    parts = gallery.parts()
-    count = min(len(parts), max(_RUNS, gallery.manifest.rows // _ROWS_PER_RUN))
-    bounds = [i * len(parts) // count for i in range(count + 1)]
-    return [_Run(gallery.folder, parts[start:end], rows) for start, end in pairwise(bounds)]
 
 
 def _vectors(rows: pa.Table) -> np.ndarray:

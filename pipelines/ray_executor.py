@@ -75,6 +75,19 @@ class RayExecutor:
             [done], waiting = ray.wait(waiting)
             yield ray.get(done)
 
+    def reduce(
+        self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], join: Callable[[T, T], T]
+    ) -> Shared[T]:
+        task = ray.remote(max_retries=RETRIES)(function)
+        # Without a CPU of its own, or it would wait behind all calls, whose results would pile up meanwhile.
+        joined = ray.remote(num_cpus=0, max_retries=RETRIES)(join)
+        waiting = [task.remote(*item) for item in items]
+        while len(waiting) > 1:
+            pair, waiting = ray.wait(waiting, num_returns=2, fetch_local=False)
+            waiting.append(joined.remote(*pair))
+        ray.wait(waiting, fetch_local=False)
+        return RayShared(waiting[0])
+
     def stream(
         self, function: Callable[..., Iterator[T]], items: Iterable[tuple[Any, ...]], *, ahead: int
     ) -> Iterator[T]:

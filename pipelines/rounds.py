@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.gallery_rows import ids_of_labels, vectors_of
-from pipelines.ranking import best_rows, exact_ranks
-from pipelines.truth import Truth
+from pipelines.ranking import best_rows, exact_measures
+from pipelines.running import current_executor
+from pipelines.truth import Truth, Truths
 from retrieval.artifacts import Gallery
 from retrieval.errors import UserError
 from retrieval.evidence import Encoded, compiled, halves
@@ -257,11 +258,13 @@ def _measured(
         of_both = [place + half * len(rest) for half in (0, 1) for place in places]
         joint_MD = np.concatenate([*queries, *first])[of_both]
         truths = [rest[place % len(rest)] for place in of_both]
-        rows = {truth: len(truth.relevant or ()) + len(truth.junk) for truth in truths}
-        for m, hits in exact_ranks(gallery, joint_MD, truths, rows):
-            if len(hits):
-                ap[of_both[m]] = average_precision(hits, len(truths[m].relevant or ()))
-                best[of_both[m]] = int(hits[0])
+        numbered = Truths.of(truths)
+        rows = [len(truth.relevant or ()) + len(truth.junk) for truth in numbered.different]
+        positives = [len(truth.relevant or ()) for truth in truths]
+        shared, of_M = current_executor().share(numbered), numbered.of_queries
+        for m, of_one in exact_measures(gallery, joint_MD, shared, of_M, rows, positives, _ap_and_best):
+            if of_one:
+                ap[of_both[m]], best[of_both[m]] = of_one[0], int(of_one[1])
     return pa.table(
         {
             "query": [each.id for each in openings] * 2,
@@ -274,3 +277,7 @@ def _measured(
             "best_rank": pa.array(best, pa.int64()),
         }
     )
+
+
+def _ap_and_best(ranks: np.ndarray, positives: int) -> list[float]:
+    return [average_precision(ranks, positives), float(ranks[0])] if len(ranks) else []

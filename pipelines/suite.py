@@ -15,10 +15,11 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from cluster.progress import Log, silent
-from pipelines.contact_sheet import contact_sheet
+from pipelines.class_sheet import ClassSheet, class_sheets
 from pipelines.evaluate import Evaluation, evaluate
 from retrieval.artifacts import Gallery, QuerySet, Role, TrainedAggregator
 from retrieval.artifacts.columns import matrix
+from retrieval.artifacts.manifests import SpentRecord
 from retrieval.artifacts.queryset import text_vectors, vision_vectors
 from retrieval.datasets.prepare import RECORD, DatasetRecord
 from retrieval.errors import UserError
@@ -74,7 +75,9 @@ class Measurement:
         by_weight: mAP of the mean of the images by kind and λ.
         by_images: mAP of ``fused`` by kind and number of images.
         gaps: of texts and images, and of imagined and real images.
-        sheet: a contact sheet, PNG bytes; None if none was asked for.
+        spent: what making the queries took; None where their set does not say.
+        images: K, the images of a query that were asked for.
+        sheets: of the classes that gain most and of those that lose most; none where none was asked for.
     """
 
     dataset: str
@@ -84,11 +87,20 @@ class Measurement:
     by_weight: dict[str, dict[float, Interval]]
     by_images: dict[str, dict[int, Interval]]
     gaps: list[Gap]
-    sheet: bytes | None
+    spent: SpentRecord | None
+    images: int
+    sheets: list[ClassSheet]
 
     @property
     def title(self) -> str:
         return self.record.title if self.record else self.dataset
+
+    def seconds(self, images: int) -> float | None:
+        """Return the seconds that a query with so many images took; None where they are not known."""
+        if self.spent is None:
+            return None
+        of = self.spent.seconds
+        return (of["text"] + (of["imagine"] + of["embed"]) * images / self.images) / self.spent.queries
 
 
 def measure_all(
@@ -104,7 +116,7 @@ def measure_all(
         targets: folders or URIs, in the order of the tables' columns. One that was prepared by a recipe has a
             ``dataset.json`` too.
         aggregators: of different models; each is measured where it fits.
-        sheets: draw a contact sheet of each; the gallery's images must be there.
+        sheets: draw contact sheets of each; the gallery's images must be there.
         log: is told which one is measured.
 
     Returns:
@@ -136,9 +148,6 @@ def _measure(target: Folder, aggregators: Sequence[TrainedAggregator], *, sheets
     by_weight = {
         kind: {weight: evaluation.mean(_of_weight(weight), kind) for weight in WEIGHTS} for kind in evaluation.kinds
     }
-    sheet = None
-    if sheets:
-        sheet = contact_sheet(gallery, query_set, DEFAULT_WEIGHT, rows=6)
     return Measurement(
         dataset=record.name if record else target.name,
         record=record,
@@ -147,7 +156,9 @@ def _measure(target: Folder, aggregators: Sequence[TrainedAggregator], *, sheets
         by_weight=by_weight,
         by_images=_by_images(gallery, query_set, evaluation),
         gaps=_gaps(gallery, query_set),
-        sheet=sheet,
+        spent=query_set.manifest.spent,
+        images=query_set.manifest.images,
+        sheets=class_sheets(gallery, query_set, evaluation) if sheets else [],
     )
 
 

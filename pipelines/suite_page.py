@@ -129,17 +129,30 @@ def _section(one: Measurement) -> str:
     parts = [
         f"<h2>{escape(one.title)}</h2>",
         f'<p class="note">{escape(known)} {escape(" · ".join(one.setting))}</p>',
-        "<h3>mAP against λ, and against the number of images</h3>",
-        _image(plot_curves(one), "mAP against λ and K"),
+        "<h3>mAP against λ, the number of images, and the seconds that they take</h3>",
+        _image(plot_curves(one), "mAP against λ, K and seconds"),
+        f'<p class="note">{escape(_seconds(one))}</p>',
         "<h3>Gain by class</h3>",
         _image(plot_classes(one), "gain by class"),
         "<h3>Modality gap</h3>",
         _image(plot_gaps(one.gaps), "both modalities in a plane"),
     ]
-    if one.sheet:
-        parts += ["<h3>What was imagined, and what was found</h3>", _image(one.sheet, "contact sheet")]
+    for sheet, what in zip(one.sheets, ("gain", "lose"), strict=False):
+        parts.append(f"<h3>Classes that {what} most, queries by {escape(evaluation.kinds[0])}</h3>")
+        names = ", ".join(change.name for change in sheet.changes)
+        parts.append(_image(sheet.picture, names, "jpeg") if sheet.changes else "<p>There is none.</p>")
     return "\n".join(parts)
 
 
-def _image(png: bytes, alt: str) -> str:
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+def _seconds(one: Measurement) -> str:
+    if one.spent is None:
+        return "The query set does not say what its images took: another version made it, or they were imported."
+    each = ", ".join(f"{step} {seconds / one.spent.queries:.3f} s" for step, seconds in one.spent.seconds.items())
+    return (
+        f"A query with {one.images} images took, on {one.spent.device}: {each}; mean of {one.spent.queries:,} queries."
+        " Of fewer images the plot has their share of that."
+    )
+
+
+def _image(data: bytes, alt: str, kind: str = "png") -> str:
+    return f'<img alt="{escape(alt)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'

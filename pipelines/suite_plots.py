@@ -1,4 +1,4 @@
-"""The plots of a suite's report, PNG bytes each: mAP against λ and K, gain by class, modality gap."""
+"""The plots of a suite's report, PNG bytes each: mAP against λ, K and seconds, gain by class, modality gap."""
 
 from __future__ import annotations
 
@@ -17,15 +17,36 @@ _CLASSES = 10
 
 
 def plot_curves(one: Measurement) -> bytes:
-    """Draw mAP by λ and by the number of images, a line for each kind of query, with 95% intervals."""
-    figure = Figure(figsize=(10, 3.2))
-    by_weight, by_images = figure.subplots(1, 2)
+    """Draw mAP by λ, by the number of images and, where it is known, by the seconds that these took, a line for each
+    kind of query, with 95% intervals.
+    """
+    count = 3 if one.spent else 2
+    figure = Figure(figsize=(5 * count, 3.2))
+    by_weight, by_images, *by_seconds = figure.subplots(1, count)
     _draw_curves(by_weight, one.by_weight, "λ: 0 text alone, 1 images alone (mean)")
     _draw_curves(by_images, one.by_images, "K, images of a query (mean, λ = 0.5)")
     by_images.set_xscale("log", base=2)
     counts = sorted({count for curve in one.by_images.values() for count in curve})
     by_images.set_xticks(counts, [str(count) for count in counts])
+    for axes in by_seconds:
+        _draw_seconds(axes, one)
     return _png(figure)
+
+
+def _draw_seconds(axes: Axes, one: Measurement) -> None:
+    """Draw mAP by what a query takes; text alone is the query without an image."""
+    assert one.spent is not None
+    counts = {0, *(count for curve in one.by_images.values() for count in curve)}
+    seconds = {count: one.seconds(count) or 0.0 for count in sorted(counts)}
+    curves = {
+        kind: {seconds[count]: mean for count, mean in ({0: one.by_weight[kind][0.0]} | curve).items()}
+        for kind, curve in one.by_images.items()
+    }
+    _draw_curves(axes, curves, f"seconds of a query on {one.spent.device}")
+    axes.set_xscale("log")
+    for count, at in seconds.items():
+        label = f"K = {count}" if count else "text"
+        axes.text(at, 0.02, label, transform=axes.get_xaxis_transform(), rotation=90, fontsize=6, ha="right")
 
 
 def _draw_curves(axes: Axes, curves: Mapping[str, Mapping[float, Interval] | Mapping[int, Interval]], x: str) -> None:

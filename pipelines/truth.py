@@ -4,11 +4,13 @@ A query that names its relevant rows by their ids is measured by these, another 
 are taken out of its ranking before anything is counted, as the Revisited Oxford protocol does (Radenović et al., CVPR
 2018): they are neither right nor wrong. A relevant id that the gallery lacks counts as never found. A query whose list
 of relevant ids is empty has no average precision, and is left out of the mean.
+
+Relevant ids can be as many as queries × rows. They stay in tasks and where these leave their results: a driver knows of
+each query but how many rows are relevant to it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.executor import Shared
+from pipelines.gallery_rows import ROWS_READ, Run, runs
+from pipelines.running import current_executor
 from retrieval.artifacts import Gallery, QuerySet
 from retrieval.errors import UserError
 
@@ -40,6 +45,24 @@ class Truth(NamedTuple):
         if self.relevant is not None:
             return None if id in self.junk else id in self.relevant
         return None if self.label is None else label == self.label
+
+
+class Truths(NamedTuple):
+    """What is relevant to some queries.
+
+    Attributes:
+        different: each truth once.
+        of_queries: the place of each query's among them.
+    """
+
+    different: list[Truth]
+    of_queries: list[int]
+
+    @classmethod
+    def of(cls, truths: Sequence[Truth]) -> Truths:
+        """Number the truths of queries."""
+        numbers = {truth: number for number, truth in enumerate(dict.fromkeys(truths))}
+        return cls(list(numbers), [numbers[truth] for truth in truths])
 
 
 class LeftOut(NamedTuple):
@@ -88,18 +111,47 @@ class Measurable(NamedTuple):
     """The queries of a set that can be measured.
 
     Attributes:
-        queries: with all columns of the set but what was imagined as pictures.
-        truths: of the same queries.
+        queries: with all columns but what was imagined as pictures, and the ids that they name.
+        truths: of the whole set.
+        of_queries: which truth is that of each query.
         positives: of the same queries, how many rows are relevant, found or not.
         rows: of each truth, how many rows of the gallery are relevant or junk.
         left_out: the others.
     """
 
     queries: pa.Table
-    truths: list[Truth]
+    truths: Shared[Truths]
+    of_queries: list[int]
     positives: list[int]
-    rows: dict[Truth, int]
+    rows: list[int]
     left_out: LeftOut
+
+
+class _Known(NamedTuple):
+    """What a gallery, or a part of it, has of what is looked for."""
+
+    labels: np.ndarray
+    """How many rows each label has, int64."""
+    ids: np.ndarray
+    """Whether each id is there, bool."""
+
+    def __or__(self, other: _Known) -> _Known:
+        return _Known(self.labels + other.labels, self.ids | other.ids)
+
+
+class _Chosen(NamedTuple):
+    """Which queries can be measured, by their places, and what ``Measurable`` says of them."""
+
+    places: list[int]
+    of_queries: list[int]
+    positives: list[int]
+    rows: list[int]
+    without_relevant: list[int]
+    """Places of queries."""
+    left_out: LeftOut
+    """Without texts."""
+    nothing: bool
+    """None of them has a row in the gallery."""
 
 
 def measurable(gallery: Gallery, query_set: QuerySet) -> Measurable:
@@ -108,52 +160,100 @@ def measurable(gallery: Gallery, query_set: QuerySet) -> Measurable:
     Raises:
         UserError: there is none (code ``nothing-to-measure``, field ``label``).
     """
-    queries = query_set.table(["id", "text", "kind", "label", "vlm", "vision", "relevant", "junk"])
-    return measurable_among(gallery, queries, query_set.uri)
+    queries = query_set.table(["id", "text", "kind", "label", "vlm", "vision"])
+    return _measurable(gallery, queries, current_executor().run(_truths_of_set, query_set), query_set.uri)
 
 
-def measurable_among(gallery: Gallery, queries: pa.Table, where: str) -> Measurable:
-    """As ``measurable``, of a table with the columns ``text``, ``label``, ``relevant``, ``junk`` and any others.
+def measurable_among(gallery: Gallery, queries: pa.Table, truths: Sequence[Truth], where: str) -> Measurable:
+    """As ``measurable``, of queries whose truths are known.
 
     Args:
         gallery: to measure with.
-        queries: any.
+        queries: with the column ``text`` and any others.
+        truths: of the same.
         where: what has them, for the message.
     """
-    truths = truths_of(queries)
-    labels, known_ids = _known(gallery, truths)
+    return _measurable(gallery, queries, current_executor().share(Truths.of(truths)), where)
 
-    absent: set[str] = set()
-    without_relevant, unlabelled, chosen = [], 0, []
-    for row, (truth, text) in enumerate(zip(truths, queries["text"].to_pylist(), strict=True)):
-        if truth.relevant is not None:
-            if truth.relevant:
-                chosen.append(row)
-            else:
-                without_relevant.append(text)
-        elif truth.label is None:
-            unlabelled += 1
-        elif truth.label in labels:
-            chosen.append(row)
-        else:
-            absent.add(truth.label)
-    named = {id for truth in truths for id in truth.relevant or ()}
-    unknown = sorted(named - known_ids)
-    unknown_junk = sorted({id for truth in truths for id in truth.junk} - known_ids)
-    left_out = LeftOut(unlabelled, sorted(absent), without_relevant, unknown, unknown_junk)
-    if not any(truths[row].relevant is None for row in chosen) and len(unknown) == len(named):
+
+def _measurable(gallery: Gallery, queries: pa.Table, truths: Shared[Truths], where: str) -> Measurable:
+    executor = current_executor()
+    wanted = executor.run(_wanted, truths)
+    known = executor.reduce(_known, [(run, wanted) for run in runs(gallery, ROWS_READ)], _Known.__or__)
+    chosen = executor.run(_chosen, truths, wanted, known).get()
+    texts = queries["text"].take(pa.array(chosen.without_relevant, pa.int64())).to_pylist()
+    left_out = chosen.left_out._replace(without_relevant=texts)
+    if chosen.nothing:
         raise UserError(
             f"no query of {where} can be measured with {gallery.uri}: {'; '.join(left_out.sentences())}",
             code="nothing-to-measure",
             field="label",
         )
-    of_chosen = [truths[row] for row in chosen]
-    positives = [len(truth.relevant) if truth.relevant else labels[truth.label or ""] for truth in of_chosen]
-    rows = {
-        truth: len(known_ids.intersection((*truth.relevant, *truth.junk))) if truth.relevant else count
-        for truth, count in zip(of_chosen, positives, strict=True)
-    }
-    return Measurable(queries.take(pa.array(chosen, pa.int64())), of_chosen, positives, rows, left_out)
+    measured = queries.take(pa.array(chosen.places, pa.int64()))
+    return Measurable(measured, truths, chosen.of_queries, chosen.positives, chosen.rows, left_out)
+
+
+def _truths_of_set(query_set: QuerySet) -> Truths:
+    return Truths.of(truths_of(query_set.table(["id", "label", "relevant", "junk"])))
+
+
+def _wanted(truths: Shared[Truths]) -> tuple[pa.Array, pa.Array]:
+    """Return the labels and ids that are looked for, each once, sorted."""
+    different = truths.get().different
+    labels = {truth.label for truth in different if truth.relevant is None and truth.label is not None}
+    ids = {id for truth in different for id in (*(truth.relevant or ()), *truth.junk)}
+    return pa.array(sorted(labels), pa.string()), pa.array(sorted(ids), pa.string())
+
+
+def _known(run: Run, wanted: Shared[tuple[pa.Array, pa.Array]]) -> _Known:
+    labels, ids = wanted.get()
+    known = _Known(np.zeros(len(labels), np.int64), np.zeros(len(ids), bool))
+    for block in run.blocks(["id", "label"] if len(ids) else ["label"]):
+        places = _places(block["label"], labels)
+        known.labels[:] += np.bincount(places[places >= 0], minlength=len(labels))
+        if len(ids):
+            places = _places(block["id"], ids)
+            known.ids[places[places >= 0]] = True
+    return known
+
+
+def _chosen(truths: Shared[Truths], wanted: Shared[tuple[pa.Array, pa.Array]], shared_known: Shared[_Known]) -> _Chosen:
+    different, of_queries = truths.get()
+    (label_names, id_names), known = wanted.get(), shared_known.get()
+    labels = dict(zip(label_names.to_pylist(), known.labels.tolist(), strict=True))
+    unknown_ids = set(id_names.filter(pa.array(~known.ids)).to_pylist())
+
+    absent: set[str] = set()
+    without_relevant: list[int] = []
+    places: list[int] = []
+    unlabelled = 0
+    for place, number in enumerate(of_queries):
+        truth = different[number]
+        if truth.relevant is not None:
+            (places if truth.relevant else without_relevant).append(place)
+        elif truth.label is None:
+            unlabelled += 1
+        elif labels[truth.label]:
+            places.append(place)
+        else:
+            absent.add(truth.label)
+    rows: list[int] = []
+    unknown: set[str] = set()
+    unknown_junk: set[str] = set()
+    for truth in different:
+        if truth.relevant is None:
+            rows.append(labels[truth.label] if truth.label is not None else 0)
+            continue
+        missing, missing_junk = unknown_ids.intersection(truth.relevant), unknown_ids.intersection(truth.junk)
+        rows.append(len(truth.relevant) - len(missing) + len(truth.junk) - len(missing_junk))
+        unknown |= missing
+        unknown_junk |= missing_junk
+    of_places = [of_queries[place] for place in places]
+    positives = [len(different[number].relevant or ()) or rows[number] for number in of_places]
+    chosen = [different[number] for number in of_places]
+    nothing = all(truth.relevant is not None and unknown_ids.issuperset(truth.relevant) for truth in chosen)
+    left_out = LeftOut(unlabelled, sorted(absent), [], sorted(unknown), sorted(unknown_junk))
+    return _Chosen(places, of_places, positives, rows, without_relevant, left_out, nothing)
 
 
 def truths_of(queries: pa.Table) -> list[Truth]:
@@ -167,18 +267,6 @@ def truths_of(queries: pa.Table) -> list[Truth]:
 
 def _each_once(ids: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(ids))
-
-
-def _known(gallery: Gallery, truths: Sequence[Truth]) -> tuple[Counter[str], set[str]]:
-    """Return how many rows each label has, and which of the ids that are named the gallery has."""
-    wanted = pa.array(sorted({id for truth in truths for id in (*(truth.relevant or ()), *truth.junk)}), pa.string())
-    labels: Counter[str] = Counter()
-    ids: set[str] = set()
-    for table in gallery.tables(["id", "label"] if len(wanted) else ["label"]):
-        labels.update({row["values"]: row["counts"] for row in table["label"].drop_null().value_counts().to_pylist()})
-        if len(wanted):
-            ids.update(table["id"].filter(pc.is_in(table["id"], wanted)).to_pylist())
-    return labels, ids
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -208,11 +208,31 @@ def _keys(scores: ArrayLike, id_places: ArrayLike) -> NDArray[np.uint64]:
     return ((~ascending).astype(np.uint64) << np.uint64(32)) | np.asarray(id_places).astype(np.uint64)
 
 
+def id_places(ids_N: Sequence[str] | NDArray, wanted_U: Sequence[str] | NDArray) -> tuple[Ints, Ints]:
+    """Return where the ids of one block of the gallery stand among themselves, and how many of them come before each
+    wanted one; compared as they are given (strings by code point).
+
+    Args:
+        ids_N: the block's ids.
+        wanted_U: any ids, sorted.
+
+    Returns:
+        int64 (N,) and (U,).
+    """
+    ids, wanted = np.asarray(ids_N, dtype=object), np.asarray(wanted_U, dtype=object)
+    order = np.argsort(ids, kind="stable")
+    places = np.empty(len(ids), dtype=np.int64)
+    places[order] = np.arange(len(ids))
+    # The few are looked up among the many, and not the other way round.
+    not_after = np.searchsorted(wanted, ids[order], side="right")
+    return places, np.cumsum(np.bincount(not_after, minlength=len(wanted) + 1)[: len(wanted)])
+
+
 def count_better(
     scores_QN: ArrayLike,
-    ids_N: Sequence[str] | NDArray,
+    places_N: ArrayLike,
     positive_scores: Sequence[ArrayLike],
-    positive_ids: Sequence[Sequence[str] | NDArray],
+    positive_places: Sequence[ArrayLike],
 ) -> list[Ints]:
     """Count how many rows of one block of the gallery come before each positive.
 
@@ -222,29 +242,20 @@ def count_better(
 
     Args:
         scores_QN: the block's scores, compared as float32.
-        ids_N: the block's ids, compared as they are given (strings by code point).
+        places_N: of the block's ids among themselves (``id_places``).
         positive_scores: for each query the (P,) scores of its positives in the whole gallery.
-        positive_ids: for each query the (P,) ids of the same. They are looked up once for neighbours that are given one
-            object.
+        positive_places: for each query (P,), how many ids of the block come before the id of each.
 
     Returns:
         For each query (P,) int64, in the order of its positives.
     """
-    scores = np.asarray(scores_QN, dtype=np.float32)
-    ids = np.asarray(ids_N, dtype=object)
-    assert scores.shape == (len(positive_scores), len(ids)) == (len(positive_ids), len(ids))
+    scores, places = np.asarray(scores_QN, dtype=np.float32), np.asarray(places_N)
+    assert scores.shape == (len(positive_scores), len(places)) == (len(positive_places), len(places))
     assert not np.isnan(scores).any(), "a score is NaN, which has no rank"
-    order = np.argsort(ids, kind="stable")
-    sorted_ids = ids[order]
-    places = np.empty(len(ids), dtype=np.int64)
-    places[order] = np.arange(len(ids))
-    counts: list[Ints] = []
-    known: Sequence[str] | NDArray | None = None
-    for row, wanted, names in zip(scores, positive_scores, positive_ids, strict=True):
-        if names is not known:
-            known, wanted_places = names, np.searchsorted(sorted_ids, np.asarray(names, dtype=object))
-        counts.append(np.searchsorted(np.sort(_keys(row, places)), _keys(wanted, wanted_places)).astype(np.int64))
-    return counts
+    return [
+        np.searchsorted(np.sort(_keys(row, places)), _keys(*of_query)).astype(np.int64)
+        for row, *of_query in zip(scores, positive_scores, positive_places, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

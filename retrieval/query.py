@@ -5,7 +5,7 @@ The one code for it: batch jobs, the command line and the service all call this.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from retrieval.aggregator import Aggregator, mean_pool
 from retrieval.errors import UserError
 from retrieval.fusion import unit
 from retrieval.prompts import fill
+from retrieval.timing import timed
 
 if TYPE_CHECKING:  # each loads a library that takes seconds, and not every process has every model
     from retrieval.models.generator import Generator
@@ -62,16 +63,28 @@ class QueryEncoder:
         self.templates = templates
         self.batch = batch
 
-    def encode(self, texts: Sequence[str], images: int, *, seed: int = 0) -> list[EncodedQuery]:
+    def encode(
+        self, texts: Sequence[str], images: int, *, seed: int = 0, seconds: MutableMapping[str, float] | None = None
+    ) -> list[EncodedQuery]:
         """Encode texts, each with ``images`` imagined images, of which K ≤ ``images`` are accepted.
+
+        Args:
+            texts: any number.
+            images: of each text.
+            seed: of the images.
+            seconds: is added what each step took: ``text``, ``imagine``, ``embed``.
 
         Raises:
             UserError: a text is blank or too long, there are fewer than 1 images, or there is no generator (code
                 ``missing``, field ``generator``).
         """
-        vlm_BD1 = self.text_vectors(texts)
-        imagined = self.imagine(texts, images, seed=seed)
-        vision = self.image_vectors(imagined)
+        seconds = {} if seconds is None else seconds
+        with timed(seconds, "text"):
+            vlm_BD1 = self.text_vectors(texts)
+        with timed(seconds, "imagine"):
+            imagined = self.imagine(texts, images, seed=seed)
+        with timed(seconds, "embed"):
+            vision = self.image_vectors(imagined)
         return [EncodedQuery(*parts) for parts in zip(texts, vlm_BD1, vision, imagined, strict=True)]
 
     def imagine(self, texts: Sequence[str], images: int, *, seed: int = 0) -> list[Imagined]:

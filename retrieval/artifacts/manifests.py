@@ -83,6 +83,17 @@ class GalleryManifest(Manifest):
         return dict(sum((Counter(batch.rejected) for batch in self.batches), Counter()))
 
 
+class SpentRecord(Record):
+    """What making queries took, on one worker after another."""
+
+    device: str
+    """The name of the hardware that the models ran on."""
+    queries: int
+    """Of how many queries: not of those that were there when an interrupted job was resumed."""
+    seconds: dict[str, float]
+    """Of all of them together, by step: ``text``, ``imagine``, ``embed``."""
+
+
 class QuerySetManifest(Manifest):
     """How the queries of a set were made."""
 
@@ -96,6 +107,8 @@ class QuerySetManifest(Manifest):
     """Number of rejected generated images by reason."""
     aspects: list[str] = Field(default_factory=list)
     """Of which the texts say values, in the order of the vocabulary: that in which a text names them."""
+    spent: SpentRecord | None = None
+    """None where it is not known, as in a manifest that is older than this field."""
 
 
 class ShardRecord(Record):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -44,6 +46,18 @@ def pick_device(name: str = "auto") -> torch.device:
         message = f"device {name!r} was asked for, but PyTorch finds no Metal GPU here"
         raise UserError(message, code="missing", field="device")
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a device's hardware, for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or device.type
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -23,7 +23,12 @@ def test_queries_on_ray_are_those_of_this_process(tmp_path: Path, profile: Profi
     small = profile.model_copy(update={"imagine": profile.imagine.model_copy(update={"batch": 2})})
     there = imagine(VOCABULARY, tmp_path / "ray", small, images=2, seed=5)
     here = imagine(VOCABULARY, tmp_path / "here", small, images=2, seed=5, address="none")
-    assert here.manifest.model_dump(exclude={"created"}) == there.manifest.model_dump(exclude={"created"})
+    differing = {"created", "spent"}
+    assert here.manifest.model_dump(exclude=differing) == there.manifest.model_dump(exclude=differing)
+    for spent in (here.manifest.spent, there.manifest.spent):
+        assert spent is not None
+        assert spent.queries == len(VOCABULARY)
+        assert min(spent.seconds[step] for step in ("text", "imagine", "embed")) > 0
     one, other = here.table(), there.table()
     assert one.schema == other.schema
     for column in ("id", "text", "kind", "label", "seeds", "rejected"):

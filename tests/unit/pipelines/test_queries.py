@@ -19,6 +19,7 @@ from pipelines.queries import build_queries, imagine
 from pipelines.vocabulary import VocabularyEntry
 from retrieval.artifacts import QuerySet
 from retrieval.artifacts.queryset import text_vectors, vision_vectors
+from retrieval.models.devices import device_name
 
 VOCABULARY = [
     VocabularyEntry("red star", "name", "red star"),
@@ -81,6 +82,10 @@ def test_query_set_opens_and_records_how_it_was_made(queries: QuerySet, profile:
     assert manifest.models == {role: record_of(getattr(query_encoder, role)) for role in ("vlm", "vision", "generator")}
     rejected = [reason for row in queries.table(["id", "rejected"]).to_pylist() for reason in row["rejected"]]
     assert manifest.rejected == {reason: rejected.count(reason) for reason in set(rejected)}
+    assert manifest.spent is not None
+    assert (manifest.spent.queries, manifest.spent.device) == (5, device_name(query_encoder.vlm.device))
+    assert manifest.spent.seconds.keys() == {"text", "imagine", "embed"}
+    assert min(manifest.spent.seconds.values()) > 0
 
 
 def test_published_query_set_is_not_overwritten(queries: QuerySet, profile: Profile) -> None:

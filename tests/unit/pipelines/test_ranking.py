@@ -30,7 +30,7 @@ def noting(read: list[list[str]], function: Callable[..., Any]) -> Callable[...,
 
 @pytest.mark.parametrize("different", [25, 1])
 def test_best_rows_are_those_of_a_full_sort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, different: int) -> None:
-    monkeypatch.setattr(ranking, "_ROWS_READ", 70)
+    monkeypatch.setattr(ranking, "ROWS_READ", 70)
     rng = np.random.default_rng(0)
     vlm, vision = (np.resize(directions(different, dim, rng).astype(np.float16), (200, dim)) for dim in (D1, D2))
     ids = [f"{i:04x}" for i in rng.permutation(200)]

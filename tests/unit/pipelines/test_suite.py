@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from command_line import Run
 from errors import refused
 from pictures import saved
+from PIL import Image
 from synthetic import D1, D2, directions, write_gallery, write_queries
 
 from pipelines.evaluate import evaluate
@@ -19,6 +21,7 @@ from pipelines.suite_report import Suite, suite
 from pipelines.suite_tables import AVERAGE, as_latex, as_markdown, tables_of
 from retrieval.aggregator import Aggregator
 from retrieval.artifacts import Gallery, ModelRecord, QuerySet, TrainedAggregator
+from retrieval.artifacts.manifests import SpentRecord
 from retrieval.datasets.prepare import DatasetRecord
 from retrieval.datasets.published import Published, published
 from retrieval.datasets.recipe import recipe_names
@@ -38,7 +41,7 @@ def write_target(folder: Path, name: str | None, seed: int, *, whole: bool = Tru
     kinds = ["name"] * 4 + ["description"] * 4
     records = Gallery.open(folder / "gallery").manifest.models
     records["generator"] = ModelRecord(uri="org/painter", fingerprint="sha256:g")
-    write_queries(
+    query_set = write_queries(
         folder / "queries",
         directions(8, D1, rng),
         images,
@@ -48,6 +51,8 @@ def write_target(folder: Path, name: str | None, seed: int, *, whole: bool = Tru
         records=records,
     )
     if name:
+        spent = SpentRecord(device="a <GPU>", queries=8, seconds={"text": 0.8, "imagine": 12.0, "embed": 4.0})
+        QuerySet.publish(query_set.folder, query_set.manifest.model_copy(update={"spent": spent}))
         record = DatasetRecord(
             name=name,
             title=f"The set <{name}>",
@@ -173,11 +178,38 @@ def test_published_figures_are_of_sets_that_there_are_recipes_of() -> None:
 
 def test_report_is_one_file_that_loads_nothing(made: Suite) -> None:
     html = report_of(made)
-    assert not re.search(r"""(?:src|href)=["'](?!data:image/png;base64,)""", html)
+    assert not re.search(r"""(?:src|href)=["'](?!data:image/(?:png|jpeg);base64,)""", html)
     assert "<script" not in html
-    assert html.count("data:image/png;base64,") == 3 * 4  # curves, classes, gap, contact sheet
+    assert html.count("data:image/png;base64,") == 3 * 3  # curves, classes, gap
     assert "The set &lt;cifar10&gt;" in html
     assert "The set <cifar10>" not in html
+
+
+def test_seconds_are_those_of_the_query_set_where_it_knows_them(made: Suite) -> None:
+    first, _, own = made.measured
+    assert [first.seconds(count) for count in (0, 1, 4)] == pytest.approx([0.1, 0.6, 2.1])  # K = 4
+    assert own.seconds(1) is None
+    html = report_of(made)
+    assert html.count("took, on a &lt;GPU&gt;: text 0.100 s, imagine 1.500 s, embed 0.500 s; mean of 8 queries") == 2
+    assert html.count("does not say what its images took") == 1
+
+
+def test_sheets_are_of_the_classes_that_gain_and_lose_most(made: Suite) -> None:
+    html = report_of(made)
+    drawn = 0
+    for one in made.measured:
+        values = {name: one.evaluation.values(name, "name") for name in ("text", "fused")}
+        gains = dict(zip(LABELS, values["fused"] - values["text"], strict=True))
+        order = sorted(LABELS, key=gains.__getitem__)
+        gained, lost = one.sheets
+        assert [change.name for change in gained.changes] == [name for name in order[::-1] if gains[name] > 0][:3]
+        assert [change.name for change in lost.changes] == [name for name in order if gains[name] < 0][:3]
+        for sheet in filter(lambda sheet: sheet.changes, one.sheets):
+            drawn += 1
+            assert Image.open(BytesIO(sheet.picture)).format == "JPEG"
+            assert [change.gain for change in sheet.changes] == pytest.approx([gains[c.name] for c in sheet.changes])
+            assert f'alt="{", ".join(change.name for change in sheet.changes)}" src="data:image/jpeg' in html
+    assert html.count("data:image/jpeg;base64,") == drawn > 3
 
 
 def test_report_says_which_set_is_not_whole(made: Suite) -> None:

@@ -88,7 +88,7 @@ def test_queries_with_ids_equal_a_plain_evaluation(
     result = evaluate(gallery, queries)
     assert result.left_out == LeftOut(0, [], [], ["not there"], [])
     held = measurable(gallery, queries)
-    assert sorted(held.rows[truth] for truth in held.truths) == [7, 12, 12, 12, 12, 12, 60]
+    assert sorted(held.rows[number] for number in held.of_queries) == [7, 12, 12, 12, 12, 12, 60]
     rows = {(row["query"], row["system"]): row for row in result.table.to_pylist()}
     assert len(rows) == 7 * 3
     for q in range(7):

@@ -85,7 +85,10 @@ def test_an_interrupted_job_is_resumed_and_nothing_is_imagined_twice(
         assert one[column].to_pylist() == other[column].to_pylist()
     np.testing.assert_allclose(text_vectors(one), text_vectors(other), atol=1e-5)
     np.testing.assert_allclose(vision_vectors(one)[0], vision_vectors(other)[0], atol=1e-2)
-    assert resumed.manifest.model_dump(exclude={"created"}) == undisturbed.manifest.model_dump(exclude={"created"})
+    differing = {"created", "spent"}
+    assert resumed.manifest.model_dump(exclude=differing) == undisturbed.manifest.model_dump(exclude=differing)
+    assert resumed.manifest.spent is not None
+    assert resumed.manifest.spent.queries == len(VOCABULARY) - BATCH
 
 
 def test_a_job_file_that_is_damaged_is_named(small: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from retrieval.metrics import (
     count_better,
     cumulative_hits,
     hit_at,
+    id_places,
     ndcg_at,
     neighbour_recall,
     paired_bootstrap,
@@ -23,6 +25,15 @@ from retrieval.metrics import (
     recall_at,
     without_junk,
 )
+
+
+def counted(scores_QN: Any, ids_N: Any, positive_scores: Any, positive_ids: Sequence[Any]) -> list[Any]:
+    """Count with the ids of positives as they are."""
+    wanted = sorted({id for of_query in positive_ids for id in of_query})
+    places_N, places_U = id_places(ids_N, wanted)
+    return count_better(
+        scores_QN, places_N, positive_scores, [places_U[[wanted.index(id) for id in ids]] for ids in positive_ids]
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,7 +122,7 @@ def test_a_thousand_random_rankings_measure_as_ranx_does(theirs: Any) -> None:
 
         marked = np.concatenate([relevant, junk])
         is_junk = np.arange(len(marked)) >= len(relevant)
-        (places,) = count_better(scores[None], ids, [scores[marked]], [[ids[row] for row in marked]])
+        (places,) = counted(scores[None], ids, [scores[marked]], [[ids[row] for row in marked]])
         hits = without_junk(places, is_junk)
 
         order = sorted(set(range(rows)) - set(junk), key=lambda row: (-scores[row], ids[row]))
@@ -229,7 +240,7 @@ def test_ranks_by_blocks_equal_the_full_matrix_with_ties(block: int) -> None:
     positive_scores = [scores[q, rows] for q, rows in enumerate(positives)]
     positive_ids = [[ids[row] for row in rows] for rows in positives]
     counts = [
-        count_better(scores[:, at : at + block], ids[at : at + block], positive_scores, positive_ids)
+        counted(scores[:, at : at + block], ids[at : at + block], positive_scores, positive_ids)
         for at in range(0, 300, block)
     ]
     ranks = [sorted(sum(of_blocks).tolist()) for of_blocks in zip(*counts, strict=True)]
@@ -237,16 +248,16 @@ def test_ranks_by_blocks_equal_the_full_matrix_with_ties(block: int) -> None:
 
 
 def test_counts_stay_in_the_order_of_the_positives() -> None:
-    (counts,) = count_better([[3.0, 2.0, 1.0]], ["a", "b", "c"], [[1.0, 3.0]], [["c", "a"]])
+    (counts,) = counted([[3.0, 2.0, 1.0]], ["a", "b", "c"], [[1.0, 3.0]], [["c", "a"]])
     assert counts.tolist() == [2, 0]
     assert counts.dtype == np.int64
 
 
 def test_count_better_refuses_what_has_no_order() -> None:
     with pytest.raises(AssertionError, match="NaN"):
-        count_better([[np.nan]], ["a"], [[1.0]], [["a"]])
+        count_better([[np.nan]], [0], [[1.0]], [[0]])
     with pytest.raises(AssertionError):
-        count_better([[1.0]], ["a", "b"], [[1.0]], [["a"]])
+        count_better([[1.0]], [0, 1], [[1.0]], [[0]])
 
 
 def test_bootstrap_interval_covers_the_mean_like_the_normal_one() -> None:
