@@ -22,9 +22,8 @@ export class Mind {
   showPicture({ text, pieces }, names, imagined) {
     const number = text ? -1 : pieces.findIndex((piece) => !isText(piece) && piece.weight > 0);
     const piece = pieces[number];
-    const bare = !text && !imagined.length;
-    byId("imagined").hidden = byId("mind-line").hidden = bare;
-    if (bare) byId("anew").hidden = true;
+    byId("imagined").hidden = byId("mind-line").hidden = !text && !imagined.length;
+    if (!text) byId("anew").hidden = true;
     byId("mind-title").textContent = text ? "Imagined" : capital(names[number] ?? "Your search");
     byId("mind-picture").hidden = !piece;
     byId("mind-part").hidden = !piece || piece.kind === "imagined";
@@ -46,15 +45,16 @@ export class Mind {
   }
 
   /** Show the imagined images of a round, or in words why there are none. */
-  showImagined(images, { drop, weight }, answer, signOf) {
+  showImagined(images, { text, drop, weight }, answer, signOf) {
     if (!images.length) return this.clear(none(weight, answer?.visual));
+    byId("imagined").hidden = byId("mind-line").hidden = false;
     this.#strip.show(images, drop, signOf);
     const out = images.filter((image) => drop.has(image.index)).length;
     const amount = out === images.length ? "All" : count(out);
     const read = answer?.recomposed ? `Imagined as “${answer.recomposed}”. ` : weighing(images);
     byId("mind-note").textContent = out ? `${amount} left out` : `${read}Leave out what you do not mean.`;
     byId("all").hidden = out === 0;
-    byId("anew").hidden = false;
+    byId("anew").hidden = !text;
   }
 
   /** Show λ: the round's own, or `fallback`; `ends` are the names of what it weighs. */

@@ -11,7 +11,8 @@ export const sizeOf = ({ text, pieces }) => pieces.length + Boolean(text);
 /** 1 if a piece is searched for, −1 if against, 0 if it is no part of the round. */
 export const signOf = ({ pieces }, piece) => Math.sign(pieces.find((one) => alike(one, piece))?.weight ?? 0);
 
-export const added = ({ pieces }, piece) => ({ pieces: [...pieces, piece] });
+/** A piece taken in, in the place of one that differs by its weight alone. */
+export const added = ({ pieces }, piece) => ({ pieces: [...pieces.filter((one) => !alike(one, piece)), piece] });
 export const removed = ({ pieces }, number) => ({ pieces: pieces.filter((_, i) => i !== number) });
 export const changed = ({ pieces }, number, changes) => ({
   pieces: pieces.map((piece, i) => (i === number ? { ...piece, ...changes } : piece)),

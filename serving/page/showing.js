@@ -130,7 +130,8 @@ export class Showing {
     if (imagined.length || (round.text && last)) this.imagined();
     this.#grid.show(answer.results, last ? this.#look : { ...this.#look, before: null });
     showAccount(answer, byPictures(round));
-    suggest(byId("refinements"), "Narrow down", answer.refinements, this.#hands.add);
+    const further = answer.refinements.filter((value) => !this.#signOf({ kind: "text", value, box: null }));
+    suggest(byId("refinements"), "Narrow down", further, this.#hands.add);
     const read = answer.recomposed ? `Read as “${answer.recomposed}”, from` : "Read from the picture";
     suggest(byId("words-read"), read, answer.words, this.#hands.add);
     byId("more").hidden = !last || answer.results.length < k || k >= mostResults();
