@@ -251,16 +251,9 @@ def within(request: SearchRequest, limits: Limits) -> SearchRequest:
     _check("k", request.k, limits.k)
     _check("images", request.images or 1, limits.images)
     _check("drop", len(request.drop), limits.images)
-    if request.drop and request.query is None and not _may_be_read(request):
+    if request.drop and request.query is None:
         raise UserError("drop names images of the query, and there is none", code="no-such-image", field="drop")
     return request
-
-
-def _may_be_read(request: SearchRequest) -> bool:
-    """Whether the query may become what is read from pictures, which has images of its own."""
-    pictures = any(piece.text is None and piece.weight > 0 for piece in request.evidence)
-    texts = any(piece.text is not None for piece in request.evidence)
-    return pictures and (request.bridge == "words" or (request.bridge == "auto" and texts))
 
 
 def _check_is_picture(request: Request) -> None:

@@ -20,7 +20,6 @@ from retrieval.finder import Finder
 from retrieval.folder import Folder
 from retrieval.index.files import vector_text
 from retrieval.query import QueryEncoder
-from serving.api import within
 from serving.protocol import SearchAnswer, SearchRequest
 from serving.search import Search
 
@@ -79,10 +78,6 @@ def test_what_is_read_and_seen_through_lenses_equals_one_process(
         assert isinstance(first, SearchAnswer)
         assert isinstance(last, SearchAnswer)
         assert first.recomposed == last.recomposed
-        # What is read without a query of its own has images that can be left out.
-        given = {"evidence": [row], "bridge": "words", "drop": [0], "k": 6, "images": 1}
-        read = within(SearchRequest.model_validate(given), profile.serve.limits)
-        assert [image.dropped for image in (await search.answer(read, "")).imagined] == [True]
         assert (await search.served()).aspects == ["pattern", "shape", "colour"]
         with refused("unknown", "focus") as error:
             await search.answer(SearchRequest(query="red", focus="size"), "")
