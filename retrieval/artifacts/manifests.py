@@ -96,6 +96,9 @@ class QuerySetManifest(Manifest):
     """Number of rejected generated images by reason."""
     aspects: list[str] = Field(default_factory=list)
     """Of which the texts say values, in the order of the vocabulary: that in which a text names them."""
+    mean: str | None = None
+    """Of [t ; v] over the values of a dictionary, or over all texts, with v the mean of the images: base64 of float32,
+    little-endian (D,); None in a manifest that is older than this field."""
 
 
 class ShardRecord(Record):
