@@ -185,9 +185,13 @@ class Dictionary:
         best = inside[np.argsort(-entropy.round(9), kind="stable")[:REFINEMENTS]]
         return [Refinement(self.values[w].name, self.values[w].aspect, float(shares_W[w])) for w in best]
 
+    def cosines_of_texts(self, texts_BD1: np.ndarray) -> NDArray[np.float64]:
+        """Return the cosines of t (B, D1) with the text vector of each value, without the mean: float64 (B, W)."""
+        return _directions(texts_BD1 - self.means.vlm_D1) @ self._vlm_WD1.T
+
     def nearest_text(self, text_D1: np.ndarray) -> Value | None:
         """Return the value whose text vector is nearest to t (D1,), if any is as near as PARAPHRASE."""
-        near_W = self._vlm_WD1 @ _directions((text_D1 - self.means.vlm_D1)[None])[0]
+        [near_W] = self.cosines_of_texts(text_D1[None])
         return self.values[int(near_W.argmax())] if near_W.max() >= PARAPHRASE else None
 
 

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 
 from retrieval.artifacts.artifact import Artifact
 from retrieval.artifacts.manifests import MANIFEST, IndexManifest
-from retrieval.errors import DamagedError
 from retrieval.folder import Folder
 from retrieval.index.cache import open_copy
 from retrieval.index.files import ROWS, verify
