@@ -126,7 +126,7 @@ def signed(words: Words, weight: float = AGAINST, factor: float = IMAGINED_AGAIN
 
 def said(words: Words) -> Query:
     """The same wish in words."""
-    return lambda shape, colour: tuple(half[0] for half in words.of(f"{shape} that is not {colour}"))  # type: ignore
+    return lambda shape, colour: tuple(half[0] for half in words.of(f"{shape} that is not {colour}"))
 
 
 def beside_names(world: World, words: Words, query: Query) -> np.ndarray:

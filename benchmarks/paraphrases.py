@@ -20,7 +20,7 @@ from demo.grammar import COLOURS, PATTERNS, SHAPES, Use
 from retrieval.artifacts import QuerySet
 from retrieval.words import PARAPHRASE, Dictionary
 
-THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+THRESHOLDS = (0.0, 0.3, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 NOTHING = (
     "a photo", "a picture of it", "something", "another one", "the same again", "larger", "smaller", "turned round",
     "in the middle", "on a table", "at night", "in the sky", "on the floor", "in a kitchen", "for a race", "one of it",

@@ -77,7 +77,7 @@ class Dictionary:
         values: all values, those of one aspect together.
         vlm_WD1: mean t of each, float32.
         vision_WD2: mean v of each, float32.
-        means: of t and v over all values.
+        means: of t and v over all values; as the query set's manifest has them, if it has.
         vision_share: s.
         said: which value each word says, by the word, case folded.
         pattern: matches any of these words, the longest first.
@@ -89,6 +89,7 @@ class Dictionary:
         values: Sequence[Value],
         vlm_WD1: np.ndarray,
         vision_WD2: np.ndarray,
+        *,
         means: Means | None = None,
     ) -> None:
         self.aspects = list(aspects)
@@ -127,7 +128,7 @@ class Dictionary:
             vision.append(image_QD2[of].mean(axis=0))
         mean = queries.mean()
         means = Means(mean[0], mean[1] if network is None else np.stack(vision).mean(axis=0)) if mean else None
-        return cls(queries.manifest.aspects, values, np.stack(vlm), np.stack(vision), means)
+        return cls(queries.manifest.aspects, values, np.stack(vlm), np.stack(vision), means=means)
 
     def members(self, aspect: str) -> NDArray[np.int64]:
         """Return which values are of an aspect, which there must be."""
