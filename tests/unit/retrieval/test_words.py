@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from aiohttp import web
 from assistant_server import Body, completion, given, serving
@@ -12,6 +13,7 @@ from errors import refused
 from PIL import Image
 from tiny_artifacts import Collection, write_words
 
+from retrieval.aggregator import Aggregator
 from retrieval.artifacts import Index, QuerySet
 from retrieval.assistant.endpoint import Assistant
 from retrieval.bridge import Said, bridges, merging, recomposed
@@ -19,10 +21,11 @@ from retrieval.evidence import Encoded, Picture, Row, Text, summed
 from retrieval.finder import Finder
 from retrieval.folder import Folder
 from retrieval.fusion import unit
+from retrieval.index.files import vector_text
 from retrieval.lens import lens
 from retrieval.means import Means, centred
 from retrieval.query import QueryEncoder
-from retrieval.words import Dictionary, Value, Word
+from retrieval.words import Dictionary, Value, Word, mean_of_words
 
 D = 16
 COLOURS, SHAPES = ("blue", "green", "red"), ("circle", "star")
@@ -194,6 +197,27 @@ def test_a_query_set_is_a_dictionary(finder: Finder) -> None:
     assert finder.dictionary is not None
     assert [value.name for value in finder.dictionary.values] == ["plain", "striped", "fish", "star", "blue", "red"]
     assert finder.dictionary.aspects == ["pattern", "shape", "colour"]
+
+
+def test_the_means_of_a_dictionary_are_those_of_its_manifest(words: QuerySet, tmp_path: Path) -> None:
+    """Each value weighs the same, however many texts say it; other texts do not count."""
+    rows = words.table().to_pylist()
+    rows[1] |= {"aspect": rows[0]["aspect"], "value": rows[0]["value"]}
+    rows[2] |= {"aspect": None, "value": None}
+    place = Folder(tmp_path)
+    for part, some in enumerate((rows[::2], rows[1::2])):
+        place.write_table(f"queries/{part}.parquet", pa.Table.from_pylist(some, schema=words.table().schema))
+    older = QuerySet(place, words.manifest)
+    before = Dictionary.of(older).means
+    mean_D = mean_of_words(older)
+    np.testing.assert_allclose(mean_D, np.concatenate(before), atol=1e-7)
+    written = QuerySet(place, words.manifest.model_copy(update={"mean": vector_text(mean_D + 1)}))
+    np.testing.assert_array_equal(np.concatenate(Dictionary.of(written).means), mean_D + 1)
+    trained = Dictionary.of(written, Aggregator(len(before.vision_D2), heads=1, layers=1).eval()).means
+    np.testing.assert_array_equal(trained.vlm_D1, mean_D[: len(trained.vlm_D1)] + 1)  # by that network v is another
+    assert np.abs(trained.vision_D2).max() < 1
+    with refused("damaged", "manifest.json"):
+        Dictionary.of(QuerySet(place, words.manifest.model_copy(update={"mean": "AAAA"})))
 
 
 def test_a_picture_with_a_text_is_answered_as_the_text_that_it_becomes(finder: Finder, collection: Collection) -> None:
