@@ -364,9 +364,9 @@ class Finder:
             return None
         encoded, near_ND = self._nearest_to(pictures, seed)
         halves_of = summed(encoded.weights_E, encoded.vlm_ED1), summed(encoded.weights_E, encoded.vision_ED2)
-        made = self.composer.compose(*halves_of, near_ND, self.encoder.text_vectors(texts))
+        made = self.composer.compose(*halves_of, near_ND, list(self.encoder.text_vectors(texts)))
         weights_G = np.array([piece.weight for piece in given], np.float64)
-        kept = np.flatnonzero(weights_G < 0)
+        kept = np.flatnonzero(weights_G < 0).tolist()
         brings_EG = np.zeros((1 + len(kept), len(given)))
         brings_EG[0] = weights_G.clip(min=0) / weights_G.clip(min=0).sum()
         brings_EG[np.arange(1, 1 + len(kept)), kept] = 1.0
