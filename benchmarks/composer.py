@@ -47,8 +47,8 @@ from training.composing import train_composer
 WORK = Path("demo/work")
 FRAMES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "one {} among other things", "a {} in the scene")
 PHRASES = ("{word} $", "$, {word}", "a photo of a {word} $")
-NOISE = (0.0, 0.05, 0.1)
-STEPS, BATCH, WIDTH = 300, 128, 512
+NOISE = (0.0, 0.1)
+STEPS, BATCH, WIDTH = 200, 32, 512
 Query = Callable[[Gallery, Pair, Dictionary, Texts], np.ndarray]
 
 
@@ -199,17 +199,12 @@ def main() -> None:
     single = Dictionary.of(QuerySet.open(asked.demo / "words"))
     names = of_names(split("models"), Texts(encoder, asked.cache / "names.npz", by_words.NAME_IMAGES))
     fitting, unseen = Gallery(asked.demo / "fitting/gallery"), Gallery(asked.demo / "gallery")
-    print("inverter, mAP of fitting pairs by text alone:")
-    inverter, how = best_inverter(encoder.vlm, fitting, fitting.pairs(by_words.PAIRS["fitting"]), single, texts)
-
     pairs = unseen.pairs(by_words.PAIRS["unseen"])
     ways: dict[str, tuple[Dictionary, Query]] = {
         "WeiMoCIR": (single, by_words.weimocir(0.5)),
         "WeiCom": (single, by_words.weicom(0.5)),
         "centred sum": (single, by_words.summing(2.0, mean=True, imagined=True)),
         "PDV-like": (single, by_words.pdv(5.0)),
-        "inverter, text alone": (single, inverted(inverter, nearest=False, **how)),
-        "inverter, nearest real images": (single, inverted(inverter, nearest=True, **how)),
         "read by 30 words, text alone": (single, by_words.through_words(0.0)),
         "read by 30 words, nearest real images": (single, read_not_imagined),
         "read by 480 names, nearest real images": (names, read_not_imagined),
@@ -217,20 +212,30 @@ def main() -> None:
         "read by 480 names, imagined and fused": (names, by_words.through_words(by_words.LAM)),
         "composer": (single, by_composer(network)),
     }
-    found = {title: composed(unseen, pairs, words, texts, way) for title, (words, way) in ways.items()}
+    over = composed(unseen, pairs, single, texts, by_composer(network))
     print(f"| composed, {len(pairs)} unseen pairs | mAP | the composer over it |")
-    for title, values in found.items():
-        mean, gain = bootstrap_mean(values), paired_bootstrap(found["composer"], values)
+
+    def report(title: str, words: Dictionary, way: Query) -> None:
+        values = composed(unseen, pairs, words, texts, way)
+        mean, gain = bootstrap_mean(values), paired_bootstrap(over, values)
         print(
             f"| {title} | {mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]"
-            f" | {gain.mean:+.3f} [{gain.low:.3f}, {gain.high:.3f}] |"
+            f" | {gain.mean:+.3f} [{gain.low:.3f}, {gain.high:.3f}] |",
+            flush=True,
         )
+
+    for title, (words, way) in ways.items():
+        report(title, words, way)
     pair = pairs[0]
     photo, near_ND = unseen.photo(pair.row), np.hstack(unseen.neighbours(pair.row))
     text_D1 = texts.of([pair.word])[0][0]
     compose = milliseconds(partial(network.compose, *photo, near_ND, [text_D1]), 50)
     imagine = milliseconds(partial(encoder.encode, [pair.target], by_words.IMAGES), 3)
     print(f"a query: composing {compose:.1f} ms; imagining {by_words.IMAGES} images and their vectors {imagine:.0f} ms")
+    print("inverter, mAP of fitting pairs by text alone:")
+    inverter, how = best_inverter(encoder.vlm, fitting, fitting.pairs(by_words.PAIRS["fitting"]), single, texts)
+    report("inverter, text alone", single, inverted(inverter, nearest=False, **how))
+    report("inverter, nearest real images", single, inverted(inverter, nearest=True, **how))
 
 
 if __name__ == "__main__":
