@@ -73,7 +73,16 @@ class Row:
     weight: float = 1.0
 
 
-Evidence = Text | Picture | Row
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """What a composer has made of pictures and texts (``retrieval.composer``): τ (D1,) and ν (D2,), unit vectors."""
+
+    vlm_D1: NDArray[np.float32]
+    vision_D2: NDArray[np.float32]
+    weight: float = 1.0
+
+
+Evidence = Text | Picture | Row | Composed
 
 
 class Encoded(NamedTuple):

@@ -191,6 +191,14 @@ class AggregatorManifest(Manifest):
     training: dict[str, Any] = Field(default_factory=dict)
 
 
+class ComposerManifest(Manifest):
+    """The shape of a composer, and how it was trained."""
+
+    artifact: Literal["composer"] = "composer"
+    config: dict[str, Any]
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
 def now() -> str:
     """Return the time as manifests have it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
