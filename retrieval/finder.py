@@ -356,7 +356,7 @@ class Finder:
         """
         if self.composer is None:
             raise UserError(
-                "composing needs a composer: train one with mindseye train-composer, and name it",
+                "composing needs a composer, and none was given: train one on a labelled gallery and a dictionary",
                 code="no-composer",
                 field="bridge",
             )
