@@ -55,10 +55,16 @@ class Record:
 
 
 def train(
-    recipe: Recipe, model: nn.Module, losses: Callable[[np.random.Generator], Losses], work: Path, *, every: int = 100
+    recipe: Recipe,
+    model: nn.Module,
+    losses: Callable[[np.random.Generator], Losses],
+    work: Path,
+    *,
+    every: int = 100,
+    go_on: bool = True,
 ) -> Record:
     """Minimise the sum of ``losses(rng)`` and return the record; ``model`` ends with the EMA weights if the recipe has
-    EMA.
+    EMA. With ``go_on`` false it ends with those that an unfinished run last saved, and nothing is trained.
 
     ``rng`` depends on the recipe's seed and the step alone, so a run that was killed resumes as if it had not been:
     the full state is saved in ``work`` every ``every`` steps and loaded by the next call with the same recipe.
@@ -96,7 +102,7 @@ def train(
     model.train()
     window: list[dict[str, float]] = []
     clock, wall = time.process_time(), time.monotonic()
-    for step in range(start, recipe.steps):
+    for step in range(start, recipe.steps if go_on else start):
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate(step)
         parts = losses(np.random.default_rng([recipe.seed, step]))
@@ -149,6 +155,12 @@ def _save(
     }
     torch.save(state, partial)
     partial.replace(file)
+
+
+def write_records(file: Path, **records: Record) -> None:
+    """Write how the parts of one model were made, as JSON."""
+    text = json.dumps({name: asdict(record) for name, record in records.items()}, indent=1)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def pixels(images_NHWC: np.ndarray) -> Tensor:
