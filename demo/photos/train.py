@@ -42,8 +42,8 @@ BARE_NAME = 0.7
 RECIPES = {
     "vlm": Recipe("vlm", steps=1400, batch=128, learning_rate=2e-3, weight_decay=0.05, ema=0.99),
     "vision": Recipe("vision", steps=2200, batch=128, learning_rate=3e-3, weight_decay=0.03, ema=0.998),
-    "vae": Recipe("vae", steps=3000, batch=16, learning_rate=2e-3, ema=0.998),
-    "unet": Recipe("unet", steps=4000, batch=32, learning_rate=1.2e-3, ema=0.999, warm_up=300),
+    "vae": Recipe("vae", steps=1500, batch=16, learning_rate=2e-3, ema=0.998),
+    "unet": Recipe("unet", steps=2500, batch=32, learning_rate=1.2e-3, ema=0.999, warm_up=300),
 }
 
 
@@ -130,7 +130,7 @@ PROFILE = {
     "models": {
         "vlm": "local-dir:vlm",
         "vision": "local-dir:vision",
-        "generator": {"uri": "./generator", "steps": 12, "guidance": 3.0, "batch": 32},
+        "generator": {"uri": "./generator", "steps": 8, "guidance": 3.0, "batch": 32},
         "aggregator": "aggregator",
         "device": "cpu",
     },
@@ -138,6 +138,7 @@ PROFILE = {
     "imagine": {"cpus": 1, "max_actors": 16, "batch": 4},
     "queries": {"images": 8, "templates": "simple"},
     "index": {"rows_per_shard": 1_000_000},
+    "train": {"min_workers": 0, "max_workers": 0},
 }
 
 

@@ -5,6 +5,7 @@ from its files to an evaluation by the product's own jobs.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -13,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
+from benchmarks import photos as benchmark
 from cluster.loading import load_generator
 from cluster.profile import load_profile
 from demo.photos.collection import CALTECH, CIFAR, TINY, collect, training_set
@@ -76,10 +79,22 @@ def test_texts_name_the_label() -> None:
     assert 120 < sum(prompt("wok", rng) == "wok" for _ in range(200)) < 160
 
 
+def shorten(file: Path) -> None:
+    """Let a profile do what takes long once or twice."""
+    content = yaml.safe_load(file.read_text())
+    content["models"]["generator"] |= {"steps": 2}
+    content["queries"] |= {"images": 2, "templates": "none"}
+    content["train"] |= {"steps": 2, "validate_every": 1}
+    file.write_text(yaml.safe_dump(content))
+
+
 @pytest.mark.slow
-def test_what_the_script_makes_is_what_every_command_reads(data: Path, tmp_path: Path) -> None:
+def test_what_the_script_makes_is_what_every_command_reads(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     training = Training(data, tmp_path / "out", SMALL)
     photos = training.prepare()
+    shorten(training.target / "profile.yaml")
     training.vlm(photos)
     training.vision(photos)
     training.generator(photos)
@@ -111,3 +126,11 @@ def test_what_the_script_makes_is_what_every_command_reads(data: Path, tmp_path:
     )
     assert len(measured.evaluation.systems) == 4
     assert measured.evaluation.gallery_rows == len(photos.unseen.labels)
+
+    monkeypatch.setattr("benchmarks.photos.DRAWS", 10)
+    monkeypatch.setattr("sys.argv", ["photos", str(out), "unseen", str(data)])
+    benchmark.main()
+    printed = capsys.readouterr().out
+    for system, row in {"text": "text", "visual": "image mean", "trained": "aggregator"}.items():
+        assert re.search(rf"\| {row}[^|]*\| {measured.evaluation.mean(system, 'name').mean:.3f} ", printed)
+    assert "real photos, mean: " in printed
