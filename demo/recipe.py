@@ -61,10 +61,9 @@ def train(
     work: Path,
     *,
     every: int = 100,
-    go_on: bool = True,
 ) -> Record:
     """Minimise the sum of ``losses(rng)`` and return the record; ``model`` ends with the EMA weights if the recipe has
-    EMA. With ``go_on`` false it ends with those that an unfinished run last saved, and nothing is trained.
+    EMA.
 
     ``rng`` depends on the recipe's seed and the step alone, so a run that was killed resumes as if it had not been:
     the full state is saved in ``work`` every ``every`` steps and loaded by the next call with the same recipe.
@@ -102,7 +101,7 @@ def train(
     model.train()
     window: list[dict[str, float]] = []
     clock, wall = time.process_time(), time.monotonic()
-    for step in range(start, recipe.steps if go_on else start):
+    for step in range(start, recipe.steps):
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate(step)
         parts = losses(np.random.default_rng([recipe.seed, step]))

@@ -7,7 +7,8 @@ UNet and its text encoder together, by flow matching with logit-normal times and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +137,10 @@ def train_unet(
     vae: AutoencoderTiny,
     tokenizer_folder: Path,
     work: Path,
-    recipe: Recipe = UNET,
-    *,
-    go_on: bool = True,
-) -> tuple[Denoiser, Record]:
-    """Train UNet and text encoder: predict noise − latents at σ·noise + (1 − σ)·latents, σ logit-normal.
+    recipes: Sequence[Recipe] = (UNET,),
+) -> Iterator[tuple[Denoiser, Record]]:
+    """Train UNet and text encoder: predict noise − latents at σ·noise + (1 − σ)·latents, σ logit-normal. Each recipe
+    goes on with what the one before has come to, and yields it.
 
     Args:
         data: the pictures.
@@ -148,17 +148,16 @@ def train_unet(
         vae: the autoencoder, trained.
         tokenizer_folder: of the text encoder's tokenizer.
         work: where an unfinished run lies.
-        recipe: steps and rates.
-        go_on: as of ``train``.
+        recipes: steps and rates.
     """
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipes[0].seed)
     tokenizer = load_tokenizer(tokenizer_folder)
     model = Denoiser(len(tokenizer), tokenizer.eos_token_id)
     scale = vae.config.scaling_factor
     latents_N = (encode(vae, data.images_NHWC) * scale).half()
 
     def losses(rng: np.random.Generator) -> Losses:
-        chosen = rng.integers(len(latents_N), size=recipe.batch)
+        chosen = rng.integers(len(latents_N), size=batch)
         texts = ["" if rng.random() < UNPROMPTED else prompt(data.categories[c], rng) for c in data.category_N[chosen]]
         tokens = tokenize(tokenizer, texts)
         clean = latents_N[torch.from_numpy(chosen)].float()
@@ -167,17 +166,19 @@ def train_unet(
         noisy = sigma[:, None, None, None] * noise + (1 - sigma[:, None, None, None]) * clean
         return {"flow": F.mse_loss(model(noisy, sigma, tokens), noise - clean)}
 
-    return model, train(recipe, model, losses, work, go_on=go_on)
+    for recipe in recipes:
+        batch = recipe.batch
+        yield model, train(recipe, model, losses, work)
 
 
 def save_pipeline(vae: AutoencoderTiny, denoiser: Denoiser, tokenizer_folder: Path, target: Path) -> None:
     """Write the pipeline folder in diffusers' format, weights as float16 safetensors."""
     scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, steps_offset=1)
     pipeline = StableDiffusionPipeline(
-        vae=vae.half(),
-        text_encoder=denoiser.text.half(),
+        vae=deepcopy(vae).half(),
+        text_encoder=deepcopy(denoiser.text).half(),
         tokenizer=load_tokenizer(tokenizer_folder),
-        unet=denoiser.unet.half(),
+        unet=deepcopy(denoiser.unet).half(),
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,

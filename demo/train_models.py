@@ -32,7 +32,7 @@ def build_generator() -> None:
     stock = rendered(WORK, "models", "stock", STOCK_PICTURES)
     vae, vae_record = train_vae(stock, WORK)
     decoder_record = train_decoder(stock, vae, WORK)
-    denoiser, unet_record = train_unet(stock, prompt, vae, TOKENIZER, WORK)
+    [(denoiser, unet_record)] = train_unet(stock, prompt, vae, TOKENIZER, WORK)
     save_pipeline(vae, denoiser, TOKENIZER, MODELS / "generator")
     write_records(MODELS / "generator.json", vae=vae_record, decoder=decoder_record, unet=unet_record)
 

@@ -102,7 +102,7 @@ def test_what_the_script_makes_is_what_every_command_reads(
     assert 0 < weight < 1
 
     out = training.target
-    for name, parts in {"vlm": ["vlm"], "vision": ["vision"], "generator": ["vae", "unet"]}.items():
+    for name, parts in {"vlm": ["vlm"], "vision": ["vision"], "generator": ["vae", "unet", "unet_on"]}.items():
         records = json.loads((out / f"{name}.json").read_text())
         assert list(records) == parts
         assert all(record["losses"][-1]["step"] == 2 and record["cpu_minutes"] > 0 for record in records.values())
