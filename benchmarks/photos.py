@@ -2,8 +2,8 @@
 
 TARGET is that of ``demo.photos.train``; TARGET/NAME holds ``gallery`` and ``queries``, made by mindseye's own commands
 (docs/photos.md). Prints mAP by text alone, by the mean of the images, by both at λ = 0.5, at the λ that is best on the
-fitting photos, and by the aggregator, each with its paired gain. With few queries an interval over queries alone says
-little, so both are drawn anew: queries and rows of the gallery.
+fitting photos, and by the aggregator, each with its paired gain. Of few queries an interval over queries alone says
+little, so the rows of the gallery are drawn anew as well; of many it does, and their labels have few rows to draw from.
 
 With DATA, the folder of the Parquet files, also what bounds it: as many real training photos in the place of the
 imagined ones, the imagined ones through the VLM's own image tower, and how many of them are taken for what they are.
@@ -34,8 +34,8 @@ from retrieval.metrics import average_precision
 from retrieval.query import QueryEncoder, pool
 
 DRAWS = 1000
-SHOWN = 20
-"""Queries up to which each has a row of its own."""
+FEW = 20
+"""Queries up to which each is shown, and rows are drawn anew."""
 
 
 class Rows(NamedTuple):
@@ -75,15 +75,16 @@ class Drawn(NamedTuple):
 
 
 def draw(methods: Mapping[str, np.ndarray], rows: Rows, label_Q: list[str]) -> Drawn:
-    """Measure every method; then on ``DRAWS`` galleries and sets of queries that are drawn from these with
-    replacement, the same ones for each method. A row that is drawn more than once is as many rows.
+    """Measure every method; then on ``DRAWS`` sets of queries that are drawn from these with replacement, the same ones
+    for each method; if there are few, on galleries that are drawn so, too. A row that is drawn twice is two rows.
     """
     ranked = [hits(joint_QD, rows, label_Q) for joint_QD in methods.values()]
     ap_MQ = np.array([[precision(is_hit_N) for is_hit_N in is_hit_QN] for _, is_hit_QN in ranked])
     rng, count = np.random.default_rng(0), len(rows.label_N)
     map_MB = np.zeros((len(methods), DRAWS))
     for b in range(DRAWS):
-        times_N = np.bincount(rng.integers(count, size=count), minlength=count)
+        drawn_N = rng.integers(count, size=count) if len(label_Q) <= FEW else np.arange(count)
+        times_N = np.bincount(drawn_N, minlength=count)
         for q in rng.integers(len(label_Q), size=len(label_Q)):
             for m, (order_QN, is_hit_QN) in enumerate(ranked):
                 map_MB[m, b] += precision(np.repeat(is_hit_QN[q], times_N[order_QN[q]])) / len(label_Q)
@@ -114,6 +115,7 @@ def print_bounds(data: Path, encoder: QueryEncoder, queries: pa.Table, rows: Row
     found = {
         "real photos, mean": fused_query(text_QD1, real_QD2, 1.0),
         f"real photos, λ = {weight}": fused_query(text_QD1, real_QD2, weight),
+        "real photos, λ = 0.5": fused_query(text_QD1, real_QD2, 0.5),
         "imagined, by the VLM's image tower": fused_query(seen_QD1, nothing, 0.0),
         "text and those": fused_query(unit(unit(text_QD1) + seen_QD1), nothing, 0.0),
     }
@@ -155,7 +157,7 @@ def main() -> None:
     for m, name in enumerate(methods):
         gains = [drawn.interval(m, over) if m != over else "" for over in (0, 2)]
         print(f"| {name} | {drawn.interval(m)} | {' | '.join(gains)} |")
-    if len(label_Q) <= SHOWN:
+    if len(label_Q) <= FEW:
         print(f"\n| | {' | '.join(label_Q)} |\n| --- |{' --- |' * len(label_Q)}")
         for name, ap_Q in zip(methods, drawn.ap_MQ, strict=True):
             print(f"| {name} | {' | '.join(f'{ap:.3f}' for ap in ap_Q)} |")
