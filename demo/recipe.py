@@ -55,7 +55,12 @@ class Record:
 
 
 def train(
-    recipe: Recipe, model: nn.Module, losses: Callable[[np.random.Generator], Losses], work: Path, *, every: int = 100
+    recipe: Recipe,
+    model: nn.Module,
+    losses: Callable[[np.random.Generator], Losses],
+    work: Path,
+    *,
+    every: int = 100,
 ) -> Record:
     """Minimise the sum of ``losses(rng)`` and return the record; ``model`` ends with the EMA weights if the recipe has
     EMA.
@@ -149,6 +154,12 @@ def _save(
     }
     torch.save(state, partial)
     partial.replace(file)
+
+
+def write_records(file: Path, **records: Record) -> None:
+    """Write how the parts of one model were made, as JSON."""
+    text = json.dumps({name: asdict(record) for name, record in records.items()}, indent=1)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def pixels(images_NHWC: np.ndarray) -> Tensor:

@@ -1,8 +1,9 @@
-"""The tokenizer of the demo's two text encoders: byte-pair encoding in CLIP's format, trained on its captions."""
+"""The tokenizer of the two text encoders: byte-pair encoding in CLIP's format, trained on their captions."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -12,21 +13,21 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from demo.grammar import every_training_text
-
 CONTEXT = 40
 """Tokens a text may have, start and end included."""
 
 _WORD_END = "</w>"
 
 
-def new_tokenizer() -> CLIPTokenizer:
-    """Train the tokenizer. Any text can be encoded: every byte is in the vocabulary, inside a word and at its end."""
+def new_tokenizer(texts: Iterable[str]) -> CLIPTokenizer:
+    """Train the tokenizer on what captions can contain. Any text can be encoded: every byte is in the vocabulary,
+    inside a word and at its end.
+    """
     clip = CLIPTokenizer().backend_tokenizer
     learner = Tokenizer(BPE(end_of_word_suffix=_WORD_END))
     learner.normalizer, learner.pre_tokenizer = clip.normalizer, clip.pre_tokenizer
     learner.train_from_iterator(
-        every_training_text(),
+        texts,
         BpeTrainer(
             vocab_size=4000,
             min_frequency=1,

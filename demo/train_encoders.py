@@ -1,13 +1,15 @@
-"""The demo's two encoders, trained on photos of the ``models`` split.
+"""The two encoders, trained on photos: of the demo's ``models`` split, or real ones (``demo.photos``).
 
 Supervision: the vision encoder learns from category labels alone (no attributes, no text); the VLM learns from (photo,
-caption) pairs alone, whose captions are as unreliable as the web's (``demo.grammar.web_caption``).
+caption) pairs, in the demo from these alone, with captions as unreliable as the web's (``demo.grammar.web_caption``).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -17,10 +19,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from demo.grammar import web_caption
 from demo.recipe import Losses, Recipe, Record, pixels, train
 from demo.tokenizer import CONTEXT, load_tokenizer, tokenize
-from demo.training_data import TrainingSet
+from demo.training_data import C, TrainingSet
 
 VISION = Recipe("vision", steps=2600, batch=128, learning_rate=3e-3, weight_decay=0.03, ema=0.998)
 VLM = Recipe("vlm", steps=1400, batch=128, learning_rate=2e-3, weight_decay=0.05, ema=0.99)
@@ -38,22 +39,22 @@ VISION_ARGUMENTS = {
 COSINE_SCALE = 12.0
 
 
-def train_vision(data: TrainingSet, work: Path) -> tuple[nn.Module, Record]:
+def train_vision(data: TrainingSet[Any], work: Path, recipe: Recipe = VISION) -> tuple[nn.Module, Record]:
     """Train the vision encoder by softmax over cosines to one learned prototype a category."""
-    torch.manual_seed(VISION.seed)
+    torch.manual_seed(recipe.seed)
     backbone = timm.create_model(VISION_ARCHITECTURE, num_classes=0, **VISION_ARGUMENTS)
     prototypes = nn.Linear(backbone.num_features, len(data.categories), bias=False)
     model = nn.ModuleDict({"backbone": backbone, "prototypes": prototypes}).to(memory_format=torch.channels_last)
 
     def losses(rng: np.random.Generator) -> Losses:
-        chosen = rng.integers(len(data.images_NHWC), size=VISION.batch)
-        images = augment(pixels(data.images_NHWC[chosen]), rng)
+        chosen = rng.integers(len(data.images_NHWC), size=recipe.batch)
+        images = resized(augment(pixels(data.images_NHWC[chosen]), rng), SIDE)
         features = F.normalize(backbone(images), dim=-1)
         cosines = features @ F.normalize(prototypes.weight, dim=-1).T
         target = torch.from_numpy(data.category_N[chosen])
         return {"category": F.cross_entropy(COSINE_SCALE * cosines, target)}
 
-    record = train(VISION, model, losses, work)
+    record = train(recipe, model, losses, work)
     return backbone.eval(), record
 
 
@@ -97,26 +98,43 @@ def vlm_config() -> dict:
     }
 
 
-def train_vlm(data: TrainingSet, tokenizer_folder: Path, work: Path) -> tuple[nn.Module, Record]:
-    """Train the VLM by CLIP's contrastive loss."""
-    torch.manual_seed(VLM.seed)
+def train_vlm(
+    data: TrainingSet[C],
+    caption: Callable[[C, np.random.Generator], str],
+    tokenizer_folder: Path,
+    work: Path,
+    recipe: Recipe = VLM,
+    *,
+    by_category: bool = False,
+) -> tuple[nn.Module, Record]:
+    """Train the VLM by CLIP's contrastive loss, on a new caption of each photo at each step.
+
+    Args:
+        data: the photos.
+        caption: writes one for a photo of a category.
+        tokenizer_folder: of the text tower's tokenizer.
+        work: where an unfinished run lies.
+        recipe: steps and rates.
+        by_category: every caption of a category fits all its photos (UniCL, Yang et al. 2022), for sets of so few
+            categories that each batch has many photos of one; else a caption fits its own photo alone.
+    """
+    torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(tokenizer_folder)
     config = vlm_config()
     config["text_cfg"]["vocab_size"] = len(tokenizer)
     model = open_clip.CLIP(**config).to(memory_format=torch.channels_last)
 
     def losses(rng: np.random.Generator) -> Losses:
-        chosen = rng.integers(len(data.images_NHWC), size=VLM.batch)
-        images = F.interpolate(
-            augment(pixels(data.images_NHWC[chosen]), rng), (VLM_SIDE, VLM_SIDE), mode="bicubic", antialias=True
-        )
-        texts = [web_caption(data.categories[c], rng) for c in data.category_N[chosen]]
+        chosen = rng.integers(len(data.images_NHWC), size=recipe.batch)
+        images = resized(augment(pixels(data.images_NHWC[chosen]), rng), VLM_SIDE)
+        texts = [caption(data.categories[c], rng) for c in data.category_N[chosen]]
         image_BD, text_BD, scale = model(images, tokenize(tokenizer, texts))
         logits = scale.clamp(max=100) * image_BD @ text_BD.T
-        target = torch.arange(len(chosen))
+        number_B = torch.from_numpy(data.category_N[chosen]) if by_category else torch.arange(len(chosen))
+        target = F.normalize((number_B[:, None] == number_B).float(), p=1, dim=1)
         return {"contrastive": (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2}
 
-    record = train(VLM, model, losses, work)
+    record = train(recipe, model, losses, work)
     return model.eval(), record
 
 
@@ -146,6 +164,11 @@ def _write_folder(target: Path, config_name: str, config: dict, weights_name: st
     save_file(state, target / weights_name, metadata={"format": "pt"})
 
 
+def resized(images_BCHW: Tensor, side: int) -> Tensor:
+    """Return the images at so many pixels a side, as the encoders' own preprocessing makes them."""
+    return F.interpolate(images_BCHW, (side, side), mode="bicubic", antialias=True)
+
+
 def augment(images_BCHW: Tensor, rng: np.random.Generator) -> Tensor:
     """Shift by up to 4 pixels and mirror half of the images, then normalise."""
     padded = F.pad(images_BCHW, (4, 4, 4, 4), mode="reflect")
@@ -153,7 +176,7 @@ def augment(images_BCHW: Tensor, rng: np.random.Generator) -> Tensor:
     for i, (dy, dx, mirror) in enumerate(
         zip(*rng.integers(0, 9, (2, len(out))), rng.random(len(out)) < 0.5, strict=True)
     ):
-        crop = padded[i, :, dy : dy + SIDE, dx : dx + SIDE]
+        crop = padded[i, :, dy : dy + out.shape[2], dx : dx + out.shape[3]]
         out[i] = crop.flip(-1) if mirror else crop
     mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
     return ((out - mean) / std).contiguous(memory_format=torch.channels_last)

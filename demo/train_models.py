@@ -8,15 +8,14 @@ What was trained stays in ``demo/work`` and an unfinished run is resumed from th
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from demo.recipe import Record
+from demo.grammar import every_training_text, prompt, web_caption
+from demo.recipe import write_records
 from demo.tokenizer import new_tokenizer
 from demo.training_data import rendered
 
@@ -33,9 +32,9 @@ def build_generator() -> None:
     stock = rendered(WORK, "models", "stock", STOCK_PICTURES)
     vae, vae_record = train_vae(stock, WORK)
     decoder_record = train_decoder(stock, vae, WORK)
-    denoiser, unet_record = train_unet(stock, vae, TOKENIZER, WORK)
+    [(denoiser, unet_record)] = train_unet(stock, prompt, vae, TOKENIZER, WORK)
     save_pipeline(vae, denoiser, TOKENIZER, MODELS / "generator")
-    _write_record("generator", vae=vae_record, decoder=decoder_record, unet=unet_record)
+    write_records(MODELS / "generator.json", vae=vae_record, decoder=decoder_record, unet=unet_record)
 
 
 def build_vision() -> None:
@@ -43,15 +42,15 @@ def build_vision() -> None:
 
     model, record = train_vision(rendered(WORK, "models", "photo", PHOTOS), WORK)
     save_vision(model, MODELS / "vision")
-    _write_record("vision", vision=record)
+    write_records(MODELS / "vision.json", vision=record)
 
 
 def build_vlm() -> None:
     from demo.train_encoders import save_vlm, train_vlm
 
-    model, record = train_vlm(rendered(WORK, "models", "photo", PHOTOS), TOKENIZER, WORK)
+    model, record = train_vlm(rendered(WORK, "models", "photo", PHOTOS), web_caption, TOKENIZER, WORK)
     save_vlm(model, TOKENIZER, MODELS / "vlm")
-    _write_record("vlm", vlm=record)
+    write_records(MODELS / "vlm.json", vlm=record)
 
 
 def build_aggregator() -> None:
@@ -63,11 +62,6 @@ def build_aggregator() -> None:
 BUILDERS = {"generator": build_generator, "vision": build_vision, "vlm": build_vlm, "aggregator": build_aggregator}
 
 
-def _write_record(model: str, **records: Record) -> None:
-    text = json.dumps({name: asdict(record) for name, record in records.items()}, indent=1)
-    (MODELS / f"{model}.json").write_text(text + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -76,7 +70,7 @@ def main() -> None:
     chosen = parser.parse_args().models
     MODELS.mkdir(exist_ok=True)
     if not TOKENIZER.exists():
-        new_tokenizer().save_pretrained(TOKENIZER)
+        new_tokenizer(every_training_text()).save_pretrained(TOKENIZER)
     if chosen:
         torch.set_num_threads(1)
         for name in chosen:

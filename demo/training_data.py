@@ -1,12 +1,10 @@
-"""Rendered training sets, cached as uint8 arrays: N images (N, H, W, 3) and their category numbers (N,) within the
-split.
-"""
+"""What the tiny models are trained on; and the rendered sets of it, cached as uint8 arrays."""
 
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -15,14 +13,18 @@ from cluster.cores import usable_cores
 from demo.grammar import Category
 from demo.world import Split, Style, render, split
 
+C = TypeVar("C")
 
-class TrainingSet(NamedTuple):
+
+class TrainingSet(NamedTuple, Generic[C]):
+    """N square images, uint8 (N, H, W, 3), the number (N,) of each one's category, and the categories."""
+
     images_NHWC: np.ndarray
     category_N: np.ndarray
-    categories: list[Category]
+    categories: list[C]
 
 
-def rendered(folder: Path, name: Split, style: Style, per_category: int, *, first: int = 0) -> TrainingSet:
+def rendered(folder: Path, name: Split, style: Style, per_category: int, *, first: int = 0) -> TrainingSet[Category]:
     """Render ``per_category`` images of every category of a split, or map the file that an earlier call left in
     ``folder``.
     """

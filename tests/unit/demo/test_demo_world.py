@@ -207,7 +207,7 @@ def test_texts_depend_on_the_random_generator_alone() -> None:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return new_tokenizer()
+    return new_tokenizer(every_training_text())
 
 
 def test_every_caption_fits_into_the_context(tokenizer: Any) -> None:
