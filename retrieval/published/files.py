@@ -30,7 +30,7 @@ def read_text(folder: Folder, name: str) -> str:
     Raises:
         UserError: it is not there (code ``missing``) or not UTF-8 (``not-utf-8``); the field is ``folder``.
     """
-    return given_text(folder / name, "is nothing of the benchmark as its authors lay it out", field="folder")
+    return given_text(folder / name, "is no such file of the release", field="folder")
 
 
 def read_json(folder: Folder, name: str, kind: type[T]) -> T:

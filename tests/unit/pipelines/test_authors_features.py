@@ -174,7 +174,7 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path, files: dict[str, Any], 
     del files[missing]
     with refused("missing", "folder") as error:
         import_features(write(tmp_path / "released", files), "toys", tmp_path / "made", **CHOSEN)
-    assert f"lacks {missing}" in str(error.value)
+    assert missing in str(error.value)
 
 
 def test_imagenet_needs_its_order_and_a_target_is_not_overwritten(tmp_path: Path, files: dict[str, Any]) -> None:

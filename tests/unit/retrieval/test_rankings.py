@@ -12,7 +12,7 @@ import pytest
 from errors import refused
 from tiny_artifacts import Collection, write_index
 
-from retrieval.evidence import Evidence, Row, Text
+from retrieval.evidence import IMAGINED_AGAINST, Evidence, Row, Text
 from retrieval.finder import Finder
 from retrieval.fusion import score, unit
 from retrieval.models.imagined import Imagined
@@ -119,7 +119,7 @@ def test_what_is_against_stays_pooled_and_what_else_is_wanted_takes_part(finders
     pooled = unit(against.vision_KD2.mean(axis=0))
     best = np.max(
         [
-            score(text, unit(g + 0.5 * d - 0.4 * pooled), 0.5, joint[:, :split], joint[:, split:])[0]
+            score(text, unit(g + 0.5 * d - 0.4 * IMAGINED_AGAINST * pooled), 0.5, joint[:, :split], joint[:, split:])[0]
             for g in wanted.vision_KD2
         ],
         axis=0,
