@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 from cachetools import LRUCache
 
 from retrieval.assistant import grid
-from retrieval.assistant.ask import NOTHING_TO_ASK, AskedBack, asked_back, differing
+from retrieval.assistant.ask import AskedBack, asked_back, differing
 from retrieval.assistant.endpoint import Assistant, AssistantFault, Call, Talk
 from retrieval.assistant.judge import SIDE
 from retrieval.assistant.material import Wanted, small_jpeg
@@ -133,7 +133,7 @@ class Assisting:
         return await self._asked(lambda talk: rewritten(talk, wanted), SHARE_OF_WORDS * seconds)
 
     async def question(self, wanted: Wanted, found: SearchAnswer, *, seconds: float) -> QuestionAnswer:
-        """Return what would narrow a search most, or why there is no question.
+        """Return what would narrow a search most, or why there is no question: where nothing could, nothing fell short.
 
         Args:
             wanted: in words, as far as they are known.
@@ -145,9 +145,7 @@ class Assisting:
         asked, sentence = self._questions.get(key), None
         if not wanted:
             sentence = "the assistant asks by words, and none were read"
-        elif not words:
-            sentence = NOTHING_TO_ASK
-        elif not asked:
+        elif words and not asked:
             try:
                 asked = await self._asked(lambda talk: asked_back(talk, wanted, words), SHARE * seconds)
                 self._questions[key] = asked
