@@ -140,7 +140,7 @@ class Assisting:
             found: what the search has found.
             seconds: that the request has left.
         """
-        words = differing([result.label for result in found.results], found.refinements)
+        words = differing([result.label for result in found.results], found.refinements, wanted)
         key = (repr(wanted.fields()), *words)
         asked, sentence = self._questions.get(key), None
         if not wanted:
