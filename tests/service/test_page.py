@@ -275,7 +275,7 @@ def test_a_stale_ranking_is_given_up(visit: Callable[..., Page]) -> None:
 
 
 def test_the_weight_may_be_moved_while_images_are_being_made(visit: Callable[..., Page]) -> None:
-    page = visit()
+    page = visit(expected="ERR_FAILED")
     held: list[Route] = []
     page.route("**/v1/search/stream", lambda route: held.append(route))
     with page.expect_request("**/v1/search/stream"):
@@ -285,7 +285,12 @@ def test_the_weight_may_be_moved_while_images_are_being_made(visit: Callable[...
     page.keyboard.press("End")
     page.wait_for_timeout(300)  # longer than the page waits for the slider to rest
     [route] = held
+    page.route("**/v1/search", lambda route: route.abort(), times=1)
     route.continue_()
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("The service cannot be reached")
+    expect(page.get_by_role("status")).to_have_text("These are still the pictures of the search before.")
+    alert.get_by_role("button", name="Try again").click()
     shows(page, asked(page, weight=1))
     assert len(held) == 1, "what is being imagined was asked for again"
 
