@@ -1068,7 +1068,8 @@ def test_a_key_is_asked_for_once_and_sent_with_everything(visit: Callable[..., P
 @pytest.mark.parametrize("path", ["/", f"/?q=fish{MIXED}"])
 def test_a_narrow_phone_needs_no_sideways_scrolling(visit: Callable[..., Page], path: str) -> None:
     phone: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
-    page = visit(path, question=QUESTION, **phone)
+    unbroken = {"question": f"Which {'o' * 90}?", "choices": ["striped", "x" * 90]}
+    page = visit(path, question=QUESTION | unbroken, **phone)
     if "q=" in path:
         settled(page)
     expect(page.get_by_role("button", name="Find", exact=True)).to_be_in_viewport()
