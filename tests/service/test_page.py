@@ -953,6 +953,11 @@ def test_a_way_to_rank_that_the_service_lacks_can_be_given_up(visit: Callable[..
     alert.get_by_role("button", name="Search without it").click()
     shows(page, asked(page, mode="text"))
     assert "focus" not in parse_qs(urlsplit(page.url).query)
+    page.goto(f"/?q={QUERY}&drop=99")  # of a service that imagines more
+    expect(alert).to_contain_text("Drop names images [99]")
+    alert.get_by_role("button", name="Leave out none").click()
+    shows(page, asked(page))
+    assert "drop" not in parse_qs(urlsplit(page.url).query)
 
 
 def test_a_service_that_is_busy_for_a_moment_is_asked_again(visit: Callable[..., Page]) -> None:
