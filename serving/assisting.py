@@ -82,11 +82,6 @@ class Assisting:
         self._orders: LRUCache[tuple[str, ...], Reordered] = LRUCache(CACHED)
         self._questions: LRUCache[tuple[str, ...], AskedBack] = LRUCache(CACHED)
 
-    @property
-    def depth(self) -> int:
-        """How many results of a search it may be shown."""
-        return self._assistant.depth
-
     async def reorder(
         self, way: Way, wanted: Wanted, rows: Sequence[Row], version: str, *, seconds: float
     ) -> Reordered:
@@ -98,7 +93,7 @@ class Assisting:
             version: URI of the index that they are of.
             seconds: that the request has left.
         """
-        rows = rows[: self.depth]
+        rows = rows[: self._assistant.depth]
         key = (way, repr(wanted.fields()), version, *(row.id for row in rows))
         if (known := self._orders.get(key)) is not None:
             return known
