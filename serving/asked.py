@@ -156,16 +156,18 @@ class Asked:
         return "given" if any(one.weight > 0 for one in given) else None
 
     def warn_of(self, text: AskedText, tokens: Tokens) -> None:
-        if tokens.given > tokens.read:
-            self.warnings.append(
-                f"{text.name} has {tokens.given} tokens, and the text model reads the first {tokens.read}"
-            )
+        warning = f"{text.name} has {tokens.given} tokens, and the text model reads the first {tokens.read}"
+        if tokens.given > tokens.read and warning not in self.warnings:  # it may be encoded to be read, and remembered
+            self.warnings.append(warning)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
+        """Add the time that a block takes to a stage's, also where it fails: the answer goes on without it."""
         started = time.monotonic()
-        yield
-        self.timings_ms[stage] = (time.monotonic() - started) * 1000
+        try:
+            yield
+        finally:
+            self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + (time.monotonic() - started) * 1000
 
 
 def no_images_to_drop() -> UserError:

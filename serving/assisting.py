@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 from cachetools import LRUCache
 
 from retrieval.assistant import grid
-from retrieval.assistant.ask import NOTHING_TO_ASK, AskedBack, asked_back, differing
+from retrieval.assistant.ask import AskedBack, asked_back, differing
 from retrieval.assistant.endpoint import Assistant, AssistantFault, Call, Talk
 from retrieval.assistant.judge import SIDE
 from retrieval.assistant.material import Wanted, small_jpeg
@@ -82,11 +82,6 @@ class Assisting:
         self._orders: LRUCache[tuple[str, ...], Reordered] = LRUCache(CACHED)
         self._questions: LRUCache[tuple[str, ...], AskedBack] = LRUCache(CACHED)
 
-    @property
-    def depth(self) -> int:
-        """How many results of a search it may be shown."""
-        return self._assistant.depth
-
     async def reorder(
         self, way: Way, wanted: Wanted, rows: Sequence[Row], version: str, *, seconds: float
     ) -> Reordered:
@@ -98,7 +93,7 @@ class Assisting:
             version: URI of the index that they are of.
             seconds: that the request has left.
         """
-        rows = rows[: self.depth]
+        rows = rows[: self._assistant.depth]
         key = (way, repr(wanted.fields()), version, *(row.id for row in rows))
         if (known := self._orders.get(key)) is not None:
             return known
@@ -133,21 +128,19 @@ class Assisting:
         return await self._asked(lambda talk: rewritten(talk, wanted), SHARE_OF_WORDS * seconds)
 
     async def question(self, wanted: Wanted, found: SearchAnswer, *, seconds: float) -> QuestionAnswer:
-        """Return what would narrow a search most, or why there is no question.
+        """Return what would narrow a search most, or why there is no question: where nothing could, nothing fell short.
 
         Args:
             wanted: in words, as far as they are known.
             found: what the search has found.
             seconds: that the request has left.
         """
-        words = differing([result.label for result in found.results], found.refinements)
+        words = differing([result.label for result in found.results], found.refinements, wanted)
         key = (repr(wanted.fields()), *words)
         asked, sentence = self._questions.get(key), None
         if not wanted:
             sentence = "the assistant asks by words, and none were read"
-        elif not words:
-            sentence = NOTHING_TO_ASK
-        elif not asked:
+        elif words and not asked:
             try:
                 asked = await self._asked(lambda talk: asked_back(talk, wanted, words), SHARE * seconds)
                 self._questions[key] = asked

@@ -221,8 +221,8 @@ class ImaginedEvent(BaseModel):
 class QuestionAnswer(BaseModel):
     """What would narrow a search most, as an assistant asks it.
 
-    ``question`` is null where there is none, and ``degraded`` says why. ``choices`` are words in which the results
-    differ: each is meant to be added to the search as a text.
+    ``question`` is null where there is none: ``degraded`` says what fell short, and is null where the results differ in
+    no words. ``choices`` are words in which they differ: each is meant to be added to the search as a text.
     """
 
     question: str | None

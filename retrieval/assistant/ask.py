@@ -36,18 +36,20 @@ class AskedBack:
     choices: list[str]
 
 
-def differing(labels: Sequence[str | None], refinements: Sequence[str]) -> list[str]:
+def differing(labels: Sequence[str | None], refinements: Sequence[str], wanted: Wanted) -> list[str]:
     """Return the words that results differ in, those that split them best first; none, if there are not two.
 
     Args:
         labels: of all results; one that all of them have says nothing, and one that is longer than a text to search
             for (MAX_TAKEN) answers nothing.
         refinements: words of a dictionary that split the results (``retrieval.bridge.refinements``).
+        wanted: whose texts, for and against, are no answers: the search has them.
     """
+    had = {clean(text).casefold() for text in (*wanted.wanted, *wanted.unwanted)}
     counts = Counter(label for label in labels if label)
     some = [label for label, count in counts.most_common() if count < len(labels)]
     words = dict.fromkeys(clean(text, MAX_TAKEN + 1) for text in (*refinements, *some))
-    kept = [word for word in words if 0 < len(word) <= MAX_TAKEN]
+    kept = [word for word in words if 0 < len(word) <= MAX_TAKEN and word.casefold() not in had]
     return kept if len(kept) > 1 else []
 
 

@@ -30,7 +30,7 @@ _ITEM = re.compile(r"\s*(?:[-*•–]|\d+[.):])\s")
 """What an entry of a list begins with."""
 _BEFORE = re.compile(r"(?:[\s•–=+@-]|\*\s|\d+[.):]\s)*")
 """What stands before a description and is none of it: marks of a list, and what a spreadsheet takes for a formula."""
-_QUOTED = re.compile(r"[\"'“‘`*]+(.*?)[\"'”’`*]+")
+_OPENING, _CLOSING = "\"'“‘`*", "\"'”’`*"
 
 
 class Describer(Protocol):
@@ -81,6 +81,6 @@ def _texts(text: str) -> list[str]:
 
 def _taken(text: str) -> str:
     text = _BEFORE.sub("", clean(text, MAX_GIVEN), count=1)
-    if quoted := _QUOTED.fullmatch(text):
-        text = _BEFORE.sub("", quoted[1], count=1)
+    if text.startswith(tuple(_OPENING)) and text.endswith(tuple(_CLOSING)):
+        text = _BEFORE.sub("", text.lstrip(_OPENING).rstrip(_CLOSING), count=1)
     return text.strip()

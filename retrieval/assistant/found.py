@@ -78,7 +78,7 @@ def asked_of(
     """
     against = [piece for piece in evidence if piece.weight < 0]
     wanted = _texts([Text(reading.text), *against] if reading else evidence)
-    asked, words = check_can_judge(assistant, wanted), differing(labels, refinements)
+    asked, words = check_can_judge(assistant, wanted), differing(labels, refinements, wanted)
     if not words:
         return AskedFor(None, NOTHING_TO_ASK, Spent())
     return _asked(asked, lambda talk: asked_back(talk, wanted, words))

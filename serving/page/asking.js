@@ -96,13 +96,14 @@ export class Asking {
   async #run() {
     this.#halt();
     const mine = (this.#running = new AbortController());
+    const { round } = this; // it may change before the answer comes
     this.#outdated = false;
     this.#hands.begins();
     try {
-      const { text } = this.round;
-      const known = imaginations(this.round).every((one) => this.#remembered.has(one));
-      if (known && (!text || this.imagined.length)) this.#arrive(await api.search(this.request, mine.signal), true);
-      else await this.#runInStages(mine.signal);
+      const known = imaginations(round).every((one) => this.#remembered.has(one));
+      const atOnce = known && (!round.text || this.imagined.length);
+      if (atOnce) this.#arrive(await api.search(this.request, mine.signal), round, true);
+      else await this.#runInStages(round, mine.signal);
     } catch (error) {
       if (this.#running === mine && !(await this.#sentAgain(error, mine))) this.#hands.fails(error);
     } finally {
@@ -114,29 +115,28 @@ export class Asking {
     }
   }
 
-  async #runInStages(signal) {
-    const { round } = this;
+  async #runInStages(round, signal) {
     const asked = imaginations(round);
     this.#hands.searches(round.text && round.weight !== 0 && !this.imagined.length ? imaginedAtOnce() : 0);
     let complete = false;
     for await (const [name, data] of api.stream(this.request, signal)) {
       if (name === "text") {
         this.before = byPictures(round) ? null : placesOf(data);
-        this.#arrive(data, false);
+        this.#arrive(data, round, false);
       } else if (name === "imagined") {
         this.imagined = data.imagined;
         this.#hands.imagines();
       } else if (name === "fused") {
         if (!data.degraded) for (const one of asked) this.#remembered.add(one);
-        this.#arrive(data, true);
+        this.#arrive(data, round, true);
         complete = true;
       }
     }
-    if (!complete && this.answer) this.#arrive(this.answer, true); // what is ranked by words alone has no second stage
+    if (!complete && this.answer) this.#arrive(this.answer, round, true); // what is ranked by words alone has no second stage
   }
 
-  #arrive(answer, last) {
-    [this.answer, this.answered] = [answer, this.round];
+  #arrive(answer, round, last) {
+    [this.answer, this.answered] = [answer, round];
     this.#sentTwice.clear();
     if (answer.imagined.length) this.imagined = answer.imagined;
     this.#hands.arrives(answer, last);

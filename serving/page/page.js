@@ -135,6 +135,7 @@ function fail(error, retry, otherwise) {
 function wayOut({ status, field }, retry) {
   const { round } = asking;
   if (Object.hasOwn(round.options, field)) return ["Search without it", () => change(ranked(round, field, null))];
+  if (field === "drop") return ["Leave out none", () => change({ drop: new Set() })];
   return status === 422 || status === 413 ? null : ["Try again", retry];
 }
 

@@ -48,17 +48,16 @@ export class Question {
   }
 
   #asked({ question, choices, degraded }) {
-    const why = degraded ? sentence(degraded) : "";
-    if (!question) {
-      const text = why ? `There is no question just now. ${why}` : "There is nothing to ask about these pictures.";
-      return this.#show(text, this.#ways(Boolean(why)), { failed: Boolean(why) });
+    if (degraded) {
+      return this.#show(`There is no question just now. ${sentence(degraded)}`, this.#ways(true), { failed: true });
     }
+    if (!question) return this.#show("There is nothing to ask about these pictures.", this.#ways(false));
     const words = choices.map((word) => {
       const choice = make("button", { type: "button", class: "choice", title: `Search for ${word} as well` }, word);
       choice.addEventListener("click", () => this.#hands.choose(word));
       return choice;
     });
-    this.#show(question, [...words, this.#button("None of these", () => this.dismiss())], { note: why });
+    this.#show(question, [...words, this.#button("None of these", () => this.dismiss())]);
   }
 
   #failed(error) {
@@ -80,15 +79,13 @@ export class Question {
     return button;
   }
 
-  /** Show a text, what can be done about it, and a `note` on it; without a text, the button to ask. */
-  #show(text, buttons = [], { note = "", failed = false } = {}) {
+  /** Show a text and what can be done about it; without a text, the button to ask. */
+  #show(text, buttons = [], { failed = false } = {}) {
     const held = this.#box.contains(document.activeElement);
     this.#box.classList.toggle("asked", Boolean(text));
     this.#box.classList.toggle("failed", failed);
     byId("ask").hidden = Boolean(text);
     byId("question-text").textContent = text;
-    byId("question-note").textContent = note;
-    byId("question-note").hidden = !note;
     byId("question-choices").replaceChildren(...buttons);
     byId("question-choices").hidden = !buttons.length;
     // The button that was pressed has gone: whoever uses the keyboard goes on from here.

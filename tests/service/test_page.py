@@ -275,7 +275,7 @@ def test_a_stale_ranking_is_given_up(visit: Callable[..., Page]) -> None:
 
 
 def test_the_weight_may_be_moved_while_images_are_being_made(visit: Callable[..., Page]) -> None:
-    page = visit()
+    page = visit(expected="ERR_FAILED")
     held: list[Route] = []
     page.route("**/v1/search/stream", lambda route: held.append(route))
     with page.expect_request("**/v1/search/stream"):
@@ -285,7 +285,12 @@ def test_the_weight_may_be_moved_while_images_are_being_made(visit: Callable[...
     page.keyboard.press("End")
     page.wait_for_timeout(300)  # longer than the page waits for the slider to rest
     [route] = held
+    page.route("**/v1/search", lambda route: route.abort(), times=1)
     route.continue_()
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("The service cannot be reached")
+    expect(page.get_by_role("status")).to_have_text("These are still the pictures of the search before.")
+    alert.get_by_role("button", name="Try again").click()
     shows(page, asked(page, weight=1))
     assert len(held) == 1, "what is being imagined was asked for again"
 
@@ -948,6 +953,11 @@ def test_a_way_to_rank_that_the_service_lacks_can_be_given_up(visit: Callable[..
     alert.get_by_role("button", name="Search without it").click()
     shows(page, asked(page, mode="text"))
     assert "focus" not in parse_qs(urlsplit(page.url).query)
+    page.goto(f"/?q={QUERY}&drop=99")  # of a service that imagines more
+    expect(alert).to_contain_text("Drop names images [99]")
+    alert.get_by_role("button", name="Leave out none").click()
+    shows(page, asked(page))
+    assert "drop" not in parse_qs(urlsplit(page.url).query)
 
 
 def test_a_service_that_is_busy_for_a_moment_is_asked_again(visit: Callable[..., Page]) -> None:
@@ -1063,7 +1073,8 @@ def test_a_key_is_asked_for_once_and_sent_with_everything(visit: Callable[..., P
 @pytest.mark.parametrize("path", ["/", f"/?q=fish{MIXED}"])
 def test_a_narrow_phone_needs_no_sideways_scrolling(visit: Callable[..., Page], path: str) -> None:
     phone: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
-    page = visit(path, question=QUESTION, **phone)
+    unbroken = {"question": f"Which {'o' * 90}?", "choices": ["striped", "x" * 90]}
+    page = visit(path, question=QUESTION | unbroken, **phone)
     if "q=" in path:
         settled(page)
     expect(page.get_by_role("button", name="Find", exact=True)).to_be_in_viewport()

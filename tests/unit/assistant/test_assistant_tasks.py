@@ -137,11 +137,14 @@ def test_a_question_with_choices_among_what_was_found() -> None:
 
 def test_results_differ_in_words_that_some_of_them_have_and_that_could_be_searched_for() -> None:
     labels = ["star", "red\n fish", "star", None, "\x00", "red fish", "moon", "x" * (MAX_TAKEN + 1)]
-    assert differing(labels, ["striped", "moon"]) == ["striped", "moon", "star", "red fish"]
-    assert differing(["star", "star"], []) == []
-    assert differing(["star", "star"], ["red", "blue"]) == ["red", "blue"]
-    assert differing(["star", None], []) == []  # one word leaves no choice
-    assert differing([], []) == []
+    assert differing(labels, ["striped", "moon"], Wanted()) == ["striped", "moon", "star", "red fish"]
+    assert differing(["star", "star"], [], Wanted()) == []
+    assert differing(["star", "star"], ["red", "blue"], Wanted()) == ["red", "blue"]
+    assert differing(["star", None], [], Wanted()) == []  # one word leaves no choice
+    assert differing([], [], Wanted()) == []
+    # What is searched for already, or against, narrows nothing when it is taken once more.
+    assert differing(labels, ["striped", "blue"], Wanted(["Star", "red  fish"], ["Striped"])) == ["blue", "moon"]
+    assert differing(["star", "moon"], [], Wanted(["star"])) == []
 
 
 @pytest.mark.parametrize(

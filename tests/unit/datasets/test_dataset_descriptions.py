@@ -89,6 +89,7 @@ def test_descriptions_are_kept_with_what_made_them(tmp_path: Path) -> None:
         (["A Red-Star on a flag"], "A Red-Star on a flag", "has the name 'red star' in it"),
         ([], "", "is empty"),
         ([" \n"], "", "is empty"),
+        (['"'], "", "is empty"),
         (None, "", "is empty"),
         (["x" * 301], "x" * 301, "has 301 characters, and 300 are the most"),
         ("I'm sorry, but I cannot help with that.", "I'm sorry, but I cannot help with that.", "is a refusal"),

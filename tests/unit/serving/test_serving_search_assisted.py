@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 from urllib.request import Request
@@ -30,7 +31,7 @@ from retrieval.query import QueryEncoder
 from retrieval.words import Word
 from serving.deployments.calls import Unavailable
 from serving.ingress import Service
-from serving.protocol import QuestionAnswer
+from serving.protocol import QuestionAnswer, SearchRequest
 
 ASKED = {"query": "a star", "evidence": [{"text": "red", "weight": -0.4}], "mode": "text", "k": 4}
 EVIDENCE = [Text("a star"), Text("red", -0.4)]
@@ -320,11 +321,57 @@ def test_labels_that_give_orders_are_words_to_choose_from_and_nothing_else(servi
     }
 
 
+def test_questions_that_wait_for_the_assistant_leave_places_to_others_and_give_theirs_back(service: Service) -> None:
+    asked, may = list[Body](), Event()
+
+    async def answering(request: web.Request, body: Body) -> web.Response:
+        asked.append(body)
+        while not may.is_set():
+            await asyncio.sleep(0.01)
+        return completion('{"question": "Which?", "choices": [1]}')
+
+    async def check(url: str) -> None:
+        settings = service.profile.serve
+        ingress = settings.ingress.model_copy(update={"ongoing": 8})
+        named = AssistantSettings(url=url, model="model", depth=6)
+        models = service.profile.models.model_copy(update={"assistant": named})
+        serve = settings.model_copy(update={"ingress": ingress})
+        profile = service.profile.model_copy(update={"models": models, "serve": serve})
+        search = replace(service, profile=profile).search()
+        await search.warm_up()
+
+        def ask(text: str) -> asyncio.Task[QuestionAnswer]:
+            return asyncio.create_task(search.question(SearchRequest(query=text, mode="text", k=4), "", caller=text))
+
+        first, second = ask("one"), ask("two")
+        while len(asked) < 2:
+            await asyncio.sleep(0.01)
+        assert search.admission._free == 6
+        third = await ask("three")
+        assert (third.question, third.degraded) == (None, "the assistant has as many requests waiting as it may")
+        assert (await search.answer(SearchRequest(query="four", mode="text"), "")).degraded is None
+        first.cancel()  # its client has gone
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert search.admission._free == 7
+        fourth = ask("five")
+        while len(asked) < 3:
+            await asyncio.sleep(0.01)
+        may.set()
+        assert [(await one).question for one in (second, fourth)] == ["Which?"] * 2
+        assert search.admission._free == 8
+        assert search.assistant
+        await search.assistant.close()
+
+    with assisting(answering) as url:
+        asyncio.run(check(url))
+
+
 def test_where_results_differ_in_no_words_nothing_is_asked(service: Service) -> None:
     bodies: list[Body] = []
     with assisting(asking_back(bodies, "{}")) as url, api(service, url) as client:
         question = client.post("/v1/question", json={**ASKED, "k": 1}).json()
-    assert (question["question"], question["degraded"]) == (None, "there are no words that the results differ in")
+    assert (question["question"], question["choices"], question["degraded"]) == (None, [], None)  # nothing fell short
     assert not bodies
 
 

@@ -25,6 +25,7 @@ from retrieval.finder import Finder
 from retrieval.folder import Folder
 from retrieval.index.files import vector_text
 from retrieval.query import QueryEncoder
+from serving.deployments.calls import Unavailable
 from serving.ingress import Service
 from serving.protocol import QuestionAnswer, SearchAnswer, SearchRequest
 from serving.search import Search
@@ -162,6 +163,44 @@ def test_images_of_what_was_read_are_dropped_without_a_query(whole: Service) -> 
         for drop, other in (([2], asked), ([0], {**asked, "bridge": "none"})):
             with refused("no-such-image", "drop"):
                 await search.answer(SearchRequest.model_validate({**other, "drop": drop}), "")
+
+    asyncio.run(check())
+
+
+def test_what_is_encoded_before_a_reading_and_after_it_is_told_once_and_timed_in_all(
+    whole: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"evidence": [{"row": "id-007"}, {"text": "red moon", "weight": 1}], "mode": "text", "k": 6, "images": 1}
+    long = {"text": "nothing that was read " * 8, "weight": -0.4}
+    slow = 0.1
+
+    async def check() -> None:
+        search: Search = whole.search()
+        await search.warm_up()
+        told = asked | {"evidence": [{"row": "id-007"}, long], "bridge": "words", "mode": "fused"}
+        new, remembered = [await search.answer(SearchRequest.model_validate(told), "") for _ in range(2)]
+        assert (new.memory, remembered.memory, len(new.warnings)) == ("miss", "hit", 1)
+        assert remembered.warnings == new.warnings
+        texts = search._reading._encoding._texts
+        send = texts._send
+
+        async def slowly(*given: Any) -> Any:
+            await asyncio.sleep(slow)
+            return await send(*given)
+
+        monkeypatch.setattr(texts, "_send", slowly)
+        answer = await search.answer(SearchRequest.model_validate(asked), "")
+        assert answer.recomposed
+        assert answer.timings_ms["text"] >= 2 * 1000 * slow  # what was given, and what was read
+
+        async def fails(*_: Any, **__: Any) -> Any:
+            await asyncio.sleep(slow)
+            raise Unavailable("the ranker", "late")
+
+        monkeypatch.setattr("serving.reading.call", fails)
+        unread = await search.answer(SearchRequest.model_validate(asked), "")
+        assert "pictures were not read into words" in (unread.degraded or "")
+        assert unread.timings_ms["read"] >= 1000 * slow
 
     asyncio.run(check())
 
