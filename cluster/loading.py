@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.profile import Generator as GeneratorSettings
 from cluster.profile import Profile, load_profile
-from retrieval.artifacts import MANIFEST, Index, ModelRecord, QuerySet, TrainedAggregator
+from retrieval.artifacts import MANIFEST, Index, ModelRecord, QuerySet, TrainedAggregator, TrainedComposer
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.prompts import templates
@@ -38,6 +38,7 @@ def open_finder(
     aggregator: str | Path | None = None,
     words: str | Path | None = None,
     assistant: Assistant | None = None,
+    composer: str | Path | None = None,
 ) -> Finder:
     """Open an index together with the models that its queries need.
 
@@ -48,6 +49,7 @@ def open_finder(
         words: a query set that is the dictionary; by default the one that the folder has in it, if any.
         assistant: of ``load_assistant``, for searches that ask it; none by default, whatever the profile says, so that
             nothing is sent anywhere without the caller's word.
+        composer: a trained composer, for searches with ``bridge="composer"``.
 
     Raises:
         UserError: a model, the index or the aggregator is not there, or other models made the index or the aggregator.
@@ -58,7 +60,8 @@ def open_finder(
     index = target if isinstance(target, Index) else open_index(target)
     dictionary = QuerySet.open(words) if words else None if isinstance(target, Index) else find_words(target)
     trained = load_aggregator(settings, aggregator)
-    return Finder(load_query_encoder(settings), index, trained, dictionary, assistant=assistant)
+    composing = TrainedComposer.open(composer) if composer else None
+    return Finder(load_query_encoder(settings), index, trained, dictionary, assistant=assistant, composer=composing)
 
 
 def find_words(target: str | Path) -> QuerySet | None:

@@ -21,7 +21,7 @@ from commands.serve import serve
 from commands.status import status
 from commands.submit import delimited, submitting
 from commands.suite import suite
-from commands.train import import_aggregator, train
+from commands.train import import_aggregator, train, train_composer
 
 app = App(
     name="mindseye",
@@ -29,7 +29,19 @@ app = App(
     "A vision-and-language model answers a text; a diffusion model imagines it as images; both rank the gallery.",
     help_format="plaintext",
 )
-MAKING = (demo, dataset, index, queries, benchmark, evaluate, suite, train, import_aggregator, import_features)
+MAKING = (
+    demo,
+    dataset,
+    index,
+    queries,
+    benchmark,
+    evaluate,
+    suite,
+    train,
+    train_composer,
+    import_aggregator,
+    import_features,
+)
 for command in (*MAKING, search, serve, plan, status, doctor):
     app.command(command)
 app.command(submitting(app))

@@ -20,6 +20,7 @@ MAKERS = {
     "index": "mindseye index",
     "queryset": "mindseye queries",
     "aggregator": "mindseye train",
+    "composer": "mindseye train-composer",
 }
 """The command that makes an artifact."""
 HINTS = {

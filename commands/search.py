@@ -41,7 +41,8 @@ def search(
     ask: Annotated[bool, Parameter(negative="")] = False,
     focus: str | None = None,
     ignore: Annotated[list[str] | None, Repeated] = None,
-    bridge: Literal["auto", "none", "words"] = "auto",
+    bridge: Literal["auto", "none", "words", "composer"] = "auto",
+    composer: str | None = None,
     words: str | None = None,
     profile: Profile = "tiny",
     sheet: Path | None = None,
@@ -92,7 +93,10 @@ def search(
         An aspect that does not count; can be given several times.
     bridge
         Whether pictures are read into words: together with texts (auto), always (words), or never (none). With words,
-        the profile's assistant puts them into one text, if there is one.
+        the profile's assistant puts them into one text, if there is one. The composer makes one vector of pictures and
+        texts instead, without imagining.
+    composer
+        A trained composer, of mindseye train-composer.
     words
         A query set of words with aspects, the dictionary; by default the one in target, if it has one.
     sheet
@@ -108,7 +112,7 @@ def search(
     settings = load_profile(profile)
     wanted = settings.queries.images if images is None else images
     assistant = load_assistant(settings) if ask or bridge == "words" or rerank in ("judge", "list") else None
-    finder = open_finder(place, settings, aggregator=aggregator, words=words, assistant=assistant)
+    finder = open_finder(place, settings, aggregator=aggregator, words=words, assistant=assistant, composer=composer)
     answer = finder.find(
         list(evidence.values()),
         k,

@@ -21,6 +21,7 @@ SENT = frozenset({"classes", "descriptions", "image", "profile", "rates", "templ
 PLACES = frozenset(
     {
         "aggregator",
+        "composer",
         "evaluation",
         "file",
         "folder",

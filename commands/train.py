@@ -68,6 +68,44 @@ def _print_trained(made: Trained) -> None:
     say_made(uri, f"{uri}/metrics.jsonl", f"{uri}/curves.png")
 
 
+def train_composer(
+    gallery: str,
+    words: str,
+    target: str,
+    *,
+    profile: Profile = "tiny",
+    take_over: TakeOver = False,
+    address: Cluster = None,
+) -> None:
+    """Train the composer, which makes one query of a picture and a text that changes it, on a labelled gallery.
+
+    The same command resumes where a killed run stopped.
+
+    Parameters
+    ----------
+    gallery
+        The gallery: TARGET/gallery of mindseye index, with labels that name values of the words' aspects.
+    words
+        The dictionary: a query set of words with the columns aspect and value, of the same models.
+    target
+        Folder or URI of the composer.
+    """
+    import training.composing
+
+    made = training.composing.train_composer(
+        gallery, words, target, profile, take_over=take_over, address=address, log=out.print
+    )
+    if made.left_out:
+        out.print(
+            f"left out: {len(made.left_out)} labels that do not name one value of each of some aspects:"
+            f" {', '.join(made.left_out[:10])}"
+        )
+    before, uri = made.history[0]["map"], made.composer.uri
+    out.print(f"mAP on held-out labels: {before:.3f} before training, {made.best_map:.3f} at step {made.best_step}")
+    say_made(uri, f"{uri}/metrics.jsonl", f"{uri}/curves.png")
+    say_next(f"mindseye search TEXT TARGET --image FILE --bridge composer --composer {quoted(target)}")
+
+
 def import_aggregator(file: Path, target: str, gallery: str, *, take_over: TakeOver = False) -> None:
     """Import a checkpoint that CLETIR's authors released.
 

@@ -20,7 +20,7 @@ from pipelines.running import current_executor
 from retrieval.artifacts import Gallery, TrainedAggregator
 from retrieval.artifacts.compatibility import check_made_by
 from retrieval.errors import UserError
-from retrieval.evidence import Encoded, halves
+from retrieval.evidence import Encoded, halves, heavier_against
 from retrieval.folder import Folder
 from retrieval.images import MAX_BYTES, ImageRejected, decode
 
@@ -50,7 +50,8 @@ class Known:
     def encoded(self, query: EvidenceQuery, network: Aggregator | None = None) -> Encoded:
         """Return a query's evidence; images of its texts are pooled by the network, or else as their mean."""
         vlm, vision = zip(*(self._of(piece, network) for piece in query.pieces), strict=True)
-        return Encoded(np.array([piece.weight for piece in query.pieces]), np.stack(vlm), np.stack(vision))
+        encoded = Encoded(np.array([piece.weight for piece in query.pieces]), np.stack(vlm), np.stack(vision))
+        return heavier_against(encoded, np.array([piece.text is not None for piece in query.pieces]))
 
     def of_text(self, text: str, network: Aggregator | None = None) -> _Vectors:
         """Return τ and ν of a text; ν is zero if no image could be imagined."""

@@ -32,8 +32,10 @@ from retrieval.artifacts.queryset import queryset_schema
 from retrieval.errors import UserError
 from retrieval.folder import Folder
 from retrieval.images import thumbnail
+from retrieval.index.files import vector_text
 from retrieval.prompts import fill, usable
 from retrieval.query import EncodedQuery
+from retrieval.words import mean_of_words
 
 
 def imagine(
@@ -152,8 +154,10 @@ def _published(
     arrived = sum(target.count_rows(target.files(QUERIES, ".parquet")))
     if arrived != unfinished.entries:
         raise RuntimeError(f"{arrived} queries of {unfinished.entries} arrived in {target.uri}")
-    written = QuerySet(target, manifest).table(["id", "rejected"])
-    manifest.rejected = dict(Counter(reason for row in written["rejected"].to_pylist() for reason in row))
+    written = QuerySet(target, manifest)
+    rejected = written.table(["id", "rejected"])["rejected"]
+    manifest.rejected = dict(Counter(reason for row in rejected.to_pylist() for reason in row))
+    manifest.mean = vector_text(mean_of_words(written))
     check_held(target)
     published = QuerySet.publish(target, manifest)
     unfinished.folder.delete()

@@ -20,7 +20,7 @@ from retrieval.means import Means
 from retrieval.prompts import MAX_CHARACTERS
 from retrieval.words import Dictionary, Refinement, Value, Word
 
-Bridge = Literal["auto", "none", "words"]
+Bridge = Literal["auto", "none", "words", "composer"]
 
 
 class Said(NamedTuple):
@@ -60,7 +60,8 @@ def bridges(bridge: Bridge, aspects: Sequence[str] | None, *, pictures: bool, te
     """Return whether a query is to be read into words.
 
     Args:
-        bridge: ``words``: whatever has pictures; ``auto``: pictures with texts, if there is a dictionary with aspects.
+        bridge: ``words``: whatever has pictures; ``auto``: pictures with texts, if there is a dictionary with aspects;
+            ``composer`` reads nothing.
         aspects: of the dictionary; None without a dictionary.
         pictures: whether a picture or a row is wanted.
         texts: whether there are texts, for or against.

@@ -3,7 +3,9 @@
 Every piece e of evidence has a signed weight w and two vectors: τ in the space of the VLM, ν in that of the vision
 encoder. They are summed as Rocchio (1971) sums documents that are relevant and those that are not:
 
-    t = unit(Σ w τ),  v = unit(Σ w ν),  q = [(1 - λ)t ; λv]
+    t = unit(Σ w τ),  v = unit(Σ w' ν),  q = [(1 - λ)t ; λv]
+
+w' is w, and IMAGINED_AGAINST times it for imagined images of a text that is against.
 
 | evidence | τ | ν |
 | --- | --- | --- |
@@ -33,6 +35,9 @@ MAX_PIECES = 16
 MAX_WEIGHT = 100.0
 AGAINST = -0.4
 """Weight of what is not wanted, beside one wanted piece of weight 1. Chosen on fitting categories: docs/evidence.md."""
+IMAGINED_AGAINST = 2.5
+"""By what the imagined images of a text that is against weigh more than its words: images of what is wanted agree on
+colours and surroundings that nobody asked for. Chosen on fitting categories: docs/evidence.md."""
 _CANCELLED = 1e-6
 """Length of Σ w e, for Σ |w| = 1, below which its direction is rounding."""
 _ROUNDING = 1e-5
@@ -68,7 +73,16 @@ class Row:
     weight: float = 1.0
 
 
-Evidence = Text | Picture | Row
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """What a composer has made of pictures and texts (``retrieval.composer``): τ (D1,) and ν (D2,), unit vectors."""
+
+    vlm_D1: NDArray[np.float32]
+    vision_D2: NDArray[np.float32]
+    weight: float = 1.0
+
+
+Evidence = Text | Picture | Row | Composed
 
 
 class Encoded(NamedTuple):
@@ -152,6 +166,20 @@ def summed(weights_E: NDArray[np.float64], vectors_ED: NDArray[np.float32]) -> N
     if np.linalg.norm(total_D) < _CANCELLED * np.abs(weights).sum():
         raise UserError("the pieces of evidence cancel each other out", code="no-direction", field="evidence")
     return unit(total_D)
+
+
+def heavier_against(encoded: Encoded, imagined_E: NDArray[np.bool_]) -> Encoded:
+    """Return evidence in which what is against weighs IMAGINED_AGAINST times as much in ν, if that was imagined.
+
+    Args:
+        encoded: the evidence.
+        imagined_E: whether ν of each piece is of imagined images.
+    """
+    heavier_E = imagined_E & (encoded.weights_E < 0)
+    if not heavier_E.any():
+        return encoded
+    factors_E = np.where(heavier_E, IMAGINED_AGAINST, 1.0).astype(np.float32)
+    return encoded._replace(vision_ED2=encoded.vision_ED2 * factors_E[:, None])
 
 
 def compiled(encoded: Encoded, weight: float) -> tuple[NDArray[np.float32], float]:

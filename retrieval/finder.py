@@ -11,11 +11,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from retrieval.artifacts import Index, QuerySet, TrainedAggregator
-from retrieval.artifacts.compatibility import check_made_by
+from retrieval.artifacts import Index, QuerySet, TrainedAggregator, TrainedComposer
+from retrieval.artifacts.compatibility import check_made_by, check_same_models
 from retrieval.bridge import Bridge, Reading, Said, bridges, given_shares, merging, read, refinements
 from retrieval.errors import UserError
-from retrieval.evidence import Encoded, Evidence, Picture, Row, Text, check_evidence, compiled, halves
+from retrieval.evidence import Composed, Encoded, Evidence, Picture, Row, Text, check_evidence, compiled, halves, summed
 from retrieval.fusion import DEFAULT_WEIGHT, check_weight, fused_query
 from retrieval.index.hits import Hits, checked_k, merge_topk
 from retrieval.lens import lens, through
@@ -138,10 +138,11 @@ class Finder:
         aggregator: of the same models; without one, imagined images are averaged.
         words: a dictionary (``retrieval.words``), for lenses, for reading pictures, and for refinements.
         assistant: that judges what was found, where a search asks for it (``retrieval.assistant``).
+        composer: of the same models, for searches with ``bridge="composer"``.
 
     Raises:
-        UserError: the index or the aggregator was made by other models (code ``other-model``, field the role), or does
-            not say by which (``unknown-model``).
+        UserError: the index, the aggregator or the composer was made by other models (code ``other-model``, field the
+            role), or does not say by which (``unknown-model``).
         DamagedError: a shard or the aggregator cannot be read.
     """
 
@@ -153,6 +154,7 @@ class Finder:
         words: QuerySet | None = None,
         *,
         assistant: Assistant | None = None,
+        composer: TrainedComposer | None = None,
     ) -> None:
         check_made_by(index, "vlm", encoder.vlm.uri, encoder.vlm.fingerprint)
         check_made_by(index, "vision", encoder.vision.uri, encoder.vision.fingerprint)
@@ -160,8 +162,11 @@ class Finder:
             aggregator.check_fits(index)
             if encoder.generator:
                 aggregator.check_generator(encoder.generator.uri, encoder.generator.fingerprint)
+        if composer:
+            check_same_models(index, composer, ("vlm", "vision"))
         self.encoder = encoder
         self.index = index
+        self.composer = composer.network() if composer else None
         self.assistant = assistant
         self.shards = index.shards()
         self.network = aggregator.network() if aggregator else None
@@ -242,7 +247,8 @@ class Finder:
             ignore: aspects of the dictionary that then do not count.
             bridge: whether pictures and rows are read into words (``retrieval.bridge``): ``auto``, where they stand
                 together with texts and there is a dictionary; ``words``, always, and worded by the assistant, if there
-                is one; or ``none``.
+                is one; ``composer``, where they stand together with texts, the composer makes one joint vector of all
+                that is wanted, and nothing is imagined for it; or ``none``.
 
         Raises:
             UserError: k, λ, the depth or the number of images is out of range (code ``out-of-range``); the mode, fuse
@@ -298,7 +304,7 @@ class Finder:
             weight,
             known.imagined,
             "; ".join(filter(None, shortfalls)) or None,
-            given_shares(brought, brings_EG) if reading else brought,
+            brought if brings_EG is None else given_shares(brought, brings_EG),
             known.visual if weight else None,
             reranked,
             spent,
@@ -308,22 +314,23 @@ class Finder:
 
     def _bridged(
         self, given: Sequence[Evidence], bridge: Bridge, seed: int
-    ) -> tuple[Sequence[Evidence], Reading | None, NDArray[np.float64], Spent | None]:
-        """Read pictures and rows that are wanted into words, if that is asked for.
+    ) -> tuple[Sequence[Evidence], Reading | None, NDArray[np.float64] | None, Spent | None]:
+        """Read pictures and rows that are wanted into words, or compose them with texts, if that is asked for.
 
         Returns:
-            The evidence to search for; what was read; the share that each given piece has in each piece of it; and
-            what an assistant was asked to word it.
+            The evidence to search for; what was read; the share that each given piece has in each piece of it, None if
+            it is as given; and what an assistant was asked to word it.
         """
         spent: Spent | None = None
-        share_EG = np.eye(len(given))
         texts = [piece for piece in given if isinstance(piece, Text)]
         pictures = [piece for piece in given if not isinstance(piece, Text) and piece.weight > 0]
         aspects = self.dictionary.aspects if self.dictionary else None
+        if bridge == "composer":
+            composed = self._composed(given, pictures, seed)
+            return (composed[0], None, composed[1], None) if composed else (given, None, None, None)
         if not bridges(bridge, aspects, pictures=bool(pictures), texts=bool(texts)) or not self.dictionary:
-            return given, None, share_EG, None
-        hits = self._hits(compiled(self._known(pictures, None, seed).encoded, DEFAULT_WEIGHT)[0], NEIGHBOURS)
-        near_ND = self._joint(_places(hits), _lists(hits)[0])
+            return given, None, None, None
+        _, near_ND = self._nearest_to(pictures, seed)
         vlm_BD1 = self.encoder.text_vectors([text.text for text in texts]) if texts else ()
         said = [Said(text.text, t_D1, text.weight > 0) for text, t_D1 in zip(texts, vlm_BD1, strict=True)]
         reading = read(self.dictionary, near_ND, self.means, said)
@@ -334,10 +341,43 @@ class Finder:
             reading, spent = replace(reading, text=asked.answer or reading.text, shortfall=asked.shortfall), asked.spent
         merged = merging(reading, [isinstance(piece, Text) for piece in given], [piece.weight for piece in given])
         if merged is None:
-            return given, None, share_EG, spent
+            return given, None, None, spent
         kept, brings_EG = merged
         text = Text(reading.text, max(piece.weight for piece in given))
         return [text, *(given[n] for n in kept)], reading, brings_EG, spent
+
+    def _composed(
+        self, given: Sequence[Evidence], pictures: Sequence[Evidence], seed: int
+    ) -> tuple[list[Evidence], NDArray[np.float64]] | None:
+        """Make one piece of all that is wanted, if there are pictures and texts in it; the others remain.
+
+        Raises:
+            UserError: there is no composer (code ``no-composer``, field ``bridge``).
+        """
+        if self.composer is None:
+            raise UserError(
+                "composing needs a composer, and none was given: train one on a labelled gallery and a dictionary",
+                code="no-composer",
+                field="bridge",
+            )
+        texts = [piece.text for piece in given if isinstance(piece, Text) and piece.weight > 0]
+        if not (pictures and texts):
+            return None
+        encoded, near_ND = self._nearest_to(pictures, seed)
+        halves_of = summed(encoded.weights_E, encoded.vlm_ED1), summed(encoded.weights_E, encoded.vision_ED2)
+        made = self.composer.compose(*halves_of, near_ND, list(self.encoder.text_vectors(texts)))
+        weights_G = np.array([piece.weight for piece in given], np.float64)
+        kept = np.flatnonzero(weights_G < 0).tolist()
+        brings_EG = np.zeros((1 + len(kept), len(given)))
+        brings_EG[0] = weights_G.clip(min=0) / weights_G.clip(min=0).sum()
+        brings_EG[np.arange(1, 1 + len(kept)), kept] = 1.0
+        return [Composed(*made, weight=float(weights_G.max())), *(given[n] for n in kept)], brings_EG
+
+    def _nearest_to(self, pictures: Sequence[Evidence], seed: int) -> tuple[Encoded, NDArray[np.float16]]:
+        """The vectors of pictures and rows, and the rows [c ; d] of the index that are nearest to all of them."""
+        encoded = self._known(pictures, None, seed).encoded
+        hits = self._hits(compiled(encoded, DEFAULT_WEIGHT)[0], NEIGHBOURS)
+        return encoded, self._joint(_places(hits), _lists(hits)[0])
 
     def rank(self, query_D: NDArray[np.float32], k: int = 10) -> list[Found]:
         """Find the k best images for one joint query [(1 - λ)t ; λv], (D,) or (1, D), of ``fusion.fused_query``.
@@ -368,6 +408,9 @@ class Finder:
         texts = {n: piece.text for n, piece in enumerate(evidence) if isinstance(piece, Text)}
         pictures = {n: piece.cut() for n, piece in enumerate(evidence) if isinstance(piece, Picture)}
         vectors = {n: self._row_vectors(piece.id, n) for n, piece in enumerate(evidence) if isinstance(piece, Row)}
+        vectors |= {
+            n: (piece.vlm_D1, piece.vision_D2) for n, piece in enumerate(evidence) if isinstance(piece, Composed)
+        }
         vlm_BD1 = self.encoder.text_vectors(list(texts.values())) if texts else ()
         imagined: list[Imagined] = []
         if images is not None and texts and self.encoder.generator:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import UserError
-from retrieval.evidence import Encoded
+from retrieval.evidence import Encoded, heavier_against
 from retrieval.means import Means, centred
 from retrieval.words import Dictionary
 
@@ -89,7 +89,8 @@ def through(
     images: Means | None,
     glass: Lens | None,
 ) -> Encoded:
-    """Return evidence as it counts: through the lens, if there is one, and without means where these would count.
+    """Return evidence as it counts: through the lens, if there is one, without means where these would count, and
+    heavier where images were imagined of what is against.
 
     Args:
         encoded: the evidence.
@@ -101,6 +102,7 @@ def through(
     """
     texts, always = dictionary.means if dictionary else None, glass is not None
     encoded = centred(encoded, texts_E, texts, images, nearest_E=nearest_E, always=always)
+    encoded = heavier_against(encoded, texts_E & ~nearest_E)
     return glass(encoded) if glass else encoded
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrieval.artifacts import QuerySet
@@ -76,20 +77,26 @@ class Dictionary:
         values: all values, those of one aspect together.
         vlm_WD1: mean t of each, float32.
         vision_WD2: mean v of each, float32.
-        means: of t and v over all values.
+        means: of t and v over all values; as the query set's manifest has them, if it has.
         vision_share: s.
         said: which value each word says, by the word, case folded.
         pattern: matches any of these words, the longest first.
     """
 
     def __init__(
-        self, aspects: Sequence[str], values: Sequence[Value], vlm_WD1: np.ndarray, vision_WD2: np.ndarray
+        self,
+        aspects: Sequence[str],
+        values: Sequence[Value],
+        vlm_WD1: np.ndarray,
+        vision_WD2: np.ndarray,
+        *,
+        means: Means | None = None,
     ) -> None:
         self.aspects = list(aspects)
         self.values = list(values)
         self.vlm_WD1 = vlm_WD1.astype(np.float32)
         self.vision_WD2 = vision_WD2.astype(np.float32)
-        self.means = Means(self.vlm_WD1.mean(axis=0), self.vision_WD2.mean(axis=0))
+        self.means = means or Means(self.vlm_WD1.mean(axis=0), self.vision_WD2.mean(axis=0))
         self.vision_share = VISION_SHARE
         self._of = np.array([self.aspects.index(value.aspect) if value.aspect else -1 for value in self.values])
         self._vlm_WD1 = _directions(self.vlm_WD1 - self.means.vlm_D1)
@@ -113,21 +120,15 @@ class Dictionary:
 
         table = queries.table(["id", "text", "aspect", "value", "vlm", "vision"])
         text_QD1, image_QD2 = text_vectors(table), pool(*vision_vectors(table), network)
-        columns = (table[name].to_pylist() for name in ("aspect", "value", "text"))
-        aspects = queries.manifest.aspects
-        groups: dict[tuple[int, str | None, str], list[int]] = {}
-        for q, (aspect, value, text) in enumerate(zip(*columns, strict=True)):
-            if not aspects:
-                groups.setdefault((0, None, text), []).append(q)
-            elif aspect:
-                groups.setdefault((aspects.index(aspect), aspect, value), []).append(q)
         texts = table["text"].to_pylist()
         values, vlm, vision = [], [], []
-        for (_, aspect, name), of in sorted(groups.items(), key=lambda group: (group[0][0], group[0][2])):
+        for (aspect, name), of in _grouped(table, queries.manifest.aspects):
             values.append(Value(aspect, name, tuple(dict.fromkeys(texts[q] for q in of))))
             vlm.append(text_QD1[of].mean(axis=0))
             vision.append(image_QD2[of].mean(axis=0))
-        return cls(aspects, values, np.stack(vlm), np.stack(vision))
+        mean = queries.mean()
+        means = Means(mean[0], mean[1] if network is None else np.stack(vision).mean(axis=0)) if mean else None
+        return cls(queries.manifest.aspects, values, np.stack(vlm), np.stack(vision), means=means)
 
     def members(self, aspect: str) -> NDArray[np.int64]:
         """Return which values are of an aspect, which there must be."""
@@ -185,10 +186,49 @@ class Dictionary:
         best = inside[np.argsort(-entropy.round(9), kind="stable")[:REFINEMENTS]]
         return [Refinement(self.values[w].name, self.values[w].aspect, float(shares_W[w])) for w in best]
 
+    def cosines_of_texts(self, texts_BD1: np.ndarray) -> NDArray[np.float64]:
+        """Return the cosines of t (B, D1) with the text vector of each value, without the mean: float64 (B, W)."""
+        return _directions(texts_BD1 - self.means.vlm_D1) @ self._vlm_WD1.T
+
     def nearest_text(self, text_D1: np.ndarray) -> Value | None:
         """Return the value whose text vector is nearest to t (D1,), if any is as near as PARAPHRASE."""
-        near_W = self._vlm_WD1 @ _directions((text_D1 - self.means.vlm_D1)[None])[0]
+        [near_W] = self.cosines_of_texts(text_D1[None])
         return self.values[int(near_W.argmax())] if near_W.max() >= PARAPHRASE else None
+
+
+def mean_of_words(queries: QuerySet) -> NDArray[np.float32]:
+    """Return the mean of [t ; v] over the values of a query set, (D1 + D2,), for its manifest. Images are averaged.
+
+    Each value weighs the same, however many texts say it. Vectors are read part by part: a set may have more of them
+    than there is memory.
+
+    Raises:
+        DamagedError: the query set cannot be read.
+    """
+    from retrieval.query import pool  # as above
+
+    labels = queries.table(["id", "text", "aspect", "value"])
+    groups = _grouped(labels, queries.manifest.aspects)
+    ids = labels["id"].to_pylist()
+    shares = {ids[q]: 1 / (len(groups) * len(of)) for _, of in groups for q in of}
+    total: NDArray[np.float64] | float = 0.0
+    for part in queries.parts(["id", "vlm", "vision"]):
+        joint_QD = np.hstack([text_vectors(part), pool(*vision_vectors(part))]).astype(np.float64)
+        total += np.array([shares.get(id, 0.0) for id in part["id"].to_pylist()]) @ joint_QD
+    return np.asarray(total, np.float32)
+
+
+def _grouped(table: pa.Table, aspects: Sequence[str]) -> list[tuple[tuple[str | None, str], list[int]]]:
+    """Aspect and name of each value in the order of a dictionary, and which rows of a query table say it."""
+    groups: dict[tuple[int, str | None, str], list[int]] = {}
+    columns = (table[name].to_pylist() for name in ("aspect", "value", "text"))
+    for q, (aspect, value, text) in enumerate(zip(*columns, strict=True)):
+        if not aspects:
+            groups.setdefault((0, None, text), []).append(q)
+        elif aspect:
+            groups.setdefault((aspects.index(aspect), aspect, value), []).append(q)
+    in_order = sorted(groups.items(), key=lambda group: (group[0][0], group[0][2]))
+    return [((aspect, name), of) for (_, aspect, name), of in in_order]
 
 
 def _directions(rows_ND: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -21,6 +21,21 @@ from retrieval.errors import UserError
 Batch = dict[str, np.ndarray]
 AHEAD = 2
 """Batches that are drawn before they are asked for."""
+
+
+class Drawn(Protocol):
+    """What a run learns from: batches by step. A worker's share has the label of each of its queries as ``label``."""
+
+    @property
+    def labels(self) -> list[str]:
+        """Their names."""
+
+    @property
+    def dim(self) -> int:
+        """Of what the network is given."""
+
+    def draw(self, step: int, *, batch: int, positives: int, seed: int, rank: int = 0, world: int = 1) -> Batch:
+        """One worker's share of the batch of a step; every worker gets the gallery rows of the whole batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +56,11 @@ class Examples:
     vlm_ND1: np.ndarray
     vision_ND2: np.ndarray
     row_label_N: np.ndarray
+
+    @property
+    def dim(self) -> int:
+        """D2."""
+        return self.images_QKD2.shape[2]
 
     def of_labels(self, chosen: list[int], *, rows_of_all: bool = False) -> Self:
         """The part of these labels; with ``rows_of_all`` the gallery rows of the others stay, as label -1."""
@@ -82,8 +102,8 @@ class Examples:
         }
         label_B = np.array([orders[i // count][i % count] for i in at])
         rng = np.random.default_rng([seed, 1, step])
-        query_B = _one_of(self.query_label_Q, label_B, rng.random(batch))
-        row_BP = _one_of(self.row_label_N, label_B[:, None], rng.random((batch, positives)))
+        query_B = one_of(self.query_label_Q, label_B, rng.random(batch))
+        row_BP = one_of(self.row_label_N, label_B[:, None], rng.random((batch, positives)))
         keys_BK = np.where(self.mask_QK[query_B], rng.random((batch, self.mask_QK.shape[1])), np.inf)
         kept_B = 1 + np.floor(rng.random(batch) * self.mask_QK[query_B].sum(axis=1))
         mask_BK = keys_BK.argsort(axis=1).argsort(axis=1) < kept_B[:, None]
@@ -99,13 +119,13 @@ class Examples:
         }
 
 
-def _one_of(sorted_labels: np.ndarray, wanted: np.ndarray, chance: np.ndarray) -> np.ndarray:
+def one_of(sorted_labels: np.ndarray, wanted: np.ndarray, chance: np.ndarray) -> np.ndarray:
     """For each wanted label a place where it stands in ``sorted_labels``, chosen by a number in [0, 1)."""
     first, last = np.searchsorted(sorted_labels, wanted), np.searchsorted(sorted_labels, wanted, side="right")
     return first + np.floor(chance * (last - first)).astype(np.int64)
 
 
-def stream(examples: Examples, steps: range, **drawing: int) -> Iterator[Batch]:
+def stream(examples: Drawn, steps: range, **drawing: int) -> Iterator[Batch]:
     """Yield the batches of ``steps`` in order; a thread draws the next ones while one is learned from.
 
     Args:

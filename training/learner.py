@@ -17,7 +17,7 @@ from retrieval.metrics import average_precision
 from retrieval.models.devices import has_fast_bfloat16
 from retrieval.models.transfer import to_device
 from training.examples import Batch, Examples
-from training.loss import FusedContrast
+from training.loss import Contrast, FusedContrast
 
 END_OF_COSINE = 0.02
 _SCORES_AT_ONCE = 20_000_000
@@ -34,10 +34,11 @@ class Step:
 
 
 class Learner:
-    """A FusedContrast, trained by AdamW: linear warm-up, then a cosine; one learning rate, no decay for vectors.
+    """A Contrast, that of the aggregator, trained by AdamW: linear warm-up, then a cosine; one learning rate, and no
+    decay for vectors.
 
     Args:
-        dim: D2.
+        dim: D2, or whatever the network of a subclass takes.
         wrap: puts the module where it runs and behind DDP, if there are several workers.
         world: number of workers. Each gives the sum of its losses over B / world, so that DDP's mean over workers is
             the mean over the batch, even if the shares differ by one query.
@@ -53,10 +54,9 @@ class Learner:
         world: int = 1,
     ) -> None:
         torch.manual_seed(settings.seed)
-        network = Aggregator(dim, settings.heads, settings.layers, settings.dropout, init=settings.init)
         self.settings = settings
         self.device = device or torch.device("cpu")
-        self.plain = FusedContrast(network, settings.temperature).to(self.device)
+        self.plain = self._contrast(dim).to(self.device)
         self.module = wrap(self.plain)
         self.world = world
         self.step_number = 0
@@ -71,9 +71,14 @@ class Learner:
         )
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._rate)
 
+    def _contrast(self, dim: int) -> Contrast:
+        settings = self.settings
+        network = Aggregator(dim, settings.heads, settings.layers, settings.dropout, init=settings.init)
+        return FusedContrast(network, settings.temperature)
+
     @property
-    def network(self) -> Aggregator:
-        return self.plain.aggregator
+    def network(self) -> Any:
+        return self.plain.network
 
     def _rate(self, step: int) -> float:
         done = min(1.0, step / self.settings.steps)

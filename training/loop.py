@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -14,7 +14,7 @@ from cluster.profile import Training
 from cluster.progress import ProgressCounter
 from retrieval.folder import Folder
 from training import checkpoint
-from training.examples import Examples, stream
+from training.examples import Drawn, stream
 from training.learner import Learner
 from training.tracking import Tracker
 
@@ -30,15 +30,17 @@ class Run:
     settings: Training
     checkpoints: str
     """URI of the folder of the run's checkpoints."""
-    training: Examples
-    validation: Examples
+    training: Drawn
+    validation: Drawn
     counter: ProgressCounter
     tracker: Tracker
+    learner: Callable[..., Learner] = Learner
+    """What is trained: a Learner, given the settings, ``dim`` of the examples, and where it runs."""
 
     @property
     def dim(self) -> int:
-        """D2."""
-        return self.training.images_QKD2.shape[2]
+        """What the network is given of, such as D2."""
+        return self.training.dim
 
 
 class Worker(Protocol):
@@ -82,7 +84,7 @@ class Outcome:
 def train_loop(run: Run, worker: Worker) -> Outcome:
     """Train to the end, or until validation stops it, from the newest checkpoint on. Every worker calls this."""
     settings = run.settings
-    learner = Learner(settings, run.dim, device=worker.device, wrap=worker.wrap, world=worker.world)
+    learner = run.learner(settings, run.dim, device=worker.device, wrap=worker.wrap, world=worker.world)
     best, history = Best(), []
     if state := checkpoint.newest(Folder(run.checkpoints)):
         learner.load(state["learner"])
@@ -142,7 +144,7 @@ def _patience_is_over(history: list[Line], settings: Training) -> bool:
     return len(history) - 1 - best >= settings.patience
 
 
-def _explain(learner: Learner, loss: float, examples: Examples, drawing: dict[str, int]) -> str:
+def _explain(learner: Learner, loss: float, examples: Drawn, drawing: dict[str, int]) -> str:
     labels = examples.draw(learner.step_number, **drawing)["label"]
     names = [examples.labels[i] for i in labels[:8]]
     return (

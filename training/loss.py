@@ -18,17 +18,35 @@ from retrieval.aggregator import Aggregator
 MAX_SCALE = 100.0
 
 
-class FusedContrast(nn.Module):
-    """The aggregator with a learned temperature, as one module, so that DDP sees every parameter.
+class Contrast(nn.Module):
+    """A network with a learned temperature, as one module, so that DDP sees every parameter.
 
     Args:
         temperature: at the start; scores are divided by it. It stays above 1 / MAX_SCALE.
     """
 
-    def __init__(self, aggregator: Aggregator, temperature: float) -> None:
+    network: nn.Module
+    """What is learned; it has a ``fusion_weight``, λ."""
+
+    def __init__(self, temperature: float) -> None:
         super().__init__()
-        self.aggregator = aggregator
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+
+    def contrast(self, scores_bN: Tensor, positive_bN: Tensor) -> Tensor:
+        """The loss of each query, (b,), by its scores: info_nce at the temperature."""
+        return info_nce(scores_bN * self.log_scale.exp().clamp(max=MAX_SCALE), positive_bN)
+
+
+class FusedContrast(Contrast):
+    """The aggregator, and its fused score."""
+
+    def __init__(self, aggregator: Aggregator, temperature: float) -> None:
+        super().__init__(temperature)
+        self.aggregator = aggregator
+
+    @property
+    def network(self) -> Aggregator:
+        return self.aggregator
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """The loss of each query, (b,): the mean over its positives of info_nce. ``batch`` as Examples.draw gives."""
@@ -38,7 +56,7 @@ class FusedContrast(nn.Module):
         # Scores above .25 would be .002 to .004 apart in bfloat16, more than what tells many rows apart.
         with torch.autocast(visual_bD2.device.type, enabled=False):
             scores_bN = (1 - weight) * batch["text"] @ batch["vlm"].T + weight * visual_bD2.float() @ batch["vision"].T
-            return info_nce(scores_bN * self.log_scale.exp().clamp(max=MAX_SCALE), positive_bN)
+            return self.contrast(scores_bN, positive_bN)
 
 
 def info_nce(scores_bN: Tensor, positive_bN: Tensor) -> Tensor:

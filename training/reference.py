@@ -63,4 +63,4 @@ def import_reference(
         )
     imported = {"imported": {"file": Path(file).name, "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest()}}
     with locked(folder, "mindseye import-aggregator", take_over=take_over):
-        return publish(folder, network, like.manifest.models, imported)
+        return publish(folder, TrainedAggregator, network, like.manifest.models, imported)

@@ -1,16 +1,17 @@
-"""The folder of an aggregator to be: one job at a time, none where there is one already, and publishing into it."""
+"""The folder of a network to be: one job at a time, none where there is one already, and publishing into it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.hold import check_held, hold
-from retrieval.aggregator import Aggregator
-from retrieval.artifacts import Role, TrainedAggregator
+from retrieval.artifacts import Role, TrainedAggregator, TrainedComposer
 from retrieval.artifacts.manifests import ModelRecord
 from retrieval.folder import Folder
+
+Made = TypeVar("Made", TrainedAggregator, TrainedComposer)
 
 
 @contextmanager
@@ -31,16 +32,18 @@ def locked(target: Folder, job: str, *, take_over: bool) -> Iterator[None]:
 
 def publish(
     target: Folder,
-    network: Aggregator,
+    kind: type[Made],
+    network: Any,
     models: Mapping[Role, ModelRecord],
     training: dict[str, Any],
     files: Mapping[str, bytes] | None = None,
-) -> TrainedAggregator:
+) -> Made:
     """Publish a network in a folder that this job has ``locked``.
 
     Args:
         target: the folder.
-        network, models, training: as ``TrainedAggregator.save``.
+        kind: of the artifact.
+        network, models, training: as its ``save``.
         files: more that is to lie there, by name.
 
     Raises:
@@ -49,4 +52,4 @@ def publish(
     check_held(target)
     for name, content in (files or {}).items():
         target.write_bytes(name, content)
-    return TrainedAggregator.save(target.uri, network, models, training)
+    return kind.save(target.uri, network, models, training)

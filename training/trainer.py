@@ -26,8 +26,9 @@ from retrieval.folder import Folder
 from training import checkpoint
 from training.curves import draw_curves
 from training.dataset import LeftOut, load_examples
-from training.examples import Examples, split_labels
-from training.loop import Line, Run
+from training.examples import Drawn, Examples, split_labels
+from training.learner import Learner
+from training.loop import Line, Outcome, Run
 from training.target import locked, publish
 from training.tracking import Tracker
 from training.workers import run_loop
@@ -102,40 +103,25 @@ def _train(
     evaluation: QuerySet | None,
     log: Callable[[str], None],
 ) -> Trained:
-    if settings.max_workers:
-        check_room(Demand("a worker", "train", settings, max(1, settings.min_workers)))
+    check_workers(settings)
     examples, left_out = load_examples(gallery, query_set, rows_per_label=settings.rows_per_label, seed=settings.seed)
     if evaluation:
         wanted = set(evaluation.table(["id", "label"])["label"].drop_null().to_pylist())
         check_disjoint(examples.labels, wanted, evaluation.uri)
     trained, held_out = split_labels(len(examples.labels), settings.holdout, settings.seed)
     record = _record(gallery, query_set, settings, examples, trained, held_out)
-    run_name = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
-    (folder / RUNS).create()
-    if state := checkpoint.newest(folder / RUNS / run_name):
-        log(f"resuming from step {state['learner']['step']} of an unfinished run")
-    log(
+    about = (
         f"training on {len(trained)} labels, validating on {len(held_out)};"
         f" {len(examples.query_label_Q)} queries, {len(examples.row_label_N)} gallery images"
     )
-    with progress("training the aggregator, steps", settings.steps) as counter:
-        run = Run(
-            settings,
-            (folder / RUNS / run_name).uri,
-            examples.of_labels(trained),
-            examples.of_labels(held_out, rows_of_all=True),
-            counter,
-            Tracker(folder.uri, HISTORY, run_name, settings.model_dump(mode="json")),
-        )
-        outcome = run_loop(run)
-    if outcome.fault:
-        raise UserError(outcome.fault, code="not-finite")
+    training, validation = examples.of_labels(trained), examples.of_labels(held_out, rows_of_all=True)
+    outcome = fitted("the aggregator", about, folder, settings, record, training, validation, Learner, log)
     best = outcome.best
-    network = Aggregator(run.dim, settings.heads, settings.layers, settings.dropout)
+    network = Aggregator(examples.dim, settings.heads, settings.layers, settings.dropout)
     network.load_state_dict(best.network)
     curves = draw_curves(outcome.history)
     record |= {"best_step": best.step, "validation_map": best.map, "history": outcome.history}
-    made = publish(folder, network, query_set.manifest.models, record, {CURVES: curves})
+    made = publish(folder, TrainedAggregator, network, query_set.manifest.models, record, {CURVES: curves})
     folder.delete(RUNS)
     return Trained(made, left_out, outcome.history, best.step, best.map)
 
@@ -155,6 +141,57 @@ def _record(
         "images": [1, examples.images_QKD2.shape[1]],
         "labels": [examples.labels[i] for i in trained],
         "validation_labels": [examples.labels[i] for i in held_out],
+        **settings_of(settings),
+    }
+
+
+def check_workers(settings: Training) -> None:
+    """Refuse workers that the cluster has no room for; errors as ``check_room``."""
+    if settings.max_workers:
+        check_room(Demand("a worker", "train", settings, max(1, settings.min_workers)))
+
+
+def settings_of(settings: Training) -> dict[str, Any]:
+    """What of the settings and the libraries decides the result, JSON-ready."""
+    return {
         "settings": settings.model_dump(mode="json", exclude=_WHERE_IT_RUNS),
         "versions": {name: version(name) for name in ("torch", "ray")},
     }
+
+
+def fitted(
+    what: str,
+    about: str,
+    folder: Folder,
+    settings: Training,
+    record: dict[str, Any],
+    training: Drawn,
+    validation: Drawn,
+    learner: Callable[..., Learner],
+    log: Callable[[str], None],
+) -> Outcome:
+    """Run the loop to its end, from where an unfinished run of the same record stopped.
+
+    Args:
+        what: is trained, for people.
+        about: what it is trained on, for people.
+        folder: in which checkpoints and metrics are written.
+        settings, training, validation, learner: as of ``Run``.
+        record: what decides the result, JSON-ready; it names the run.
+        log: is given a line if it resumes, and then ``about``.
+
+    Raises:
+        UserError: the loss was not a number (code ``not-finite``).
+    """
+    run_name = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+    (folder / RUNS).create()
+    if state := checkpoint.newest(folder / RUNS / run_name):
+        log(f"resuming from step {state['learner']['step']} of an unfinished run")
+    log(about)
+    with progress(f"training {what}, steps", settings.steps) as counter:
+        tracker = Tracker(folder.uri, HISTORY, run_name, settings.model_dump(mode="json"))
+        checkpoints = (folder / RUNS / run_name).uri
+        outcome = run_loop(Run(settings, checkpoints, training, validation, counter, tracker, learner))
+    if outcome.fault:
+        raise UserError(outcome.fault, code="not-finite")
+    return outcome

@@ -8,12 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar, Generic, Self, TypeVar
 
+import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
 from retrieval.artifacts.manifests import MANIFEST, Manifest
 from retrieval.errors import DamagedError, UserError
 from retrieval.folder import Folder
+from retrieval.index.files import text_vector
 
 M = TypeVar("M", bound=Manifest)
 
@@ -96,6 +98,26 @@ class Artifact(Generic[M]):
         """Write the manifest, which makes the artifact exist. Everything else must have been written before."""
         folder.write_json(MANIFEST, manifest.model_dump(mode="json"))
         return cls(folder, manifest)
+
+    def halves_of_mean(self, text: str | None) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return a mean that the manifest has, of joint vectors, as its halves, float32 (D1,) and (D2,).
+
+        Args:
+            text: as the manifest has it; None in one of an earlier version, of which None is returned.
+
+        Raises:
+            DamagedError: it is not a vector of the dimensions of the artifact's models.
+        """
+        if text is None:
+            return None
+        dims = [self.manifest.models[role].dim for role in ("vlm", "vision")]
+        try:
+            mean_D = text_vector(text)
+        except ValueError as error:
+            raise DamagedError(f"the mean in {self.uri} is damaged: {error}", field=MANIFEST) from error
+        if dims != [dims[0], len(mean_D) - (dims[0] or 0)] or not np.isfinite(mean_D).all():
+            raise DamagedError(f"the mean in {self.uri} has {len(mean_D)} dimensions, not {dims}", field=MANIFEST)
+        return mean_D[: dims[0]], mean_D[dims[0] :]
 
     @contextmanager
     def reading(self, name: str, folder: Folder | None = None) -> Iterator[None]:

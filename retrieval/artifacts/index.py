@@ -12,10 +12,9 @@ import pyarrow.compute as pc
 
 from retrieval.artifacts.artifact import Artifact
 from retrieval.artifacts.manifests import MANIFEST, IndexManifest
-from retrieval.errors import DamagedError
 from retrieval.folder import Folder
 from retrieval.index.cache import open_copy
-from retrieval.index.files import ROWS, text_vector, verify
+from retrieval.index.files import ROWS, verify
 from retrieval.index.shard import Shard
 
 PLAN, REFUSED = "plan.json", "refused.json"
@@ -65,16 +64,7 @@ class Index(Artifact[IndexManifest]):
         Raises:
             DamagedError: the manifest's is not a vector of these dimensions.
         """
-        if self.manifest.mean is None:
-            return None
-        dims = [self.manifest.models[role].dim for role in ("vlm", "vision")]
-        try:
-            mean_D = text_vector(self.manifest.mean)
-        except ValueError as error:
-            raise DamagedError(f"the mean in {self.uri} is damaged: {error}", field=MANIFEST) from error
-        if dims != [dims[0], len(mean_D) - (dims[0] or 0)] or not np.isfinite(mean_D).all():
-            raise DamagedError(f"the mean in {self.uri} has {len(mean_D)} dimensions, not {dims}", field=MANIFEST)
-        return mean_D[: dims[0]], mean_D[dims[0] :]
+        return self.halves_of_mean(self.manifest.mean)
 
     def shard_folder(self, number: int) -> Folder:
         """Return the folder of a shard, which may be another version's."""

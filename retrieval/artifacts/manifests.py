@@ -109,6 +109,9 @@ class QuerySetManifest(Manifest):
     """Of which the texts say values, in the order of the vocabulary: that in which a text names them."""
     spent: SpentRecord | None = None
     """None where it is not known, as in a manifest that is older than this field."""
+    mean: str | None = None
+    """Of [t ; v] over the values of a dictionary, or over all texts, with v the mean of the images: base64 of float32,
+    little-endian (D,); None in a manifest that is older than this field."""
 
 
 class ShardRecord(Record):
@@ -185,6 +188,14 @@ class AggregatorManifest(Manifest):
     dropout: float
     weight: float
     """λ, the fusion weight."""
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+class ComposerManifest(Manifest):
+    """The shape of a composer, and how it was trained."""
+
+    artifact: Literal["composer"] = "composer"
+    config: dict[str, Any]
     training: dict[str, Any] = Field(default_factory=dict)
 
 

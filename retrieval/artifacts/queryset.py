@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -55,10 +55,7 @@ class QuerySet(Artifact[QuerySetManifest]):
         Raises:
             DamagedError: a part is missing or not Parquet; the field is the file, or the folder of parts.
         """
-        tables = []
-        for name in self.folder.files("queries", ".parquet"):
-            with self.reading(name):
-                tables.append(self._part(name, columns))
+        tables = list(self.parts(columns))
         found = sum(table.num_rows for table in tables)
         if found != self.manifest.queries:
             raise DamagedError(
@@ -67,6 +64,26 @@ class QuerySet(Artifact[QuerySetManifest]):
                 field=(self.folder / "queries").uri,
             )
         return pa.concat_tables(tables).sort_by("id")
+
+    def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the queries part by part, as ``table`` has them but for their order.
+
+        Raises:
+            DamagedError: a part is not Parquet; the field is the file.
+        """
+        for name in self.folder.files("queries", ".parquet"):
+            with self.reading(name):
+                part = self._part(name, columns)
+            yield part
+
+    def mean(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the means of t and v, float32 (D1,) and (D2,), v averaged over images; None if an earlier version of
+        mindseye wrote this set, or it was not imagined here.
+
+        Raises:
+            DamagedError: the manifest's is not a vector of these dimensions.
+        """
+        return self.halves_of_mean(self.manifest.mean)
 
     def _part(self, name: str, columns: Sequence[str] | None) -> pa.Table:
         table = self.folder.read_table(name, columns)

@@ -26,7 +26,7 @@ from retrieval.query import QueryEncoder
 
 COMMANDS = (
     *("demo", "dataset", "index", "queries", "benchmark", "evaluate", "suite", "train", "import-aggregator"),
-    *("import-features", "search"),
+    *("import-features", "search", "train-composer"),
     *("plan", "submit", "status", "doctor"),
 )
 

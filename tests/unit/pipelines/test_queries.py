@@ -20,6 +20,7 @@ from pipelines.vocabulary import VocabularyEntry
 from retrieval.artifacts import QuerySet
 from retrieval.artifacts.queryset import text_vectors, vision_vectors
 from retrieval.models.devices import device_name
+from retrieval.query import pool
 
 VOCABULARY = [
     VocabularyEntry("red star", "name", "red star"),
@@ -75,6 +76,17 @@ def test_queries_hold_what_the_encoder_gives(queries: QuerySet, query_encoder: A
     assert sum(len(row["seeds"]) for row in rows) > 0
 
 
+def test_the_manifest_has_the_means_of_the_words(queries: QuerySet) -> None:
+    """One text has an aspect, so it alone is a word."""
+    table = queries.table()
+    [word] = np.flatnonzero([aspect is not None for aspect in table["aspect"].to_pylist()])
+    mean = queries.mean()
+    assert mean is not None
+    expected = text_vectors(table)[word], pool(*vision_vectors(table))[word]
+    for half, of_word in zip(mean, expected, strict=True):
+        np.testing.assert_allclose(half, of_word, atol=1e-7)
+
+
 def test_query_set_opens_and_records_how_it_was_made(queries: QuerySet, profile: Profile, query_encoder: Any) -> None:
     manifest = QuerySet.open(queries.uri).manifest
     assert (manifest.queries, manifest.images, manifest.seed, manifest.aspects) == (5, 3, 5, ["shape"])
@@ -113,6 +125,8 @@ def test_other_batches_give_the_same_seeds_and_vectors(queries: QuerySet, profil
     (vectors, mask), (others, other_mask) = vision_vectors(one), vision_vectors(other)
     np.testing.assert_array_equal(mask, other_mask)
     np.testing.assert_allclose(vectors, others, atol=1e-2)
+    means = [np.concatenate(each.mean() or ()) for each in (queries, again)]
+    np.testing.assert_allclose(*means, atol=1e-2)
 
 
 def test_vocabulary_and_profile_may_be_files(tmp_path: Path, profile_file: Path) -> None:

@@ -13,9 +13,10 @@ from errors import refused
 from PIL import Image
 from tiny_artifacts import Collection, write_index
 
-from retrieval.evidence import MAX_PIECES, Encoded, Evidence, Picture, Row, Text, shares, summed
+from retrieval.evidence import IMAGINED_AGAINST, MAX_PIECES, Encoded, Evidence, Picture, Row, Text, shares, summed
 from retrieval.finder import Answer, Finder
 from retrieval.fusion import fused_query
+from retrieval.lens import through
 from retrieval.models.generator import Generator
 from retrieval.query import QueryEncoder, pool
 
@@ -51,8 +52,9 @@ def plain(finder: Finder, collection: Collection, evidence: Sequence[Evidence], 
         else:
             towers = (finder.encoder.vlm, finder.encoder.vision)
             vectors = [tower.encode_images(tower.preprocess.pixels(piece.image)[None])[0] for tower in towers]
-        for total, vector in zip(sums, vectors, strict=True):
-            total += piece.weight * vector
+        heavier = IMAGINED_AGAINST if isinstance(piece, Text) and piece.weight < 0 else 1
+        for total, vector, factor in zip(sums, vectors, (1, heavier), strict=True):
+            total += factor * piece.weight * vector
     text, visual = (total / np.linalg.norm(total) for total in sums)
     return {
         name: (1 - weight) * float(text @ c.astype(float)) + weight * float(visual @ d.astype(float))
@@ -120,6 +122,18 @@ def test_what_is_against_lowers_and_never_raises_its_own_share() -> None:
     brought = shares(encoded, 0.5, np.array([[1, 0], [0, 1]], np.float16), np.array([[1, 0], [0, 1]], np.float16))
     assert brought[0, 0] > 0 == brought[0, 1]
     assert brought[1, 1] < 0 == brought[1, 0]
+
+
+def test_what_was_imagined_against_weighs_more_and_nothing_else_does() -> None:
+    """Nor do real images in the place of imagined ones, or what is wanted."""
+    eye, weights_E = np.eye(4, dtype=np.float32), np.array([1.0, -0.4, -0.4, -0.4])
+    encoded = Encoded(weights_E, eye, eye)
+    texts_E, nearest_E = np.array([True, True, True, False]), np.array([False, False, True, False])
+    counted = through(encoded, texts_E, nearest_E, None, None, None)
+    np.testing.assert_array_equal(counted.vlm_ED1, eye)
+    np.testing.assert_array_equal(counted.vision_ED2, np.diag([1, IMAGINED_AGAINST, 1, 1]))
+    wanted = encoded._replace(weights_E=np.abs(weights_E))
+    assert through(wanted, texts_E, nearest_E, None, None, None) is wanted
 
 
 def test_a_row_and_its_picture_find_themselves_first(finder: Finder, collection: Collection) -> None:

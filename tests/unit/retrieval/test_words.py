@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from aiohttp import web
 from assistant_server import Body, completion, given, serving
@@ -12,17 +13,20 @@ from errors import refused
 from PIL import Image
 from tiny_artifacts import Collection, write_words
 
-from retrieval.artifacts import Index, QuerySet
+from retrieval.aggregator import Aggregator
+from retrieval.artifacts import Index, QuerySet, TrainedComposer
 from retrieval.assistant.endpoint import Assistant
 from retrieval.bridge import Said, bridges, merging, recomposed
+from retrieval.composer import Composer
 from retrieval.evidence import Encoded, Picture, Row, Text, summed
 from retrieval.finder import Finder
 from retrieval.folder import Folder
 from retrieval.fusion import unit
+from retrieval.index.files import vector_text
 from retrieval.lens import lens
 from retrieval.means import Means, centred
 from retrieval.query import QueryEncoder
-from retrieval.words import Dictionary, Value, Word
+from retrieval.words import NEIGHBOURS, Dictionary, Value, Word, mean_of_words
 
 D = 16
 COLOURS, SHAPES = ("blue", "green", "red"), ("circle", "star")
@@ -196,6 +200,27 @@ def test_a_query_set_is_a_dictionary(finder: Finder) -> None:
     assert finder.dictionary.aspects == ["pattern", "shape", "colour"]
 
 
+def test_the_means_of_a_dictionary_are_those_of_its_manifest(words: QuerySet, tmp_path: Path) -> None:
+    """Each value weighs the same, however many texts say it; other texts do not count."""
+    rows = words.table().to_pylist()
+    rows[1] |= {"aspect": rows[0]["aspect"], "value": rows[0]["value"]}
+    rows[2] |= {"aspect": None, "value": None}
+    place = Folder(tmp_path)
+    for part, some in enumerate((rows[::2], rows[1::2])):
+        place.write_table(f"queries/{part}.parquet", pa.Table.from_pylist(some, schema=words.table().schema))
+    older = QuerySet(place, words.manifest)
+    before = Dictionary.of(older).means
+    mean_D = mean_of_words(older)
+    np.testing.assert_allclose(mean_D, np.concatenate(before), atol=1e-7)
+    written = QuerySet(place, words.manifest.model_copy(update={"mean": vector_text(mean_D + 1)}))
+    np.testing.assert_array_equal(np.concatenate(Dictionary.of(written).means), mean_D + 1)
+    trained = Dictionary.of(written, Aggregator(len(before.vision_D2), heads=1, layers=1).eval()).means
+    np.testing.assert_array_equal(trained.vlm_D1, mean_D[: len(trained.vlm_D1)] + 1)  # by that network v is another
+    assert np.abs(trained.vision_D2).max() < 1
+    with refused("damaged", "manifest.json"):
+        Dictionary.of(QuerySet(place, words.manifest.model_copy(update={"mean": "AAAA"})))
+
+
 def test_a_picture_with_a_text_is_answered_as_the_text_that_it_becomes(finder: Finder, collection: Collection) -> None:
     row = Row(collection.ids[0])
     answer = finder.find([Text("blue"), row], 5, images=1)
@@ -253,6 +278,30 @@ def test_the_mean_of_a_damaged_manifest_is_named(collection: Collection, tmp_pat
     manifest = collection.index.manifest.model_copy(update={"mean": "AAAA"})
     with refused("damaged", "manifest.json"):
         Index(Folder(tmp_path), manifest).mean()
+
+
+def test_a_composer_makes_one_query_of_a_row_and_a_text(
+    finder: Finder, query_encoder: QueryEncoder, collection: Collection, tmp_path: Path
+) -> None:
+    network = Composer(query_encoder.vlm.dim, query_encoder.vision.dim, layers=1)
+    made = TrainedComposer.save(tmp_path, network, collection.index.manifest.models, {})
+    composing = Finder(query_encoder, collection.index, composer=made)
+    row, against = Row(collection.ids[0]), Text("red", -0.4)
+    answer = composing.find([Text("blue"), row], 5, bridge="composer")
+    places = [collection.ids.index(found.id) for found in composing.find([row], NEIGHBOURS)]
+    c, d = unit(collection.vlm_ND1[0].astype(np.float32)), unit(collection.vision_ND2[0].astype(np.float32))
+    rows_ND = np.hstack([collection.vlm_ND1, collection.vision_ND2])
+    halves = network.eval().compose(c, d, rows_ND[places], list(query_encoder.text_vectors(["blue"])))
+    scores = 0.5 * (rows_ND.astype(np.float32) @ np.concatenate(halves))
+    assert [found.score for found in answer] == pytest.approx(sorted(scores.tolist(), reverse=True)[:5], abs=1e-3)
+    assert (answer.imagined, answer.visual, answer.degraded, answer.words) == ([], "given", None, None)
+    for found, brought in zip(answer, answer.shares, strict=True):
+        assert brought == pytest.approx([found.score / 2] * 2, abs=1e-5)
+    assert len(composing.find([against, Text("blue"), row], 3, images=1, bridge="composer").shares[0]) == 3
+    alone, plain = composing.find([row], 3, bridge="composer"), finder.find([row], 3, bridge="none")
+    assert [(found.id, found.score) for found in alone] == [(found.id, found.score) for found in plain]
+    with refused("no-composer", "bridge"):
+        finder.find([Text("blue"), row], bridge="composer")
 
 
 def test_pictures_may_be_searched_by_their_words(finder: Finder, collection: Collection) -> None:
