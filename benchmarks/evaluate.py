@@ -14,6 +14,7 @@ With ``--fused`` one system is ranked, in a third of the time.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import tempfile
@@ -216,9 +217,14 @@ def main() -> None:
 
 
 def compare(place: Folder, given: argparse.Namespace) -> None:
+    asked = {name: value for name, value in vars(given).items() if name != "folder"}
+    if place.exists("asked.json") and (before := json.loads(place.read_bytes("asked.json"))) != asked:
+        raise SystemExit(f"{place.uri} is of {before}, and this is {asked}: name another folder")
+    place.write_json("asked.json", asked)
     if not place.exists("gallery/manifest.json"):
         with session("local" if given.on_ray else "none"):
             write_gallery(place / "gallery", given.rows, given.labels, twins=given.on_ray)
+    if not place.exists("queries/manifest.json"):
         write_queries(place / "queries", given.queries, given.rows, given.labels, by_ids=given.by_ids)
     found = []
     ways: tuple[Way, Way] = (on_ray, in_one_process) if given.on_ray else (in_one_process, plain)

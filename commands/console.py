@@ -15,6 +15,8 @@ if not out.is_terminal:
     out = Console(highlight=False, markup=False, width=120)
 err = Console(stderr=True, highlight=False, markup=False)
 
+INTERRUPTED = 130
+"""Exit code of what Ctrl-C has ended."""
 Profile = Annotated[str, Parameter(help="A shipped profile (tiny, fast, paper) or a YAML file: models and resources.")]
 Cluster = Annotated[
     str | None,

@@ -13,7 +13,7 @@ from cyclopts.validators import Number
 from rich.progress import Progress
 from rich.table import Table
 
-from commands.console import Profile, err, out, quoted, say_made, say_next
+from commands.console import INTERRUPTED, Profile, err, out, quoted, say_made, say_next
 from retrieval.errors import UserError
 
 if TYPE_CHECKING:  # what a command computes with is loaded when it runs
@@ -26,8 +26,6 @@ if TYPE_CHECKING:  # what a command computes with is loaded when it runs
 
 SHOWN = 40
 """Findings of a kind that are printed."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 
 app = App(name="dataset", help="Public data sets: list, check, describe, and prepare for index and queries.")
 

@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 
-from commands.console import err, out
+from commands.console import INTERRUPTED, err, out
 from retrieval.errors import UserError
 
 T = TypeVar("T")
@@ -42,8 +42,6 @@ PLACES = frozenset(
 )
 """Parameters that name what the cluster itself must have."""
 SENT_BYTES = 50 * 2**20
-INTERRUPTED = 130
-"""Exit code of what Ctrl-C has ended."""
 
 
 def delimited(arguments: Sequence[str]) -> list[str]:

@@ -84,11 +84,9 @@ def class_sheets(gallery: Gallery, query_set: QuerySet, evaluation: Evaluation, 
 def _drawn(gallery: Gallery, query_set: QuerySet, changes: Sequence[Change], weight: float) -> bytes:
     if not changes:
         return b""
-    table = query_set.table()
-    places = {id: place for place, id in enumerate(table["id"].to_pylist())}
     titles = [
         f"{change.name}: AP {change.text:.3f} by text, {change.both:.3f} by both ({change.gain:+.3f})"
         for change in changes
     ]
-    queries = table.take([places[change.query] for change in changes])
+    queries = query_set.chosen([change.query for change in changes])
     return draw(sections_of(gallery, queries, titles, weight, k=_FOUND), quality=_QUALITY)

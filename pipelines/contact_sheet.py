@@ -77,8 +77,8 @@ def contact_sheet(
     Returns:
         PNG bytes.
     """
-    query_table = query_set.table()
-    queries = query_table.take(pa.array(_spread(query_table["kind"].to_pylist(), rows)))
+    kinds = query_set.table(["id", "kind"])
+    queries = query_set.chosen(kinds["id"].take(pa.array(_spread(kinds["kind"].to_pylist(), rows))).to_pylist())
     titles = [f"{query['text']}   [{query['kind']}]" for query in queries.select(["text", "kind"]).to_pylist()]
     return draw(sections_of(gallery, queries, titles, weight, aggregator=aggregator, k=k))
 

@@ -146,7 +146,10 @@ def _section(one: Measurement) -> str:
 
 def _seconds(one: Measurement) -> str:
     if one.spent is None:
-        return "The query set does not say what its images took: another version made it, or they were imported."
+        return (
+            "The query set does not say what its images took: an earlier version made it, they were imported, or its"
+            " job was killed when all of them were there."
+        )
     each = ", ".join(f"{step} {seconds / one.spent.queries:.3f} s" for step, seconds in one.spent.seconds.items())
     return (
         f"A query with {one.images} images took, on {one.spent.device}: {each}; mean of {one.spent.queries:,} queries."

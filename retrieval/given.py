@@ -26,13 +26,19 @@ def csv_rows(text: str) -> Rows:
     """Return the rows of a text that is CSV.
 
     Raises:
-        ValueError: a cell is longer than Python's reader takes (131,072 characters), or otherwise none; with the line.
+        ValueError: a cell is longer than Python's reader takes (131,072 characters), a row has more of them than there
+            are columns, as a text with a comma and without quotes makes it, or it is otherwise none; with the line.
     """
     reader = csv.DictReader(StringIO(text, newline=""))
     try:
         columns = list(reader.fieldnames or ())
         rows, lines = [], []
         for row in reader:
+            if any(row.pop(None, ())):
+                raise ValueError(
+                    f"line {reader.line_num} has more cells than the first line has columns; put quotes around a text"
+                    " that has a comma in it"
+                )
             rows.append(row)
             lines.append(reader.line_num)
     except csv.Error as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from retrieval.artifacts.artifact import Artifact
 from retrieval.artifacts.columns import matrix, whole
@@ -75,6 +76,16 @@ class QuerySet(Artifact[QuerySetManifest]):
             with self.reading(name):
                 part = self._part(name, columns)
             yield part
+
+    def chosen(self, ids: Sequence[str]) -> pa.Table:
+        """Return some queries with all columns, in the order given; of the others, a part at a time is held.
+
+        Raises:
+            DamagedError: a part is not Parquet; the field is the file.
+        """
+        wanted = pa.array(ids, pa.string())
+        found = pa.concat_tables([part.filter(pc.is_in(part["id"], wanted)) for part in self.parts()])
+        return found.take(pc.index_in(wanted, found["id"].combine_chunks()))
 
     def mean(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the means of t and v, float32 (D1,) and (D2,), v averaged over images; None if an earlier version of

@@ -61,7 +61,7 @@ class Making:
 
     def lacking(self, count: int) -> dict[str, int]:
         """Return how many of ``count`` descriptions each class lacks now, by key; of those that lack some."""
-        lacks = {key: count - sum(map(_is_used, self.rows.get(key, ()))) for key in self.names}
+        lacks = {key: count - sum(each.is_used for each in self.rows.get(key, ())) for key in self.names}
         return {key: number for key, number in lacks.items() if number > 0}
 
     @property
@@ -101,7 +101,7 @@ class Making:
     @cached_property
     def _of_words(self) -> dict[str, str]:
         """A class that is described by some words."""
-        return {spelled(each.text): key for key, rows in self.rows.items() for each in rows if _is_used(each)}
+        return {spelled(each.text): key for key, rows in self.rows.items() for each in rows if each.is_used}
 
 
 async def make(
@@ -154,7 +154,3 @@ async def make(
             each.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
         await describer.close()
-
-
-def _is_used(description: Description) -> bool:
-    return bool(description.text) and description.status != "rejected"

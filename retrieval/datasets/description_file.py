@@ -16,7 +16,7 @@ from typing import Final, Literal, NamedTuple, get_args
 
 from retrieval.errors import UserError
 from retrieval.folder import given_text
-from retrieval.given import csv_rows
+from retrieval.given import Rows, csv_rows
 
 Status = Literal["made", "reviewed", "rejected"]
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
@@ -40,6 +40,11 @@ class Description(NamedTuple):
     prompt: str = ""
     """The version of the prompt that it was made with."""
 
+    @property
+    def is_used(self) -> bool:
+        """Whether it is a query."""
+        return bool(self.text) and self.status != "rejected"
+
 
 def read_csv(file: str | Path) -> list[Description]:
     """Read a file of descriptions: CSV with at least the columns ``class`` and ``description``.
@@ -53,16 +58,20 @@ def read_csv(file: str | Path) -> list[Description]:
         UserError: it is missing, not text, not CSV or has a line cut short (``malformed``), lacks a column
             (``wrong-columns``), or has a status that is none (``unknown``). The field is ``descriptions``.
     """
-    text = given_text(file, "are no descriptions", field="descriptions")
-    try:
-        columns, rows, lines = csv_rows(text)
-    except ValueError as error:
-        raise UserError(f"{file} is not CSV: {error}", code="malformed", field="descriptions") from error
+    columns, rows, lines = _read(file)
     if not {"class", "description"} <= set(columns):
         shown = ", ".join(columns) or "nothing"
         message = f"{file} needs the columns class and description; it has {shown}"
         raise UserError(message, code="wrong-columns", field="descriptions")
     return [_description(row, f"{file}, line {line}") for row, line in zip(rows, lines, strict=True)]
+
+
+def _read(file: str | Path) -> Rows:
+    text = given_text(file, "are no descriptions", field="descriptions")
+    try:
+        return csv_rows(text)
+    except ValueError as error:
+        raise UserError(f"{file} is not CSV: {error}", code="malformed", field="descriptions") from error
 
 
 def _description(row: dict[str, str | None], where: str) -> Description:
@@ -86,8 +95,8 @@ def adding(file: Path) -> Iterator[Callable[[Sequence[Description]], None]]:
         file: it is made if it is not there.
 
     Raises:
-        UserError: something else adds to it (``in-use``), or it lacks a column (``wrong-columns``). The field is
-            ``descriptions``.
+        UserError: something else adds to it (``in-use``), it lacks a column (``wrong-columns``), or is not UTF-8 or
+            CSV; the same of the function, where somebody has edited it so meanwhile. The field is ``descriptions``.
     """
     with file.open("ab") as held:
         try:
@@ -95,22 +104,28 @@ def adding(file: Path) -> Iterator[Callable[[Sequence[Description]], None]]:
         except BlockingIOError as error:
             message = f"something else adds descriptions to {file}; wait until it has ended"
             raise UserError(message, code="in-use", field="descriptions") from error
-        if not file.stat().st_size:
-            held.write(_csv(COLUMNS, []))
-            held.flush()
-        columns = csv_rows(file.read_text(encoding="utf-8-sig")).columns
-        if missing := [column for column in COLUMNS if column not in columns]:
-            message = f"{file} lacks the columns {', '.join(missing)}: add them to its first line, or name another file"
-            raise UserError(message, code="wrong-columns", field="descriptions")
+        _columns(file)
 
         def add(descriptions: Sequence[Description]) -> None:
-            # Opened by its name each time: an editor that saves puts another file in the place of this one.
+            # By its name each time: whoever edits it meanwhile saves another file there, maybe with other columns.
+            columns = _columns(file)
             with file.open("ab+") as end:
                 end.seek(max(0, end.tell() - 1))
                 start = b"" if end.read(1) in (b"", b"\n") else b"\n"
                 end.write(start + _csv(columns, descriptions))
 
         yield add
+
+
+def _columns(file: Path) -> list[str]:
+    """Return what columns a file has; one that is empty, or is not there, is given those of ``COLUMNS``."""
+    if not file.exists() or not file.stat().st_size:
+        file.write_bytes(_csv(COLUMNS, []))
+    columns = _read(file).columns
+    if missing := [column for column in COLUMNS if column not in columns]:
+        message = f"{file} lacks the columns {', '.join(missing)}: add them to its first line, or name another file"
+        raise UserError(message, code="wrong-columns", field="descriptions")
+    return columns
 
 
 def _csv(columns: Sequence[str], descriptions: Sequence[Description]) -> bytes:

@@ -36,11 +36,11 @@ def read_descriptions(file: str | Path, classes: Vocabulary) -> tuple[dict[str, 
         key = classes.match(each.label).key
         if key is None:
             findings.append(Finding("description-extra", each.label, "is no class of the data set"))
-        elif each.text in [other.text for other in given[key]] and each.text:
+        elif each.is_used and each.text in [other.text for other in given[key] if other.is_used]:
             findings.append(Finding("description-extra", each.label, "has the same description twice"))
         else:
             given[key].append(each)
-    used = {key: [each for each in given[key] if each.text and each.status != "rejected"] for key in classes.names}
+    used = {key: [each for each in given[key] if each.is_used] for key in classes.names}
     of_words: defaultdict[str, list[str]] = defaultdict(list)
     for key, name in classes.names.items():
         if not used[key]:

@@ -15,8 +15,8 @@ _REFUSAL = re.compile(
 
 def fault_of(text: str, name: str) -> str | None:
     """Return in words why a text cannot be the description of a class; None if nothing is seen to be wrong."""
-    if not text:
-        return "is empty"
+    if not spelled(text):
+        return "has no words" if text else "is empty"
     if _REFUSAL.match(text.casefold()):
         return "is a refusal"
     if names(text, name):

@@ -51,6 +51,8 @@ def test_a_query_set_comes_back_whole_and_in_the_order_of_ids(tmp_path: Path) ->
         opened.table().combine_chunks().equals(pa.concat_tables([queries(0), queries(1, 2, first=5)]).combine_chunks())
     )
     assert opened.table(["id", "text"]).column_names == ["id", "text"]
+    chosen = opened.chosen(["q06", "q00"])
+    assert chosen.to_pylist() == [*queries(2, first=6).to_pylist(), *queries(0).to_pylist()]
     np.testing.assert_array_equal(text_vectors(opened.table()), [[0, 0.5], [5, 0.5], [6, 0.5]])
 
 

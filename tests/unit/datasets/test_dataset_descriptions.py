@@ -91,6 +91,7 @@ def test_descriptions_are_kept_with_what_made_them(tmp_path: Path) -> None:
         ([" \n"], "", "is empty"),
         (['"'], "", "is empty"),
         (None, "", "is empty"),
+        (["…"], "…", "has no words"),
         (["x" * 301], "x" * 301, "has 301 characters, and 300 are the most"),
         ("I'm sorry, but I cannot help with that.", "I'm sorry, but I cannot help with that.", "is a refusal"),
         ('{"descriptions": ["cut off', "", "the assistant's answer is not what was asked for"),
@@ -210,6 +211,30 @@ def test_a_line_that_was_cut_short_is_named(tmp_path: Path) -> None:
     assert "line 3 has fewer cells" in str(error.value)
 
 
+def test_a_text_with_a_comma_and_without_quotes_is_not_cut(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("class,description\nred_star,five points, like a badge\ndot,a disc,\n")
+    with refused("malformed", "descriptions") as error:
+        read_csv(tmp_path / "d.csv")
+    assert "line 2 has more cells" in str(error.value)
+
+
+def test_what_is_added_fits_a_file_that_was_edited_or_deleted_meanwhile(tmp_path: Path) -> None:
+    file = tmp_path / "d.csv"
+    made = [Description("dot", "a disc", "made", "", "dot", "model", "1")]
+    with adding(file) as add:
+        file.unlink()
+        add(made)
+        assert read_csv(file) == made
+        file.write_text("notes,prompt,model,name,problem,status,description,class\n")
+        add(made)
+        assert read_csv(file) == made
+        edited = "class;description\nred_star;émail\n".encode("cp1252")
+        file.write_bytes(edited)
+        with refused("not-utf-8", "descriptions"):
+            add(made)
+    assert file.read_bytes() == edited
+
+
 # Read as queries
 
 
@@ -236,6 +261,8 @@ def test_what_is_rejected_is_not_used_and_what_is_not_reviewed_is_said(
         ("red star, five points", "name+description"),
         ("red star, a badge", "name+description"),
     ]
+    file.write_text("class,description,status\ndot,a disc,rejected\ndot,a disc,reviewed\n")
+    assert read_descriptions(file, CLASSES)[0] == {"dot": ["a disc"]}
     file.write_text("class,description,status\ndot,a disc,done\n")
     with refused("unknown", "descriptions") as error:
         read_descriptions(file, CLASSES)

@@ -113,6 +113,7 @@ def test_unfit_lists_of_rows_are_refused_by_file_and_row(
         ("a.txt", "café".encode("latin-1"), "not-utf-8", "a.txt"),
         ("a.parquet", b"name\nstar\n", "damaged", "a.parquet"),
         ("a.csv", b"name\nstar\n" + b"x" * 140_000, "damaged", "a.csv is not CSV: line 3"),
+        ("a.csv", b"text\na star\na disc, like a coin\n", "damaged", "a.csv is not CSV: line 3 has more cells"),
         ("a.jsonl", b'{"name": "x"}\n' + b"[" * 100_000, "damaged", "line 2 is not JSON: it is nested"),
     ],
 )
