@@ -49,10 +49,10 @@ def open_finder(
         words: a query set that is the dictionary; by default the one that the folder has in it, if any.
         assistant: of ``load_assistant``, for searches that ask it; none by default, whatever the profile says, so that
             nothing is sent anywhere without the caller's word.
-        composer: a trained composer, for searches with ``bridge="composer"``.
+        composer: a trained composer, for searches with ``bridge="composer"``; by default the profile's.
 
     Raises:
-        UserError: a model, the index or the aggregator is not there, or other models made the index or the aggregator.
+        UserError: a model, the index, the aggregator or the composer is not there, or is of other models.
     """
     from retrieval.finder import Finder
 
@@ -60,7 +60,7 @@ def open_finder(
     index = target if isinstance(target, Index) else open_index(target)
     dictionary = QuerySet.open(words) if words else None if isinstance(target, Index) else find_words(target)
     trained = load_aggregator(settings, aggregator)
-    composing = TrainedComposer.open(composer) if composer else None
+    composing = load_composer(settings, composer)
     return Finder(load_query_encoder(settings), index, trained, dictionary, assistant=assistant, composer=composing)
 
 
@@ -146,6 +146,12 @@ def load_aggregator(profile: Profile, uri: str | Path | None = None) -> TrainedA
     """Open the aggregator at ``uri``, by default the profile's; None if neither names one."""
     uri = uri or profile.models.aggregator
     return TrainedAggregator.open(uri) if uri else None
+
+
+def load_composer(profile: Profile, uri: str | Path | None = None) -> TrainedComposer | None:
+    """Open the composer at ``uri``, by default the profile's; None if neither names one."""
+    uri = uri or profile.models.composer
+    return TrainedComposer.open(uri) if uri else None
 
 
 def load_assistant(profile: Profile, *, told: Callable[[Call], None] | None = None) -> Assistant | None:

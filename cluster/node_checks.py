@@ -203,14 +203,16 @@ def _models(profile: Profile) -> Iterator[Check]:
         except UserError as error:
             remedy = f"put the model there, let the node reach the hub, or correct models.{role} in the profile"
             yield Check(role, False, f"{uri}: {error}", remedy)
-    if models.aggregator:
-        remedy = "put it where every node has it, or correct models.aggregator in the profile"
+    for what, place in (("aggregator", models.aggregator), ("composer", models.composer)):
+        if not place:
+            continue
+        remedy = f"put it where every node has it, or correct models.{what} in the profile"
         try:
-            there = Folder(models.aggregator).exists("manifest.json")
+            there = Folder(place).exists("manifest.json")
         except (OSError, UserError) as error:
-            yield Check("aggregator", False, f"{models.aggregator}: {first_line(error)}", remedy)
+            yield Check(what, False, f"{place}: {first_line(error)}", remedy)
         else:
-            yield Check("aggregator", there, f"{models.aggregator}{'' if there else ' is not there'}", remedy)
+            yield Check(what, there, f"{place}{'' if there else ' is not there'}", remedy)
 
 
 def _reach(probe: Probe) -> Iterator[Check]:

@@ -75,6 +75,8 @@ class Models(Settings):
     imagined ones."""
     aggregator: str | None = None
     """Folder or URI of an aggregator that was trained with these models; without one, images are averaged."""
+    composer: str | None = None
+    """Folder or URI of a composer that was trained with these models, for searches that ask for it."""
     assistant: AssistantSettings | None = None
     """A chat model that rewords, asks back and judges what was found, for searches that ask for it; none by default."""
     describer: str | None = None
@@ -430,6 +432,7 @@ def _paths(profile: Profile) -> dict[str, Any]:
         "models.vision": models.vision,
         "models.generator.uri": models.generator and models.generator.uri,
         "models.aggregator": models.aggregator,
+        "models.composer": models.composer,
         "models.describer": models.describer,
         "serve.indexes": serve.indexes,
         "serve.keys_file": serve.keys_file,
@@ -469,8 +472,8 @@ def _with_absolute_paths(profile: Profile, base: Path) -> Profile:
     local: dict[str, Any] = {"vlm": _absolute(models.vlm, base), "vision": _absolute(models.vision, base)}
     if generator:
         local["generator"] = generator.model_copy(update={"uri": _absolute_folder(generator.uri, base)})
-    if models.aggregator and "://" not in models.aggregator:
-        local["aggregator"] = str(base / models.aggregator)
+    trained = {"aggregator": models.aggregator, "composer": models.composer}
+    local |= {name: str(base / uri) for name, uri in trained.items() if uri and "://" not in uri}
     if models.describer:
         local["describer"] = _absolute(models.describer, base)
     update: dict[str, Any] = {"models": models.model_copy(update=local)}

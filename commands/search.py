@@ -96,7 +96,7 @@ def search(
         the profile's assistant puts them into one text, if there is one. The composer makes one vector of pictures and
         texts instead, without imagining.
     composer
-        A trained composer, of mindseye train-composer.
+        A trained composer, of mindseye train-composer; by default the profile's.
     words
         A query set of words with aspects, the dictionary; by default the one in target, if it has one.
     sheet

@@ -82,6 +82,47 @@ def bridges(bridge: Bridge, aspects: Sequence[str] | None, *, pictures: bool, te
     return pictures and bool(aspects) and (bridge == "words" or (bridge == "auto" and texts))
 
 
+def composes(bridge: str, *, composer: bool, pictures: bool, texts: bool) -> bool:
+    """Return whether pictures and texts of a query are to be composed (``retrieval.composer``).
+
+    Args:
+        bridge: only ``composer`` composes.
+        composer: whether there is one.
+        pictures: whether a picture or a row is wanted.
+        texts: whether a text is wanted.
+
+    Raises:
+        UserError: it asks for a composer, and there is none (code ``no-composer``, field ``bridge``).
+    """
+    if bridge != "composer":
+        return False
+    if not composer:
+        raise UserError(
+            "composing needs a composer, and there is none: train one on a labelled gallery and a dictionary, and name"
+            " it, in a profile as models.composer",
+            code="no-composer",
+            field="bridge",
+        )
+    return pictures and texts
+
+
+def composing(weights: Sequence[float]) -> tuple[list[int], NDArray[np.float64]]:
+    """Return what composing makes of evidence: one piece in place of all that is wanted; the others remain.
+
+    Args:
+        weights: of the given pieces.
+
+    Returns:
+        As of ``merging``: all that is wanted shares by weight.
+    """
+    weights_G = np.array(weights, np.float64)
+    kept = np.flatnonzero(weights_G < 0).tolist()
+    brings_EG = np.zeros((1 + len(kept), len(weights_G)))
+    brings_EG[0] = weights_G.clip(min=0) / weights_G.clip(min=0).sum()
+    brings_EG[np.arange(1, 1 + len(kept)), kept] = 1.0
+    return kept, brings_EG
+
+
 def read(dictionary: Dictionary, joint_ND: NDArray[np.float16], means: Means | None, texts: Sequence[Said]) -> Reading:
     """Return what pictures are in words, with the changes that texts make.
 

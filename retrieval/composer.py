@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retrieval.errors import DamagedError, UserError
+from retrieval.evidence import Encoded, summed
 from retrieval.fusion import DEFAULT_WEIGHT
 from retrieval.means import Means
 
@@ -136,6 +137,17 @@ class Composer(nn.Module):
                 torch.ones((1, len(types)), dtype=torch.bool),
             ).numpy()
         return joint_D[: self.vlm_dim], joint_D[self.vlm_dim :]
+
+    def compose_encoded(
+        self, pictures: Encoded, near_ND: NDArray[np.float16], texts: Sequence[NDArray[np.float32]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """As ``compose``, of pictures by their weights.
+
+        Raises:
+            UserError: they cancel each other out (code ``no-direction``, field ``evidence``).
+        """
+        vlm_D1 = summed(pictures.weights_E, pictures.vlm_ED1)
+        return self.compose(vlm_D1, summed(pictures.weights_E, pictures.vision_ED2), near_ND, texts)
 
     def to_bytes(self) -> bytes:
         """Return all tensors as safetensors."""

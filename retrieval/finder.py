@@ -13,9 +13,20 @@ from PIL import Image
 
 from retrieval.artifacts import Index, QuerySet, TrainedAggregator, TrainedComposer
 from retrieval.artifacts.compatibility import check_made_by, check_same_models
-from retrieval.bridge import Bridge, Reading, Said, bridges, given_shares, merging, read, refinements
+from retrieval.bridge import (
+    Bridge,
+    Reading,
+    Said,
+    bridges,
+    composes,
+    composing,
+    given_shares,
+    merging,
+    read,
+    refinements,
+)
 from retrieval.errors import UserError
-from retrieval.evidence import Composed, Encoded, Evidence, Picture, Row, Text, check_evidence, compiled, halves, summed
+from retrieval.evidence import Composed, Encoded, Evidence, Picture, Row, Text, check_evidence, compiled, halves
 from retrieval.fusion import DEFAULT_WEIGHT, check_weight, fused_query
 from retrieval.index.hits import Hits, checked_k, merge_topk
 from retrieval.lens import lens, through
@@ -325,9 +336,10 @@ class Finder:
         texts = [piece for piece in given if isinstance(piece, Text)]
         pictures = [piece for piece in given if not isinstance(piece, Text) and piece.weight > 0]
         aspects = self.dictionary.aspects if self.dictionary else None
-        if bridge == "composer":
-            composed = self._composed(given, pictures, seed)
-            return (composed[0], None, composed[1], None) if composed else (given, None, None, None)
+        wanted = any(text.weight > 0 for text in texts)
+        if composes(bridge, composer=self.composer is not None, pictures=bool(pictures), texts=wanted):
+            kept_and_made, brings_EG = self._composed(given, pictures, seed)
+            return kept_and_made, None, brings_EG, None
         if not bridges(bridge, aspects, pictures=bool(pictures), texts=bool(texts)) or not self.dictionary:
             return given, None, None, None
         _, near_ND = self._nearest_to(pictures, seed)
@@ -348,30 +360,15 @@ class Finder:
 
     def _composed(
         self, given: Sequence[Evidence], pictures: Sequence[Evidence], seed: int
-    ) -> tuple[list[Evidence], NDArray[np.float64]] | None:
-        """Make one piece of all that is wanted, if there are pictures and texts in it; the others remain.
-
-        Raises:
-            UserError: there is no composer (code ``no-composer``, field ``bridge``).
-        """
-        if self.composer is None:
-            raise UserError(
-                "composing needs a composer, and none was given: train one on a labelled gallery and a dictionary",
-                code="no-composer",
-                field="bridge",
-            )
+    ) -> tuple[list[Evidence], NDArray[np.float64]]:
+        """Make one piece of all that is wanted; the others remain."""
+        assert self.composer
         texts = [piece.text for piece in given if isinstance(piece, Text) and piece.weight > 0]
-        if not (pictures and texts):
-            return None
         encoded, near_ND = self._nearest_to(pictures, seed)
-        halves_of = summed(encoded.weights_E, encoded.vlm_ED1), summed(encoded.weights_E, encoded.vision_ED2)
-        made = self.composer.compose(*halves_of, near_ND, list(self.encoder.text_vectors(texts)))
-        weights_G = np.array([piece.weight for piece in given], np.float64)
-        kept = np.flatnonzero(weights_G < 0).tolist()
-        brings_EG = np.zeros((1 + len(kept), len(given)))
-        brings_EG[0] = weights_G.clip(min=0) / weights_G.clip(min=0).sum()
-        brings_EG[np.arange(1, 1 + len(kept)), kept] = 1.0
-        return [Composed(*made, weight=float(weights_G.max())), *(given[n] for n in kept)], brings_EG
+        made = self.composer.compose_encoded(encoded, near_ND, list(self.encoder.text_vectors(texts)))
+        weights = [piece.weight for piece in given]
+        kept, brings_EG = composing(weights)
+        return [Composed(*made, weight=max(weights)), *(given[n] for n in kept)], brings_EG
 
     def _nearest_to(self, pictures: Sequence[Evidence], seed: int) -> tuple[Encoded, NDArray[np.float16]]:
         """The vectors of pictures and rows, and the rows [c ; d] of the index that are nearest to all of them."""

@@ -39,8 +39,8 @@ def answer(
         visual=None if ranking.weight == 0 else asked.visual,
         k=request.k,
         results=[_result(row) for row in _as_given(asked, ranking.rows)],
-        words=[word.value for word in asked.read[0].words] if asked.read else [],
-        recomposed=asked.read[0].text if asked.read else None,
+        words=[word.value for word in asked.read.words] if asked.read else [],
+        recomposed=asked.read.text if asked.read else None,
         refinements=ranking.refinements,
         reranked=ranking.reranked,
         imagined=list(images),
@@ -88,9 +88,9 @@ def _count(stage: Stage, shortfalls: Sequence[Shortfall], memory: MemoryUse, tim
 
 def _as_given(asked: Asked, rows: Sequence[Row]) -> list[Row]:
     """Rows with the shares of what was given, whatever it was read as."""
-    if not asked.read or asked.read[1].shape[1] == 1:
+    brings_EG = asked.brings_EG
+    if brings_EG is None or brings_EG.shape[1] == 1:
         return list(rows)
-    _, brings_EG = asked.read
     # A ranking by one piece has no shares; by ranks of imagined images there are none to tell.
     alone = len(asked.evidence) == 1 and not (asked.request.fuse == "rrf" and asked.visual == "imagined")
     shares = given_shares([[row.score] if alone else row.shares for row in rows], brings_EG)

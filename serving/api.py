@@ -241,6 +241,7 @@ def make_api(
             shards=served.shards,
             models={role: _last_part(uri) for role, uri in served.models.items()},
             aggregator=aggregator and _last_part(aggregator),
+            composer=served.composer and _last_part(served.composer),
             weight=served.weight,
             images=search.defaults.images,
             assistant=search.assistant.depth if search.assistant else 0,

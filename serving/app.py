@@ -13,7 +13,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
-from cluster.loading import find_words, index_folder, load_aggregator, prompt_templates
+from cluster.loading import find_words, index_folder, load_aggregator, load_composer, prompt_templates
 from cluster.profile import Profile, Replicas, ServeSettings, load_profile
 from cluster.room import Demand, check_room
 from cluster.session import node_count
@@ -115,6 +115,7 @@ def plan(args: ServeArgs) -> Service:
     count = shard_deployments(Index.open(index), profile.serve)
     fingerprint = None
     aggregator = load_aggregator(profile, args.aggregator)
+    composer = load_composer(profile)
     learned, words = aggregator.uri if aggregator else None, find_words(args.target)
     if args.warm:
         _check_outlives(store)
@@ -138,7 +139,13 @@ def plan(args: ServeArgs) -> Service:
         ]
     encoders = {"vlm": vlm, "vision": vision}
     ranker = _scaled(Ranker, settings.ranker, settings, target=CALLS_A_REPLICA).bind(
-        profile, pointer, learned, encoders, shards, words.uri if words else None
+        profile,
+        pointer,
+        learned,
+        encoders,
+        shards,
+        words.uri if words else None,
+        composer.uri if composer else None,
     )
     defaults = Defaults(profile.queries.images, fingerprint)
     return Service(profile, Parts(vlm, vision, generator, ranker), store, defaults, learned, count, index)

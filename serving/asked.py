@@ -95,19 +95,21 @@ class AskedPicture:
 class Asked:
     """A search under way: the request with the defaults filled in, and what is known of how it went so far.
 
-    ``evidence`` is all of it in its order, the query first.
+    ``evidence`` is all of it in its order, the query first; a ``Piece`` is what a composer has made.
     """
 
     request: SearchRequest
     request_id: str
-    evidence: list[AskedText | AskedPicture | RowPiece]
+    evidence: list[AskedText | AskedPicture | RowPiece | Piece]
     weight: float
     images: int
     deadline: Deadline
     version: str | None = None
-    read: tuple[Reading, np.ndarray] | None = None
-    """What pictures were read as, and the share of each given piece in each piece of ``evidence``, which is what the
-    search is made of since."""
+    read: Reading | None = None
+    """What pictures were read as."""
+    brings_EG: np.ndarray | None = None
+    """The share of each given piece in each piece of ``evidence``, if pictures were read or composed, and the search is
+    made of what came of it since."""
     caller: str = ""
     """Who asks, for ``admission.Admission``."""
     shortfalls: list[Shortfall] = field(default_factory=list)
@@ -143,7 +145,7 @@ class Asked:
 
     def pieces(self, *, visual: bool) -> list[Piece | RowPiece]:
         """The evidence as the ranker takes it, its texts with or without their images."""
-        return [one if isinstance(one, RowPiece) else one.piece(visual=visual) for one in self.evidence]
+        return [one if isinstance(one, RowPiece | Piece) else one.piece(visual=visual) for one in self.evidence]
 
     @property
     def visual(self) -> Visual | None:
@@ -175,7 +177,7 @@ def no_images_to_drop() -> UserError:
     return UserError("drop names images of the query, and there is none", code="no-such-image", field="drop")
 
 
-def asked_evidence(request: SearchRequest) -> list[AskedText | AskedPicture | RowPiece]:
+def asked_evidence(request: SearchRequest) -> list[AskedText | AskedPicture | RowPiece | Piece]:
     """Return the evidence of a request, its query first.
 
     Raises:

@@ -111,9 +111,10 @@ class SearchRequest(BaseModel):
     ignore: list[str] = Field(
         default_factory=list, max_length=MAX_PIECES, description="Aspects of the dictionary that do not count."
     )
-    bridge: Literal["auto", "none", "words"] = Field(
+    bridge: Literal["auto", "none", "words", "composer"] = Field(
         "auto",
-        description="Whether pictures are read into words: together with texts (auto), always (words) or never (none).",
+        description="Whether pictures are read into words: together with texts (auto), always (words) or never (none)."
+        " With composer a trained network makes one query of pictures and texts instead.",
     )
     drop: list[int] = Field(
         default_factory=list,
@@ -241,6 +242,7 @@ class Info(BaseModel):
     shards: int
     models: dict[str, str]
     aggregator: str | None
+    composer: str | None = Field(default=None, description="Of the bridge of that name; null without one.")
     weight: float
     images: int
     assistant: int = Field(default=0, description="How many results an assistant may be shown; 0 without one.")

@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.profile import ServeSettings
 from retrieval.assistant.endpoint import Assistant
+from retrieval.assistant.material import Wanted
 from retrieval.assistant.rerank import check_can_judge
 from retrieval.errors import UserError
 from retrieval.lens import check_lens
@@ -114,6 +115,7 @@ class Search:
         learn = self._imaginer.learn
         served: Served = await _start("the ranker", ranker.served)
         self._weight, self._reading.aspects = served.weight, served.aspects
+        self._reading.has_composer = served.composer is not None
         encoded: EncodedText = await _start("the text encoder", vlm.encode_text, PROBE)
         near: Ranking = await _start(
             "the ranker", ranker.rank, [Piece(1.0, encoded.vlm_D1, None)], 0.0, EXAMPLES_FROM, None, START_SECONDS
@@ -253,10 +255,11 @@ class Search:
             caller=caller,
         )
         is_read = self._reading.due(asked)  # so that what cannot be is refused at once
-        if request.drop and request.query is None and not is_read:
+        is_composed = self._reading.composes(asked)
+        if request.drop and (is_composed or (request.query is None and not is_read)):
             raise no_images_to_drop()
         if asks_back or request.rerank in ("judge", "list"):
-            check_can_judge(self.assistant, None if is_read else asked.in_words)
+            check_can_judge(self.assistant, None if is_read else Wanted() if is_composed else asked.in_words)
         return asked
 
 

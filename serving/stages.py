@@ -52,6 +52,8 @@ class Stages:
         """
         if self._reading.due(asked):
             await self._reading.read(asked)
+        elif self._reading.composes(asked):
+            await self._reading.compose(asked)
         texts = asked.texts
         if asked.weight == 0:
             await self._encoding.encode(asked)

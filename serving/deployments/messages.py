@@ -80,7 +80,7 @@ class Piece:
         vision: vectors of a text's K imagined images, float32 (K, D2), which are pooled to ν; or ν itself, (D2,); None
             for a text that has none.
         nearest: the nearest real images of the index are to stand in for those that it has not.
-        text: whether it is a text; what a picture is has the means of pictures.
+        text: whether it is a text; what a picture is, or was composed of one, has the means of pictures.
     """
 
     weight: float
@@ -204,3 +204,5 @@ class Served:
     weight: float
     aspects: list[str] | None = None
     """Of the dictionary; None without one."""
+    composer: str | None = None
+    """URI of the composer; None without one."""

@@ -19,7 +19,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.profile import Profile
-from retrieval.artifacts import Index, QuerySet, Role, TrainedAggregator
+from retrieval.artifacts import Index, QuerySet, Role, TrainedAggregator, TrainedComposer
 from retrieval.artifacts.compatibility import check_made_by, check_same_models
 from retrieval.bridge import Reading, Said, read, refinements
 from retrieval.errors import DamagedError, UserError
@@ -95,6 +95,7 @@ class Ranker:
         encoders: dict[Role, DeploymentHandle],
         shards: Sequence[DeploymentHandle] | None,
         words: str | None = None,
+        composer: str | None = None,
     ) -> None:
         """Without deployments of ``shards``, each replica opens them itself; ``words`` is a dictionary's query set."""
         from retrieval.query import pool  # by replicas alone: see encoders.py
@@ -118,6 +119,11 @@ class Ranker:
             queries = QuerySet.open(words)
             check_same_models(queries, self._current, ["vlm", "vision"])
             self._dictionary = Dictionary.of(queries, self._network)
+        self._composer, self._composer_uri = None, composer
+        if composer:
+            composing = TrainedComposer.open(composer)
+            check_same_models(self._current, composing, ("vlm", "vision"))
+            self._composer = composing.network()
         for role, encoder in encoders.items():
             model: Model = await call(f"the {role} model", encoder.model, seconds=START_SECONDS)
             check_made_by(self._current, role, model.record.uri, model.record.fingerprint)
@@ -344,13 +350,47 @@ class Ranker:
             UserError: a row is not in the index, or pictures cancel out.
         """
         assert self._dictionary
+        near_ND, index = await self._near(pictures, version, Deadline(seconds))
+        return read(self._dictionary, near_ND, _means(index), texts), index.uri
+
+    async def compose(
+        self,
+        pictures: Sequence[Piece | RowPiece],
+        texts: Sequence[np.ndarray],
+        weight: float,
+        version: str | None,
+        seconds: float,
+    ) -> tuple[Piece, str]:
+        """Return what pictures and rows that are wanted become by texts, as a piece of this weight; and by which
+        version of the index.
+
+        Args:
+            texts: their vectors t, float32 (D1,).
+
+        Raises:
+            Unavailable, UserError: as of ``read``.
+        """
+        assert self._composer
         deadline = Deadline(seconds)
-        near = await self.rank(pictures, DEFAULT_WEIGHT, self._neighbours, version, seconds)
+        near_ND, index = await self._near(pictures, version, deadline)
+        question = Question(pictures, DEFAULT_WEIGHT, 1, index.uri, deadline.left)
+        [rows] = await self._rows([question], index, deadline)
+        if isinstance(rows, Exception):
+            raise rows
+        encoded, _ = self._encoded(question, rows, index)
+        made = await asyncio.to_thread(self._composer.compose_encoded, encoded, near_ND, texts)
+        return Piece(weight, *made), index.uri
+
+    async def _near(
+        self, pictures: Sequence[Piece | RowPiece], version: str | None, deadline: Deadline
+    ) -> tuple[np.ndarray, Index]:
+        """Rows [c ; d] of the gallery that are nearest to pictures, float16; and of which version."""
+        near = await self.rank(pictures, DEFAULT_WEIGHT, self._neighbours, version, deadline.left)
         index = await bounded("the ranker", self._version(near.version), seconds=deadline.left)
         vectors = await self._vectors(near.rows, index, deadline.left)
         if not vectors:
             raise Unavailable("every shard of the index", "down")
-        return read(self._dictionary, np.stack(list(vectors.values())), _means(index), texts), near.version
+        return np.stack(list(vectors.values())), index
 
     async def refinements(self, rows: Sequence[Row], version: str, seconds: float) -> list[str]:
         """Return the words that split rows best (``retrieval.bridge.refinements``), as far as shards answer; none
@@ -418,6 +458,7 @@ class Ranker:
             models=models,
             weight=self._weight,
             aspects=self._dictionary.aspects if self._dictionary else None,
+            composer=self._composer_uri,
         )
 
     async def switch(self, index: str) -> Served:

@@ -190,17 +190,18 @@ def test_models_that_are_nowhere_are_one_failed_check(
     assert uri in found[role].found
 
 
-def test_an_aggregator_that_cannot_be_asked_for_is_one_failed_check(
-    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["aggregator", "composer"])
+def test_a_trained_network_that_cannot_be_asked_for_is_one_failed_check(
+    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     def denied(self: Folder, name: str) -> bool:
         raise OSError("ACCESS_DENIED during HeadObject")
 
     monkeypatch.setattr(Folder, "exists", denied)
-    models = profile.models.model_copy(update={"aggregator": str(tmp_path)})
+    models = profile.models.model_copy(update={what: str(tmp_path)})
     found = checks_of(inspect(node(tmp_path), profile.model_copy(update={"models": models}), []))
-    assert {what for what in ("vlm", "vision", "generator", "aggregator") if not found[what].ok} == {"aggregator"}
-    assert "ACCESS_DENIED" in found["aggregator"].found
+    assert {role for role in ("vlm", "vision", "generator", what) if not found[role].ok} == {what}
+    assert "ACCESS_DENIED" in found[what].found
 
 
 def test_a_model_in_the_cache_of_the_hub_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 import cluster.profile as profile_module
 from cluster.loading import load_assistant, prompt_templates
-from cluster.profile import PROFILES, Shards, Stage, load_profile
+from cluster.profile import PROFILES, Shards, Stage, load_profile, relative_paths
 
 ROOT = Path(__file__).parents[3]
 
@@ -108,6 +108,19 @@ def test_what_is_left_out_has_a_default(tmp_path: Path, settings: dict[str, Any]
     profile = load_profile(written(tmp_path, settings))
     assert (profile.embed.cpus, profile.embed.gpus, profile.embed.min_actors) == (1, 0, 1)
     assert profile.index.factory == "auto"
+
+
+@pytest.mark.parametrize("what", ["aggregator", "composer"])
+def test_what_was_trained_lies_beside_the_profile(tmp_path: Path, settings: dict[str, Any], what: str) -> None:
+    for given, found in (
+        ("made", str(tmp_path / "made")),
+        ("/made", "/made"),
+        ("s3://bucket/made", "s3://bucket/made"),
+    ):
+        settings["models"][what] = given
+        file = written(tmp_path, settings)
+        assert getattr(load_profile(file).models, what) == found
+        assert (f"models.{what}" in relative_paths(file)) == (given == "made")
 
 
 def test_keys_lie_beside_the_profile(tmp_path: Path, settings: dict[str, Any]) -> None:

@@ -16,10 +16,12 @@ from errors import refused
 from serving_graph import local_service
 from tiny_artifacts import Collection, write_words
 
-from cluster.loading import find_words, open_index
+from cluster.loading import find_words, open_finder, open_index
 from cluster.profile import AssistantSettings, Profile
+from retrieval.artifacts import TrainedComposer
 from retrieval.assistant.endpoint import Assistant
 from retrieval.assistant.found import asked_of
+from retrieval.composer import Composer
 from retrieval.evidence import Evidence, Row, Text
 from retrieval.finder import Finder
 from retrieval.folder import Folder
@@ -222,7 +224,65 @@ def same(answer: SearchAnswer, plain: Any, *, pieces: int) -> None:
     assert (answer.degraded, answer.warnings) == (None, [])
 
 
-def test_a_service_without_a_dictionary_says_so(collection: Collection, profile: Profile) -> None:
+@pytest.mark.parametrize("local", [True, False])
+def test_what_is_composed_equals_one_process(
+    target: Path,
+    profile: Profile,
+    query_encoder: QueryEncoder,
+    collection: Collection,
+    tmp_path: Path,
+    local: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = Composer(query_encoder.vlm.dim, query_encoder.vision.dim, layers=1)
+    made = TrainedComposer.save(tmp_path, network, collection.index.manifest.models, {})
+    models = profile.models.model_copy(update={"composer": made.uri})
+    profile = profile.model_copy(update={"models": models})
+    service = (
+        local_service(target=str(target), profile=profile, store="memory:")
+        if local
+        else in_deployments(target, profile)
+    )
+    finder = open_finder(target, profile)
+    blue, row, against = {"query": "blue"}, {"row": "id-007"}, {"text": "striped", "weight": -0.4}
+    given = [Text("blue"), Row("id-007")]
+    asked: list[tuple[dict[str, Any], list[Evidence], dict[str, Any]]] = [
+        ({**blue, "evidence": [row]}, given, {}),
+        ({**blue, "evidence": [row]}, given, {"mode": "text"}),
+        ({**blue, "evidence": [row]}, given, {"fuse": "rrf", "rerank": "neighbours"}),
+        ({**blue, "evidence": [against, row]}, [Text("blue"), Text("striped", -0.4), Row("id-007")], {"mode": "text"}),
+        ({"evidence": [row]}, given[1:], {}),
+    ]
+
+    async def fails(*_: Any, **__: Any) -> None:
+        raise Unavailable("the ranker", "down")
+
+    async def check() -> None:
+        search: Search = service.search()
+        await search.warm_up()
+        for said, evidence, options in asked if local else asked[:1]:
+            options = {**options, "bridge": "composer"}
+            plain = finder.find(evidence, 6, images=1, **options)
+            answer = await search.answer(SearchRequest.model_validate({**said, **options, "k": 6, "images": 1}), "")
+            same(answer, plain, pieces=len(evidence))
+            assert (answer.query, answer.imagined, answer.visual) == (said.get("query", ""), [], plain.visual)
+            assert ("compose" in answer.timings_ms) == (len(evidence) > 1)
+        assert (await search.served()).composer == made.uri
+        request = {**blue, "evidence": [row], "bridge": "composer"}
+        with refused("no-such-image", "drop"):
+            await search.answer(SearchRequest.model_validate({**request, "drop": [0]}), "")
+        with refused("no-assistant", "rerank"):
+            await search.answer(SearchRequest.model_validate({**request, "rerank": "judge"}), "")
+        monkeypatch.setattr("serving.reading.call", fails)
+        answer = await search.answer(SearchRequest.model_validate({**request, "k": 6, "images": 1}), "")
+        plain = finder.find(given, 6, images=1, bridge="none")
+        assert [(found.id, found.score) for found in answer.results] == [(found.id, found.score) for found in plain]
+        assert answer.degraded == "pictures were not composed with texts: the ranker is not running"
+
+    asyncio.run(check())
+
+
+def test_a_service_without_a_dictionary_or_a_composer_says_so(collection: Collection, profile: Profile) -> None:
     service = local_service(target=str(collection.folder), profile=profile, store="memory:")
 
     async def ask(**options: Any) -> None:
@@ -234,3 +294,5 @@ def test_a_service_without_a_dictionary_says_so(collection: Collection, profile:
         asyncio.run(ask(focus="colour"))
     with refused("no-words", "bridge"):
         asyncio.run(ask(bridge="words"))
+    with refused("no-composer", "bridge"):
+        asyncio.run(ask(bridge="composer"))
