@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retrieval.errors import DamagedError, UserError
+from retrieval.errors import UserError
+from retrieval.tensors import read_tensors, tensor_bytes
 
 _WEIGHT_STD = 0.02
 
@@ -122,7 +122,7 @@ class Aggregator(nn.Module):
 
     def to_bytes(self) -> bytes:
         """Return all tensors as safetensors."""
-        return safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.state_dict().items()})
+        return tensor_bytes(self)
 
     @classmethod
     def from_bytes(cls, data: bytes, config: Mapping[str, Any]) -> Aggregator:
@@ -132,12 +132,7 @@ class Aggregator(nn.Module):
             DamagedError: the bytes are not readable.
             UserError: they are not those of such a network (code ``wrong-weights``, field ``weights``).
         """
-        try:
-            tensors = safetensors.torch.load(data)
-        except Exception as error:
-            message = f"the aggregator's tensors are not readable safetensors: {error}"
-            raise DamagedError(message, field="weights") from error
-        return cls(**config)._filled(tensors)
+        return cls(**config)._filled(read_tensors(data, "aggregator"))
 
     @classmethod
     def from_reference(cls, state_dict: Mapping[str, Tensor], *, heads: int = 1, dropout: float = 0.1) -> Aggregator:

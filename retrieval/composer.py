@@ -14,16 +14,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retrieval.errors import DamagedError, UserError
+from retrieval.errors import UserError
 from retrieval.evidence import Encoded, summed
 from retrieval.fusion import DEFAULT_WEIGHT
 from retrieval.means import Means
+from retrieval.tensors import read_tensors, tensor_bytes
 
 PICTURE, NEAR, TEXT = range(3)
 """Types of rows: a picture; the mean of the gallery's rows nearest to it; a text, without a visual half."""
@@ -151,7 +151,7 @@ class Composer(nn.Module):
 
     def to_bytes(self) -> bytes:
         """Return all tensors as safetensors."""
-        return safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.state_dict().items()})
+        return tensor_bytes(self)
 
     @classmethod
     def from_bytes(cls, data: bytes, config: Mapping[str, Any]) -> Composer:
@@ -161,11 +161,7 @@ class Composer(nn.Module):
             DamagedError: the bytes are not readable.
             UserError: they are not those of such a network (code ``wrong-weights``, field ``weights``).
         """
-        try:
-            tensors = safetensors.torch.load(data)
-        except Exception as error:
-            message = f"the composer's tensors are not readable safetensors: {error}"
-            raise DamagedError(message, field="weights") from error
+        tensors = read_tensors(data, "composer")
         network = cls(**config)
         try:
             network.load_state_dict(tensors)

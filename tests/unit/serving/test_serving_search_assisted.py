@@ -113,15 +113,18 @@ def test_what_it_does_not_do_is_told_and_the_results_stay(service: Service) -> N
     assert (after["reranked"], after["degraded"]) == (None, "the assistant ordered images that it was not shown")
 
 
-def test_a_hang_costs_no_more_than_the_time_that_the_request_has(service: Service) -> None:
-    calls: list[Body] = []
-
+def hanging(calls: list[Body]) -> Answering:
     async def answering(request: web.Request, body: Body) -> web.Response:
         calls.append(body)
         await asyncio.sleep(60)
         return completion("late")
 
-    with assisting(answering) as url, api(service, url, seconds=0.5) as client:
+    return answering
+
+
+def test_a_hang_costs_no_more_than_the_time_that_the_request_has(service: Service) -> None:
+    calls: list[Body] = []
+    with assisting(hanging(calls)) as url, api(service, url, seconds=0.5) as client:
         first, asked = searched(client, rerank="judge"), len(calls)
         answers = [first, searched(client, rerank="judge")]
     assert [answer["reranked"] for answer in answers] == [None, None]
@@ -271,13 +274,7 @@ def test_a_question_that_is_none_is_not_asked_and_not_remembered(service: Servic
 
 def test_a_question_that_hangs_ends_in_time_and_then_nobody_asks(service: Service) -> None:
     calls: list[Body] = []
-
-    async def answering(request: web.Request, body: Body) -> web.Response:
-        calls.append(body)
-        await asyncio.sleep(60)
-        return completion("late")
-
-    with assisting(answering) as url, api(service, url, seconds=0.5) as client:
+    with assisting(hanging(calls)) as url, api(service, url, seconds=0.5) as client:
         answers = [client.post("/v1/question", json=ASKED).json() for _ in range(2)]
     assert [(answer["question"], answer["degraded"]) for answer in answers] == [
         (None, "the assistant did not answer in time")
