@@ -25,7 +25,7 @@ from retrieval.finder import Finder
 from retrieval.folder import Folder
 from serving.protocol import SearchRequest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def draw(folder: Folder, name: str, number: int) -> None:

@@ -281,6 +281,7 @@ def test_while_the_generator_is_full_texts_answer_and_say_so(url: str) -> None:
     assert all(answer.visual == "nearest" and answer.results and answer.timings_ms["total"] < 8000 for answer in busy)
 
 
+@pytest.mark.long
 def test_a_generator_that_dies_in_the_middle_leaves_the_nearest_and_comes_back(url: str) -> None:
     wait_until(lambda: search(url, "is it idle?", images=1, seed=time.time_ns()).visual == "imagined")
     stages = stream(url, "slow, and to be killed", **SLOW)
