@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # what _PUBLIC says, for editors and type checkers
     from retrieval.artifacts import Index as Index
     from retrieval.artifacts import QuerySet as QuerySet
     from retrieval.artifacts import TrainedAggregator as TrainedAggregator
+    from retrieval.artifacts import TrainedComposer as TrainedComposer
     from retrieval.errors import UserError as UserError
     from retrieval.evidence import Picture as Picture
     from retrieval.evidence import Row as Row
@@ -50,6 +51,7 @@ if TYPE_CHECKING:  # what _PUBLIC says, for editors and type checkers
     from retrieval.fusion import score as score
     from retrieval.query import pool as pool
     from serving import client as client
+    from training.composing import train_composer as train_composer
     from training.trainer import train as train
 
 _PUBLIC = {
@@ -64,6 +66,7 @@ _PUBLIC = {
     "Row": "retrieval.evidence:Row",
     "Text": "retrieval.evidence:Text",
     "TrainedAggregator": "retrieval.artifacts:TrainedAggregator",
+    "TrainedComposer": "retrieval.artifacts:TrainedComposer",
     "UserError": "retrieval.errors:UserError",
     "VocabularyEntry": "pipelines.vocabulary:VocabularyEntry",
     "add": "pipelines.job:add",
@@ -87,6 +90,7 @@ _PUBLIC = {
     "score": "retrieval.fusion:score",
     "session": "cluster.session:session",
     "train": "training.trainer:train",
+    "train_composer": "training.composing:train_composer",
 }
 __all__ = ["main", *_PUBLIC]
 
