@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,7 +95,9 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_follow_it(simulated: Simu
 
     command = [sys.executable, "-m", "mindseye", "submit", "--address", simulated.dashboard, "doctor"]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+    # Whatever runs the tests in the background may have them ignore Ctrl-C, and their processes with them.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True, preexec_fn=heard)
     assert process.stderr
     job = process.stderr.readline().split()[0]
     process.send_signal(signal.SIGINT)
